@@ -1,0 +1,1 @@
+"""Routes: what this node advertises to whom, and the ExaBGP process that says it."""

@@ -1,0 +1,293 @@
+"""ExaBGP's one helper: carries commands and answers between ExaBGP's pipes and a unix socket.
+
+ExaBGP starts this file (standard library only, `python3 -I`) and blocks for good once a helper stops reading
+its stdin. So the bridge reads always, never blocks on a client, and drops a client that does not keep up. It
+decides nothing about routes. Because it outlives every client, it remembers per peer what a client that
+arrives later must know: the session's state, and for which families End-of-RIB was sent in this session. If
+nobody sends End-of-RIB (the daemon is dead or knows nothing) the bridge does after EOR_AFTER seconds, so that
+a peer under graceful restart does not keep stale routes for ever (RFC 4724 section 4.1).
+
+    python3 -I bridge.py SOCKET EOR_AFTER
+
+Client to bridge, a line each:  `ID COMMAND`            (ID: any word; COMMAND: ExaBGP's API, or `#memory`)
+Bridge to client, a line each:  `hello JSON`            once, on connecting: the bridge's identity
+                                `line ID TEXT`          output of the command ID
+                                `done ID` | `error ID`  its end
+                                `event JSON`            a session changed; the peer's memory after it
+
+Commands go to ExaBGP one at a time: its acknowledgements carry no id, and some commands overtake others.
+"""
+
+import collections
+import contextlib
+import json
+import os
+import select
+import socket
+import sys
+import time
+
+MAX_LINE = 1 << 20  # ExaBGP kills a helper whose command is longer
+MAX_BACKLOG = 64 << 20  # bytes waiting for one client: an adj-rib of 100,000 routes fits
+ACK_TIMEOUT_S = 60.0  # no answer for so long: the pair is out of step, start over with fresh pipes
+EOR_RETRY_S = 5.0
+FAMILY = {"ipv4 unicast": "ipv4 unicast", "ipv6 unicast": "ipv6 unicast"}
+
+
+class Lines:
+    """Bytes in, complete lines out."""
+
+    def __init__(self):
+        self._rest = b""
+
+    def feed(self, data):
+        lines = (self._rest + data).split(b"\n")
+        self._rest = lines.pop()
+        if len(self._rest) > MAX_BACKLOG:
+            raise ValueError("a line without end")
+        return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
+
+
+class Client:
+    """One connection; what it could not take yet waits in `out`."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        self.lines = Lines()
+        self.out = bytearray()
+
+    def say(self, text):
+        self.out += text.encode() + b"\n"
+
+    def flush(self):
+        """False when the client is gone or does not keep up."""
+        try:
+            while self.out:
+                del self.out[: self.sock.send(self.out)]
+        except BlockingIOError:
+            return len(self.out) <= MAX_BACKLOG
+        except OSError:
+            return False
+        return True
+
+
+class Bridge:
+    """The event loop. `now` is monotonic seconds; the wall clock is never used."""
+
+    def __init__(self, listener, eor_after_s, stdin=0, stdout=1, now=time.monotonic):
+        self.listener = listener
+        self.eor_after_s = eor_after_s
+        self.stdin, self.stdout, self.now = stdin, stdout, now
+        self.from_exabgp = Lines()
+        self.to_exabgp = bytearray()
+        self.clients = {}  # fd -> Client
+        self.queue = collections.deque()  # (Client or None, id, command)
+        self.running = None  # the command ExaBGP has not answered yet
+        self.running_since = 0.0
+        self.peers = {}  # peer address -> memory
+        self.poll = select.poll()
+
+    # --- memory -------------------------------------------------------------------------------------------
+
+    def peer(self, address):
+        unknown = {"peer": address, "state": "down", "since": self.now(), "reason": "", "ups": 0, "eor": []}
+        return self.peers.setdefault(address, unknown)
+
+    def note_event(self, event):
+        """Takes one of ExaBGP's JSON events; returns the address of the peer whose memory it changed, if any."""
+        neighbor = event.get("neighbor") or {}
+        address = (neighbor.get("address") or {}).get("peer")
+        if not address:
+            return None
+        peer = self.peer(address)
+        if event["type"] == "negotiated":
+            peer["negotiated"] = neighbor.get("negotiated", {})
+            return None
+        if event["type"] != "state" or neighbor.get("state") not in ("up", "down"):
+            return None
+        up = neighbor["state"] == "up"
+        peer.update(state=neighbor["state"], since=self.now(), reason=str(neighbor.get("reason", "")), eor=[])
+        peer["ups"] += up
+        return address
+
+    def note_done(self, command):
+        """Remembers an End-of-RIB that ExaBGP accepted."""
+        words = command.split()
+        if words[0] == "neighbor" and words[2:4] == ["announce", "eor"] and words[1] in self.peers:
+            family = " ".join(words[4:6])
+            sent = self.peers[words[1]]["eor"]
+            if family not in sent:
+                sent.append(family)
+
+    def unfinished(self):
+        """(peer, family) of every session that is up too long without its End-of-RIB."""
+        for address, peer in self.peers.items():
+            if peer["state"] == "up" and self.now() - peer["since"] >= self.eor_after_s:
+                for family in peer.get("negotiated", {}).get("families", []):
+                    if family in FAMILY and family not in peer["eor"]:
+                        yield address, family
+
+    # --- ExaBGP's side ------------------------------------------------------------------------------------
+
+    def hear(self, line):
+        """One line from ExaBGP: an event, an acknowledgement, or output of the running command."""
+        if line.startswith('{ "exabgp"'):
+            try:
+                self.tell_event(json.loads(line))
+            except (ValueError, KeyError):
+                self.log(f"not understood from ExaBGP: {line[:200]}")
+            return
+        if self.running is None:
+            return
+        client, ident, command = self.running
+        if line in ("done", "error"):
+            self.running = None
+            if line == "done":
+                self.note_done(command)
+            if client is not None:
+                client.say(f"{line} {ident}")
+            self.next_command()
+        elif client is not None and line:
+            client.say(f"line {ident} {line}")
+
+    def tell_event(self, event):
+        address = self.note_event(event)
+        if address is None:
+            return
+        text = "event " + json.dumps(self.age(self.peers[address]))
+        for client in self.clients.values():
+            client.say(text)
+
+    def age(self, peer):
+        """Memory as clients see it: an age survives the wire, a monotonic time of another process does not."""
+        seen = {key: value for key, value in peer.items() if key != "since"}
+        return seen | {"age_s": self.now() - peer["since"]}
+
+    def next_command(self):
+        while self.queue and self.running is None:
+            client, ident, command = self.queue.popleft()
+            if command == "#memory":
+                client.say(f"line {ident} " + json.dumps([self.age(peer) for peer in self.peers.values()]))
+                client.say(f"done {ident}")
+                continue
+            self.running = (client, ident, command)
+            self.running_since = self.now()
+            self.to_exabgp += command.encode("ascii", "replace") + b"\n"
+
+    # --- clients ------------------------------------------------------------------------------------------
+
+    def accept(self):
+        sock, _ = self.listener.accept()
+        sock.setblocking(False)
+        client = Client(sock)
+        self.clients[sock.fileno()] = client
+        self.poll.register(sock, select.POLLIN)
+        client.say("hello " + json.dumps({"pid": os.getpid(), "exabgp": os.getppid(), "eor_after_s": self.eor_after_s}))
+
+    def read_client(self, fd):
+        client = self.clients[fd]
+        try:
+            data = client.sock.recv(1 << 16)
+            lines = client.lines.feed(data)
+        except BlockingIOError:
+            return
+        except (OSError, ValueError):
+            data, lines = b"", []
+        for line in lines:
+            ident, _, command = line.partition(" ")
+            if command and len(command) < MAX_LINE:
+                self.queue.append((client, ident, command))
+            elif ident:
+                client.say(f"error {ident}")
+        self.next_command()
+        if not data:
+            self.drop(fd)
+
+    def drop(self, fd):
+        """Forgets a client. Its running command keeps its place, or the next answer would go to a stranger."""
+        client = self.clients.pop(fd)
+        self.poll.unregister(fd)
+        client.sock.close()
+        self.queue = collections.deque(entry for entry in self.queue if entry[0] is not client)
+        if self.running is not None and self.running[0] is client:
+            self.running = (None, *self.running[1:])
+
+    # --- loop ---------------------------------------------------------------------------------------------
+
+    def run(self):
+        for fd in (self.stdin, self.stdout):
+            os.set_blocking(fd, False)
+        self.poll.register(self.stdin, select.POLLIN)
+        self.poll.register(self.listener, select.POLLIN)
+        last_fallback = self.now()
+        while True:
+            self.arm()
+            for fd, _ in self.poll.poll(1000):
+                if fd == self.stdin:
+                    if not self.read_exabgp():
+                        return
+                elif fd == self.listener.fileno():
+                    self.accept()
+                elif fd in self.clients:
+                    self.read_client(fd)
+            if self.now() - last_fallback >= EOR_RETRY_S and not self.queue and self.running is None:
+                last_fallback = self.now()
+                for address, family in list(self.unfinished()):
+                    self.log(f"no End-of-RIB for {family} to {address} in {self.eor_after_s:.0f} s: sending it")
+                    self.queue.append((None, "-", f"neighbor {address} announce eor {family}"))
+                self.next_command()
+            if self.running is not None and self.now() - self.running_since > ACK_TIMEOUT_S:
+                self.log(f"ExaBGP did not answer in {ACK_TIMEOUT_S:.0f} s: {self.running[2][:80]}")
+                return
+
+    def arm(self):
+        """Writes what can be written and asks poll() about the rest."""
+        with contextlib.suppress(BlockingIOError):
+            while self.to_exabgp:
+                del self.to_exabgp[: os.write(self.stdout, self.to_exabgp[: 1 << 16])]
+        if self.to_exabgp:
+            self.poll.register(self.stdout, select.POLLOUT)
+        else:
+            with contextlib.suppress(KeyError):
+                self.poll.unregister(self.stdout)
+        for fd, client in list(self.clients.items()):
+            if client.flush():
+                self.poll.modify(fd, select.POLLIN | (select.POLLOUT if client.out else 0))
+            else:
+                self.drop(fd)
+
+    def read_exabgp(self):
+        try:
+            data = os.read(self.stdin, 1 << 16)
+        except BlockingIOError:
+            return True
+        for line in self.from_exabgp.feed(data):
+            self.hear(line)
+        return bool(data)
+
+    @staticmethod
+    def log(text):
+        """ExaBGP leaves a helper's stderr alone: it ends in the speaker unit's journal."""
+        sys.stderr.write(f"bridge: {text}\n")
+        sys.stderr.flush()
+
+
+def listen(path):
+    """The socket at `path`, mode 0600, replacing one that a dead bridge left behind."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    temporary = f"{path}.{os.getpid()}"
+    os.umask(0o177)
+    listener.bind(temporary)
+    listener.listen(8)
+    listener.setblocking(False)
+    os.rename(temporary, path)
+    return listener
+
+
+def main():
+    path, eor_after_s = sys.argv[1], float(sys.argv[2])
+    Bridge(listen(path), eor_after_s).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Decides which sessions this node keeps and what it announces on each of them. Pure.
+
+Input: the configuration, the node as Kubernetes describes it, where a drain stands. Output: the neighbors to
+configure and the routes to announce, each with the reason when something asked for is refused. It knows
+nothing of ExaBGP and nothing of the present state of a session.
+
+Advertised are the node's own pod CIDRs, all of them, v4 and v6 (`Node.spec.podCIDRs`). The *export brake* has
+the last word: a default route, a prefix outside `export.allow`, one that would cover a peer's own address, and
+everything above `export.maxPrefixes` is refused by name and never announced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from ipaddress import IPv4Address
+
+from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
+from bgpd.config.schema import Advertisement, Attributes, Bgp, Peer
+from bgpd.model.bgp import ASN, Family, Neighbor, Path, RouteKey, Secret
+from bgpd.model.node import Node
+from bgpd.model.prefix import Address, Prefix, contains, sort_key
+
+GRACEFUL_SHUTDOWN = WELL_KNOWN_COMMUNITIES["graceful-shutdown"]  # RFC 8326 section 4
+
+
+class Drain(str, Enum):
+    """Where a drain stands: announcing as usual, announcing as going away, announcing nothing."""
+
+    NO = "no"
+    SHUTDOWN = "shutdown"
+    WITHDRAWN = "withdrawn"
+
+
+@dataclass(frozen=True, slots=True)
+class BgpPlan:
+    """`refused` and `idle_peers` hold, by object, the reason an operator reads in `bgpd routes` and `peers`."""
+
+    neighbors: Mapping[str, Neighbor]
+    idle_peers: Mapping[str, str]
+    routes: Mapping[RouteKey, Path]
+    refused: Mapping[RouteKey, str]
+
+
+def plan(bgp: Bgp, passwords: Mapping[str, Secret], node: Node | None, drain: Drain) -> BgpPlan:
+    """The whole wanted state of BGP. `node` None: Kubernetes has no such node (now)."""
+    neighbors: dict[str, Neighbor] = {}
+    idle: dict[str, str] = {}
+    for peer in bgp.peers:
+        resolved = _neighbor(bgp, peer, passwords.get(peer.name), node)
+        if isinstance(resolved, Neighbor):
+            neighbors[peer.name] = resolved
+        else:
+            idle[peer.name] = resolved
+    routes: dict[RouteKey, Path] = {}
+    refused: dict[RouteKey, str] = {}
+    braked = _brake(bgp, neighbors, node.pod_cidrs if node else ())
+    for name, neighbor in neighbors.items():
+        config = next(peer for peer in bgp.peers if peer.name == name)
+        for prefix, advertisement in _advertised(bgp, name, node):
+            key = RouteKey(name, prefix)
+            verdict = braked.get(prefix) or _path(config, neighbor, prefix, advertisement, node, drain)
+            if isinstance(verdict, Path):
+                routes[key] = verdict
+                refused.pop(key, None)
+            elif key not in routes:
+                refused[key] = verdict
+    return BgpPlan(neighbors, idle, routes, refused)
+
+
+# --- sessions ---------------------------------------------------------------------------------------------
+
+
+def _neighbor(bgp: Bgp, peer: Peer, password: Secret | None, node: Node | None) -> Neighbor | str:
+    """The session with every default resolved, or why it cannot be configured on this node."""
+    if peer.node_selector is not None:
+        if node is None:
+            return "waits for the node's labels: nodeSelector is set and Kubernetes has not shown this node yet"
+        if not peer.node_selector.matches(node.labels):
+            return "nodeSelector does not match this node's labels"
+    local_address = peer.local_address or _node_address(node, peer.peer_address.version)
+    if local_address is None:
+        version = peer.peer_address.version
+        return f"no local address: the node shows no IPv{version} InternalIP; set localAddress"
+    router_id = bgp.router_id or _node_address(node, 4)
+    if router_id is None and isinstance(local_address, IPv4Address):
+        router_id = local_address
+    if router_id is None:
+        return "no router id: the node shows no IPv4 InternalIP; set bgp.routerID"
+    restart = peer.graceful_restart
+    return Neighbor(
+        name=peer.name,
+        peer_address=peer.peer_address,
+        peer_asn=ASN(peer.peer_asn),
+        local_asn=_local_asn(bgp, peer),
+        local_address=local_address,
+        router_id=router_id,
+        peer_port=peer.peer_port,
+        listen_port=bgp.listen_port or None,
+        passive=peer.passive,
+        families=tuple(sorted(Family(name) for name in peer.families)),
+        hold_time_s=peer.timers.hold_time_seconds,
+        restart_time_s=restart.restart_time_seconds if restart.enabled else None,
+        ttl_security=peer.ttl_security,
+        multihop=peer.ebgp_multihop,
+        password=password,
+    )
+
+
+def _local_asn(bgp: Bgp, peer: Peer) -> ASN:
+    return ASN(peer.local_asn if peer.local_asn is not None else bgp.local_asn)
+
+
+def _node_address(node: Node | None, version: int) -> Address | None:
+    addresses = node.internal_ips if node else ()
+    return next((address for address in addresses if address.version == version), None)
+
+
+# --- routes -----------------------------------------------------------------------------------------------
+
+
+def _advertised(bgp: Bgp, peer: str, node: Node | None) -> list[tuple[Prefix, Advertisement]]:
+    """What is to be announced to this peer, before any refusal, the most specific prefix first."""
+    prefixes = sorted(set(node.pod_cidrs), key=sort_key) if node else []
+    meant = [entry for entry in bgp.advertisements if entry.peers is None or peer in entry.peers]
+    return [(prefix, entry) for entry in meant for prefix in prefixes]
+
+
+def _path(
+    peer: Peer, neighbor: Neighbor, prefix: Prefix, advertisement: Advertisement, node: Node | None, drain: Drain
+) -> Path | str:
+    """What to announce about one prefix, or why not."""
+    if drain is Drain.WITHDRAWN:
+        return "the node is drained; `bgpd undrain` announces again"
+    family = Family.of(prefix)
+    if family not in neighbor.families:
+        return f"{peer.name} has no {family.value} in families"
+    next_hop = _next_hop(peer, neighbor, prefix, node)
+    if next_hop is None:
+        version = prefix.version
+        return f"no IPv{version} next hop: set nextHop.ipv{version} or give the node an IPv{version} InternalIP"
+    return _with_attributes(next_hop, neighbor, advertisement.attributes, drain)
+
+
+def _next_hop(peer: Peer, neighbor: Neighbor, prefix: Prefix, node: Node | None) -> Address | None:
+    """Configured, else the session's own address, else the node's address of that family."""
+    configured = peer.next_hop.ipv4 if prefix.version == 4 else peer.next_hop.ipv6
+    if configured is not None:
+        return configured
+    if neighbor.local_address.version == prefix.version:
+        return neighbor.local_address
+    return _node_address(node, prefix.version)
+
+
+def _with_attributes(next_hop: Address, neighbor: Neighbor, attributes: Attributes, drain: Drain) -> Path:
+    communities = {WELL_KNOWN_COMMUNITIES.get(text, text) for text in attributes.communities}
+    local_preference = attributes.local_preference
+    if drain is Drain.SHUTDOWN:
+        communities.add(GRACEFUL_SHUTDOWN)
+        local_preference = 0  # RFC 8326 section 4.2, for a ToR that has no policy for the community
+    as_path = None
+    if attributes.as_path_prepend:
+        # ExaBGP sends a given path verbatim, so on eBGP our own hop is one more
+        as_path = (neighbor.local_asn,) * (attributes.as_path_prepend + (0 if neighbor.internal else 1))
+    if not neighbor.internal:
+        local_preference = None  # RFC 4271 section 5.1.5: not sent to external peers
+    return Path(
+        next_hop=next_hop,
+        as_path=as_path,
+        local_preference=local_preference,
+        med=attributes.med,
+        communities=tuple(sorted(communities, key=community_order)),
+        large_communities=tuple(sorted(set(attributes.large_communities), key=community_order)),
+    )
+
+
+def _brake(bgp: Bgp, neighbors: Mapping[str, Neighbor], prefixes: Sequence[Prefix]) -> dict[Prefix, str]:
+    """The prefixes that must not be announced to anybody, and why."""
+    braked: dict[Prefix, str] = {}
+    peers = [(name, neighbor.peer_address) for name, neighbor in sorted(neighbors.items())]
+    passed = 0
+    for prefix in sorted(set(prefixes), key=sort_key):
+        reason = _brake_one(bgp, peers, prefix)
+        if not reason:
+            passed += 1
+            if passed > bgp.export.max_prefixes:
+                reason = f"export.maxPrefixes is {bgp.export.max_prefixes}"
+        if reason:
+            braked[prefix] = reason
+    return braked
+
+
+def _brake_one(bgp: Bgp, peers: Sequence[tuple[str, Address]], prefix: Prefix) -> str:
+    if prefix.prefixlen == 0:
+        return "a default route is never announced"
+    allow = bgp.export.allow
+    if allow is not None and not any(contains(allowed, prefix) for allowed in allow):
+        return "outside export.allow"
+    covered = [name for name, address in peers if address in prefix]
+    return f"it covers the address of peer {covered[0]}" if covered else ""
