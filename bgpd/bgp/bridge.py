@@ -1,15 +1,17 @@
 """ExaBGP's one helper: carries commands and answers between ExaBGP's pipes and a unix socket.
 
-ExaBGP starts this file (standard library only, `python3 -I`) and blocks for good once a helper stops reading
+ExaBGP starts this file (standard library only, `python3 -I -S`) and blocks for good once a helper stops reading
 its stdin. So the bridge reads always, never blocks on a client, and drops a client that does not keep up. It
 decides nothing about routes. Because it outlives every client, it remembers per peer what a client that
 arrives later must know: the session's state, and for which families End-of-RIB was sent in this session. If
 nobody sends End-of-RIB (the daemon is dead or knows nothing) the bridge does after EOR_AFTER seconds, so that
 a peer under graceful restart does not keep stale routes for ever (RFC 4724 section 4.1).
 
-    python3 -I bridge.py SOCKET EOR_AFTER
+    python3 -I -S bridge.py SOCKET EOR_AFTER
 
-Client to bridge, a line each:  `ID COMMAND`            (ID: any word; COMMAND: ExaBGP's API, or `#memory`)
+Client to bridge, a line each:  `ID COMMAND`            ID: any word; COMMAND: ExaBGP's API, or one of
+                                `#memory`               every peer's memory
+                                `#reserve`              until it leaves, only this client may give commands
 Bridge to client, a line each:  `hello JSON`            once, on connecting: the bridge's identity
                                 `line ID TEXT`          output of the command ID
                                 `done ID` | `error ID`  its end
@@ -82,6 +84,7 @@ class Bridge:
         self.to_exabgp = bytearray()
         self.clients = {}  # fd -> Client
         self.queue = collections.deque()  # (Client or None, id, command)
+        self.reserved = None  # the one client that may give commands, if any
         self.running = None  # the command ExaBGP has not answered yet
         self.running_since = 0.0
         self.peers = {}  # peer address -> memory
@@ -166,13 +169,23 @@ class Bridge:
     def next_command(self):
         while self.queue and self.running is None:
             client, ident, command = self.queue.popleft()
-            if command == "#memory":
-                client.say(f"line {ident} " + json.dumps([self.age(peer) for peer in self.peers.values()]))
-                client.say(f"done {ident}")
+            if client is not None and self.reserved not in (None, client):
+                client.say(f"error {ident}")
+                continue
+            if command.startswith("#"):
+                self.answer(client, ident, command)
                 continue
             self.running = (client, ident, command)
             self.running_since = self.now()
             self.to_exabgp += command.encode("ascii", "replace") + b"\n"
+
+    def answer(self, client, ident, command):
+        """The commands that are for the bridge itself."""
+        if command == "#reserve":
+            self.reserved = client
+        elif command == "#memory":
+            client.say(f"line {ident} " + json.dumps([self.age(peer) for peer in self.peers.values()]))
+        client.say(f"done {ident}")
 
     # --- clients ------------------------------------------------------------------------------------------
 
@@ -208,6 +221,8 @@ class Bridge:
         client = self.clients.pop(fd)
         self.poll.unregister(fd)
         client.sock.close()
+        if self.reserved is client:
+            self.reserved = None
         self.queue = collections.deque(entry for entry in self.queue if entry[0] is not client)
         if self.running is not None and self.running[0] is client:
             self.running = (None, *self.running[1:])

@@ -26,7 +26,7 @@ def header(python: str, bridge: str, socket: str, end_of_rib_after_s: int) -> st
     return (
         "# written by bgpd; changes are overwritten\n"
         f"process {HELPER} {{\n"
-        f"  run {python} -I {bridge} {socket} {end_of_rib_after_s};\n"
+        f"  run {python} -I -S {bridge} {socket} {end_of_rib_after_s};\n"
         "  encoder json;\n"
         "}\n"
     )

@@ -7,8 +7,8 @@ applies changes). The loop promises:
   and compares it with what it has. Nothing is queued, nothing replayed.
 - *Observed, not remembered.* The target is read at the start, at every resync, after a failed apply, and when
   the actuator says that it may have changed (`stale`).
-- *No pruning before synced*: a plan that is not `complete` removes nothing. A plan that suddenly wants nothing
-  at all is suspicious: its removals are held for `EMPTY_GRACE_S`, logged and counted.
+- *No pruning before synced*: a plan that is not `complete` removes nothing. One that was `emptied` is suspicious:
+  its removals are held for `EMPTY_GRACE_S`, logged and counted.
 - *One bad object hurts only itself*: an outcome per object; Retry with backoff, Blocked until its input changes.
 - *Revisions*: `wait_until(kick())` returns once a plan made after that kick is in the target.
 - *Drift is counted*: a resync that finds a difference nobody asked for repairs and reports it.
@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from bgpd.model.outcome import DONE, Blocked, Done, Outcome, Retry
 from bgpd.runtime.backoff import Backoff
-from bgpd.runtime.diff import Change, diff
+from bgpd.runtime.diff import Change, Kind, diff
 from bgpd.runtime.store import Revision
 
 K = TypeVar("K", bound=Hashable)
@@ -40,14 +40,15 @@ RESYNC_SHARE = 1 / 200  # reading a big target back costs at most this share of 
 
 @dataclass(frozen=True, slots=True)
 class Desired(Generic[K, V]):
-    """`complete`: every source has delivered, so what is not wanted may go. `empty_is_meant`: on purpose.
+    """`complete`: every source has delivered, so what is not wanted may go.
 
+    `emptied`: a source has nothing any more and nobody said that this is meant; what goes, goes late.
     `at` is the monotonic time in seconds of the newest input; it only serves the latency histogram.
     """
 
     want: Mapping[K, V]
     complete: bool
-    empty_is_meant: bool = False
+    emptied: bool = False
     at: float | None = None
 
 
@@ -221,8 +222,8 @@ class Reconciler(Generic[K, V]):
     def _due(self, desired: Desired[K, V]) -> tuple[list[Change[K, V]], str]:
         """The changes to apply now, and a warning if the plan became empty without saying why."""
         assert self._have is not None
-        prune, suspicious = self._may_prune(desired)
-        changes = diff(desired.want, self._have, self._order, prune=prune)
+        changes = diff(desired.want, self._have, self._order, prune=desired.complete)
+        changes, suspicious = self._without_rash_removals(desired, changes)
         wanted = {change.key: change.want for change in changes}
         for key in [key for key, trouble in self._trouble.items() if wanted.get(key, ...) != trouble.want]:
             del self._trouble[key]  # its input changed, or it is as wanted now
@@ -233,17 +234,21 @@ class Reconciler(Generic[K, V]):
         trouble = self._trouble.get(key)
         return trouble is None or (isinstance(trouble.outcome, Retry) and trouble.due <= now)
 
-    def _may_prune(self, desired: Desired[K, V]) -> tuple[bool, str]:
-        if not desired.complete:
-            return False, ""
-        if desired.want or desired.empty_is_meant or not self._have:
+    def _without_rash_removals(
+        self, desired: Desired[K, V], changes: list[Change[K, V]]
+    ) -> tuple[list[Change[K, V]], str]:
+        """Leaves the removals of an emptied plan out for a while: sources have lied before."""
+        removals = sum(change.kind is Kind.REMOVE for change in changes)
+        if not desired.emptied or not removals:
             self._empty_since = None
-            return True, ""
-        now = self._clock()
+            return changes, ""
+        now, warning = self._clock(), ""
         if self._empty_since is None:
             self._empty_since = now
-            return False, f"the plan became empty; keeping {len(self._have)} objects for {EMPTY_GRACE_S:.0f} s"
-        return now - self._empty_since >= EMPTY_GRACE_S, ""
+            warning = f"the source became empty: {removals} removals wait {EMPTY_GRACE_S:.0f} s"
+        if now - self._empty_since >= EMPTY_GRACE_S:
+            return changes, ""
+        return [change for change in changes if change.kind is not Kind.REMOVE], warning
 
     def _absorb(self, changes: Sequence[Change[K, V]], outcomes: Sequence[Outcome]) -> None:
         """Takes the outcomes over into what the target is known to have."""
@@ -322,7 +327,7 @@ class Reconciler(Generic[K, V]):
 
     def _next_wake(self, now: float) -> float:
         due = [trouble.due for trouble in self._trouble.values() if isinstance(trouble.outcome, Retry)]
-        if self._empty_since is not None:
+        if self._empty_since is not None and now < self._empty_since + EMPTY_GRACE_S:
             due.append(self._empty_since + EMPTY_GRACE_S)
         if self._stale and not due:
             due.append(now + self._backoff.first_s)

@@ -1,0 +1,85 @@
+"""Takes a node out of the fabric without losing a packet, and puts it back: the order of events and its memory.
+
+Drain: announce everything with the graceful-shutdown community (RFC 8326), wait until the fabric has moved
+away, withdraw, confirm by reading the adj-rib-out back. The state is a file, so a daemon that restarts stays
+drained until `undrain`. What each phase announces is decided in `bgp.plan`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from bgpd.bgp.plan import Drain
+from bgpd.bgp.routing import Routing, is_route
+from bgpd.runtime.store import Store
+
+CONFIRM_S = 30.0
+
+Progress = Callable[[str], Awaitable[None]]
+
+
+class DrainError(Exception):
+    """A step that could not be confirmed; the text says which, and what holds now."""
+
+
+class Drainer:
+    """`state` is what the plan reads; `file` keeps it over restarts."""
+
+    def __init__(self, state: Store[Drain], file: Path) -> None:
+        self._state, self._file = state, file
+        self._busy = asyncio.Lock()
+        state.publish(_stored(file))
+
+    async def drain(self, routing: Routing, wait_s: float, progress: Progress) -> int:
+        """Runs the whole drain; the number of routes withdrawn. Repeating it is harmless."""
+        async with self._busy:
+            announced = sum(map(is_route, routing.routes.have))
+            if self._state.newest.value is Drain.NO:
+                self._enter(Drain.SHUTDOWN)
+                if not await routing.confirm(CONFIRM_S):
+                    raise DrainError(f"graceful-shutdown is not confirmed: {_why(routing)}; still announcing")
+                await progress(f"{announced} routes announced with graceful-shutdown (65535:0)")
+                await progress(f"waiting {wait_s:g} s for the fabric to move away")
+                await asyncio.sleep(wait_s)
+            self._enter(Drain.WITHDRAWN)
+            if not await routing.confirm(CONFIRM_S) or any(map(is_route, routing.routes.have)):
+                raise DrainError(f"the withdrawal is not confirmed: {_why(routing)}; retried until it is")
+            await progress("everything withdrawn; the adj-rib-out is empty")
+            return announced
+
+    async def undrain(self, routing: Routing, progress: Progress) -> int:
+        """Announces again; the number of routes announced."""
+        async with self._busy:
+            self._enter(Drain.NO)
+            if not await routing.confirm(CONFIRM_S):
+                raise DrainError(f"the announcement is not confirmed: {_why(routing)}; retried until it is")
+            announced = sum(map(is_route, routing.routes.have))
+            await progress(f"{announced} routes announced")
+            return announced
+
+    def _enter(self, phase: Drain) -> None:
+        """Writes the phase down before acting on it: a crash in between repeats the step, never undoes it."""
+        if phase is Drain.NO:
+            self._file.unlink(missing_ok=True)
+        else:
+            temporary = self._file.with_suffix(".new")
+            temporary.write_text(phase.value + "\n")
+            os.replace(temporary, self._file)
+        self._state.publish(phase)
+
+
+def _stored(file: Path) -> Drain:
+    """The phase a former life left. A drain that was cut short goes on to its end: the node was to leave."""
+    with contextlib.suppress(FileNotFoundError):
+        file.read_text()
+        return Drain.WITHDRAWN
+    return Drain.NO
+
+
+def _why(routing: Routing) -> str:
+    reasons = [outcome.reason for outcome in routing.routes.trouble.values()]
+    return routing.routes.error or next(iter(reasons), "no answer from the speaker")

@@ -1,0 +1,89 @@
+"""Says how ExaBGP is started: where its files are, its environment, its command line. Starts nothing itself.
+
+Called by `bgpd speaker run` (the systemd unit, which replaces itself by ExaBGP) and by the daemon when the
+speaker is its child. The files:
+
+    RUN/speaker/exabgp.conf    written by the daemon, read by ExaBGP; it may hold passwords
+    RUN/speaker/bridge.sock    the bridge listens here, as the speaker's own unprivileged user
+    RUN/speaker.sock           a symbolic link to it, the name everybody else uses
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bgpd.bgp import bridge, render
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakerFiles:
+    """The speaker's files under one run directory."""
+
+    run: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.run / "speaker"
+
+    @property
+    def configuration(self) -> Path:
+        return self.directory / "exabgp.conf"
+
+    @property
+    def bridge_socket(self) -> Path:
+        return self.directory / "bridge.sock"
+
+    @property
+    def socket(self) -> Path:
+        return self.run / "speaker.sock"
+
+    def prepare(self, header: str) -> None:
+        """Creates what is missing: directory, link, and a configuration without neighbors. Idempotent."""
+        if not self.directory.is_dir():
+            self.directory.mkdir(parents=True, mode=0o700)
+        with contextlib.suppress(FileExistsError):
+            self.socket.symlink_to(self.bridge_socket.relative_to(self.run))
+        if not self.configuration.exists():
+            descriptor = os.open(self.configuration, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(render.document(header, {}))
+
+
+def header(files: SpeakerFiles, end_of_rib_after_s: int) -> str:
+    """The configuration's first part for this installation."""
+    return render.header(sys.executable, bridge.__file__, str(files.bridge_socket), end_of_rib_after_s)
+
+
+def exabgp() -> Path:
+    """The `exabgp` of our own virtual environment."""
+    return Path(sys.executable).parent / "exabgp"
+
+
+def command(files: SpeakerFiles) -> list[str]:
+    return [str(exabgp()), "server", str(files.configuration)]
+
+
+def environment() -> dict[str, str]:
+    """ExaBGP's settings, on top of our own environment.
+
+    It keeps the user it is started as: the unit starts it unprivileged. Its log is for faults only; sessions
+    are logged by the daemon, and INFO costs a quarter of ExaBGP's processor time.
+    """
+    return {
+        **os.environ,
+        "exabgp_daemon_user": pwd.getpwuid(os.geteuid()).pw_name,
+        "exabgp_daemon_drop": "false",
+        "exabgp_api_cli": "false",
+        "exabgp_api_ack": "true",
+        "exabgp_api_chunk": "50",
+        "exabgp_api_show-routes-format": "v2",
+        "exabgp_log_level": "WARNING",
+        "exabgp_log_destination": "stdout",
+        "exabgp_reactor_speed": "0.1",
+        "exabgp_tcp_bind": "",
+    }

@@ -1,0 +1,252 @@
+"""The two targets of the routes subsystem: ExaBGP's sessions and its adj-rib-out.
+
+Both are actuators under `runtime.reconcile`; what is wanted comes from `bgp.plan`.
+
+*Sessions* live in ExaBGP's configuration file. A change is a new file, checked by ExaBGP itself first (one
+failed reload makes every later one fail), renamed into place, loaded, and read back by digest. An update resets
+its session, so at most one is applied at a time, and the next waits until the first is Established again and
+has its routes. Additions and removals touch nobody else and go together.
+
+*Routes* are announced and withdrawn through the API, to sessions that are up only: a route queued for a peer
+that is down makes ExaBGP drop every reload without a word. End-of-RIB is one more wanted object per peer and
+family; it sorts last, so it follows the routes it closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path as FilePath
+from typing import TypeAlias
+
+from bgpd.bgp import codec, render
+from bgpd.bgp.speaker import CommandError, Speaker
+from bgpd.model.bgp import (
+    Announcement,
+    AnnouncementKey,
+    EndOfRib,
+    EndOfRibKey,
+    Neighbor,
+    Path,
+    RouteKey,
+    SpeakerState,
+)
+from bgpd.model.outcome import DONE, Outcome, Retry
+from bgpd.model.prefix import Address, sort_key
+from bgpd.runtime.diff import Change, Kind
+from bgpd.runtime.reconcile import TargetError
+
+RouteChange: TypeAlias = Change[AnnouncementKey, Announcement]
+SessionChange: TypeAlias = Change[str, str]
+
+LOAD_TIMEOUT_S = 5.0
+WAIT_S = 0.25
+
+
+def announcement_order(key: AnnouncementKey) -> tuple[int, tuple[int, int, int], str]:
+    """Routes by prefix, the most specific first; End-of-RIB after all of them."""
+    if isinstance(key, EndOfRibKey):
+        return 1, (0, 0, 0), f"{key.peer} {key.family.value}"
+    return 0, sort_key(key.prefix), key.peer
+
+
+def announcements(
+    routes: Mapping[RouteKey, Path], neighbors: Mapping[str, Neighbor], state: SpeakerState, *, complete: bool
+) -> dict[AnnouncementKey, Announcement]:
+    """What the sessions that are up should carry: their routes and, once those are `complete`, End-of-RIB."""
+    up = {name for name, neighbor in neighbors.items() if is_up(state, neighbor.peer_address)}
+    want: dict[AnnouncementKey, Announcement] = {key: path for key, path in routes.items() if key.peer in up}
+    if complete:
+        for name in up:
+            for family in state.sessions[neighbors[name].peer_address].families:
+                want[EndOfRibKey(name, family)] = EndOfRib()
+    return want
+
+
+def is_up(state: SpeakerState, address: Address) -> bool:
+    session = state.sessions.get(address)
+    return state.connected and session is not None and session.up
+
+
+class Sessions:
+    """ExaBGP's neighbors, as name to the digest of their block.
+
+    `neighbors` gives the wanted sessions by name, `settled` whether a peer's session carries its routes.
+    """
+
+    def __init__(
+        self,
+        speaker: Speaker,
+        file: FilePath,
+        header: str,
+        exabgp: FilePath,
+        neighbors: Callable[[], Mapping[str, Neighbor]],
+        settled: Callable[[str], bool],
+    ) -> None:
+        self._speaker, self._file, self._header, self._exabgp = speaker, file, header, exabgp
+        self._neighbors, self._settled = neighbors, settled
+        self._reset_at: dict[str, int] = {}  # how often a peer had come up when we reset it
+
+    async def observe(self) -> Mapping[str, str]:
+        shown = await self._speaker.command("show neighbor configuration")
+        return render.loaded("\n".join(shown))
+
+    async def apply(self, changes: Sequence[SessionChange]) -> Sequence[Outcome]:
+        """Additions, removals and at most one update, in one reload."""
+        wanted = {name: render.block(neighbor) for name, neighbor in self._neighbors().items()}
+        blocks = render.blocks_of(self._read())
+        held: dict[str, str] = {}
+        update = ""
+        for change in changes:
+            if change.kind is not Kind.UPDATE:
+                _place(blocks, change.key, wanted)
+                continue
+            reason = self._hold(change.key) if not update else f"waits for {update}: one session is reset at a time"
+            if reason:
+                held[change.key] = reason
+            else:
+                update = change.key
+                _place(blocks, update, wanted)
+        if len(held) < len(changes):
+            if update:
+                self._reset_at[update] = self._ups(update)
+            await self._load(blocks)
+        return [Retry(held[change.key], WAIT_S) if change.key in held else DONE for change in changes]
+
+    def _hold(self, name: str) -> str:
+        """Why this session must not be reset now; empty when it may.
+
+        Resetting a session that is up takes an uplink away. That is not done while another one is away that
+        has been there before: one this daemon reset and that is not back, or one that fell by itself.
+        """
+        neighbors = self._neighbors()
+        state = self._speaker.state.newest.value
+        if name not in neighbors or not is_up(state, neighbors[name].peer_address):
+            return ""
+        for other in sorted(neighbors.keys() - {name}):
+            if self._ups(other) and (self._ups(other) == self._reset_at.get(other) or not self._settled(other)):
+                return f"waits for {other} to be Established with its routes; take {other} out to go ahead"
+        return ""
+
+    def _ups(self, name: str) -> int:
+        session = self._speaker.state.newest.value.sessions.get(self._neighbors()[name].peer_address)
+        return session.ups if session else 0
+
+    def _read(self) -> str:
+        try:
+            return self._file.read_text()
+        except FileNotFoundError:
+            return ""
+
+    async def _load(self, blocks: Mapping[str, str]) -> None:
+        """Puts the file in place and makes ExaBGP load it. TargetError: nothing has changed, or not yet."""
+        text = render.document(self._header, blocks)
+        if text != self._read():
+            with _beside(self._file, text) as temporary:
+                await self._validate(temporary)
+                temporary.rename(self._file)
+        await self._speaker.command("reload")
+        wanted = {name: render.digest_of(block) for name, block in blocks.items()}
+        deadline = asyncio.get_running_loop().time() + LOAD_TIMEOUT_S
+        while await self.observe() != wanted:
+            if asyncio.get_running_loop().time() > deadline:
+                raise TargetError("ExaBGP has not loaded its new configuration; see the log of bgpd-speaker")
+            await asyncio.sleep(0.01)
+
+    async def _validate(self, file: FilePath) -> None:
+        process = await asyncio.create_subprocess_exec(
+            str(self._exabgp),
+            "validate",
+            "-n",
+            str(file),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env={**os.environ, "exabgp_api_cli": "false"},
+        )
+        output, _ = await process.communicate()
+        if process.returncode:
+            lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]
+            raise TargetError(f"exabgp validate refuses the rendered configuration: {' / '.join(lines[-4:])}")
+
+
+class Routes:
+    """ExaBGP's adj-rib-out towards the sessions that are up, End-of-RIB included."""
+
+    def __init__(self, speaker: Speaker, neighbors: Callable[[], Mapping[str, Neighbor]]) -> None:
+        self._speaker, self._neighbors = speaker, neighbors
+
+    async def observe(self) -> Mapping[AnnouncementKey, Announcement]:
+        have: dict[AnnouncementKey, Announcement] = {}
+        state = self._speaker.state.newest.value
+        if not state.connected:
+            raise TargetError(state.reason)
+        names = {neighbor.peer_address: name for name, neighbor in self._neighbors().items()}
+        up = {address: name for address, name in names.items() if is_up(state, address)}
+        for address, prefix, path in codec.adj_rib_out(await self._speaker.command("show adj-rib out json")):
+            if address in up:
+                have[RouteKey(up[address], prefix)] = path
+        for address, name in up.items():
+            for family in state.sessions[address].end_of_rib:
+                have[EndOfRibKey(name, family)] = EndOfRib()
+        return have
+
+    async def apply(self, changes: Sequence[RouteChange]) -> Sequence[Outcome]:
+        """Announces, withdraws, then closes with End-of-RIB where every route before it went out."""
+        neighbors = self._neighbors()
+        outcomes: dict[AnnouncementKey, Outcome] = {}
+        announce: dict[RouteKey, Path] = {}
+        withdraw: list[RouteKey] = []
+        markers: list[EndOfRibKey] = []
+        for change in changes:
+            if change.key.peer not in neighbors:
+                outcomes[change.key] = DONE  # the session is gone, and its routes with it
+            elif isinstance(change.key, EndOfRibKey):
+                (markers.append(change.key) if change.want else outcomes.update({change.key: DONE}))
+            elif isinstance(change.want, Path):
+                announce[change.key] = change.want
+            else:
+                withdraw.append(change.key)
+        addresses = {name: neighbor.peer_address for name, neighbor in neighbors.items()}
+        for command in (*codec.announce(announce, addresses), *codec.withdraw(withdraw, addresses)):
+            await self._say(command, outcomes)
+        failed = {key.peer for key, outcome in outcomes.items() if outcome != DONE}
+        for marker in markers:
+            if marker.peer in failed:
+                outcomes[marker] = Retry("waits for routes that could not be announced", WAIT_S)
+            else:
+                await self._say(codec.end_of_rib(marker, addresses[marker.peer]), outcomes)
+        return [outcomes[change.key] for change in changes]
+
+    async def _say(self, command: codec.Command, outcomes: dict[AnnouncementKey, Outcome]) -> None:
+        try:
+            await self._speaker.command(command.text)
+        except CommandError as error:
+            outcomes.update(dict.fromkeys(command.keys, Retry(str(error))))
+        else:
+            outcomes.update(dict.fromkeys(command.keys, DONE))
+
+
+def _place(blocks: dict[str, str], name: str, wanted: Mapping[str, str]) -> None:
+    if name in wanted:
+        blocks[name] = wanted[name]
+    else:
+        blocks.pop(name, None)
+
+
+@contextlib.contextmanager
+def _beside(file: FilePath, text: str) -> Iterator[FilePath]:
+    """A temporary file in the same directory, readable by the speaker's group, gone if it was not renamed."""
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    temporary = FilePath(name)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            os.fchmod(stream.fileno(), 0o640)  # it holds passwords; the directory's group is the speaker's
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+

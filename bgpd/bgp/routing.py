@@ -1,0 +1,133 @@
+"""The routes subsystem put together: one plan, two reconcilers, and the view of both that operators see.
+
+Input are stores (configuration, nodes, drain, the speaker's sessions); the plan is computed again only when one
+of the first three has changed. It does not know where the stores are filled: `daemon.py` does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from bgpd.bgp import launch, render
+from bgpd.bgp.plan import BgpPlan, Drain, plan
+from bgpd.bgp.reconcile import (
+    Routes,
+    Sessions,
+    announcement_order,
+    announcements,
+    is_up,
+)
+from bgpd.bgp.speaker import Speaker
+from bgpd.config.load import Loaded
+from bgpd.model.bgp import Announcement, AnnouncementKey, EndOfRibKey, RouteKey
+from bgpd.model.node import Node
+from bgpd.runtime.reconcile import Desired, Reconciler, Round
+from bgpd.runtime.store import Revision, Store
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What routing depends on. `nodes` maps names to nodes; only our own is looked at."""
+
+    config: Store[Loaded]
+    nodes: Store[Mapping[str, Node]]
+    drain: Store[Drain]
+
+
+class Routing:
+    """Keeps ExaBGP's sessions and routes as planned. `node_name` is this node's name in Kubernetes."""
+
+    def __init__(
+        self, node_name: str, inputs: Inputs, speaker: Speaker, header: str, report: Callable[[Round], None]
+    ) -> None:
+        self._node_name, self._inputs, self.speaker = node_name, inputs, speaker
+        self._planned: tuple[tuple[Revision, ...], BgpPlan] | None = None
+        files = launch.SpeakerFiles(inputs.config.newest.value.config.paths.run)
+        sessions = Sessions(
+            speaker,
+            files.configuration,
+            header,
+            launch.exabgp(),
+            lambda: self.plan.neighbors,
+            self.carries_its_routes,
+        )
+        self.sessions: Reconciler[str, str] = Reconciler("sessions", self._want_sessions, sessions, str, report)
+        self.routes: Reconciler[AnnouncementKey, Announcement] = Reconciler(
+            "routes",
+            self._want_routes,
+            Routes(speaker, lambda: self.plan.neighbors),
+            announcement_order,
+            report,
+        )
+        for store in (inputs.config, inputs.nodes, inputs.drain):
+            store.on_change(self._inputs_changed)
+        speaker.state.on_change(self._speaker_changed)
+
+    @property
+    def plan(self) -> BgpPlan:
+        """The plan from the newest inputs."""
+        inputs = self._inputs
+        revisions = (inputs.config.newest.revision, inputs.nodes.newest.revision, inputs.drain.newest.revision)
+        if self._planned is None or self._planned[0] != revisions:
+            loaded = inputs.config.newest.value
+            node = inputs.nodes.newest.value.get(self._node_name)
+            self._planned = revisions, plan(loaded.config.bgp, loaded.passwords, node, inputs.drain.newest.value)
+        return self._planned[1]
+
+    def carries_its_routes(self, peer: str) -> bool:
+        """Whether this peer's session is up and has everything the plan wants it to have."""
+        neighbor = self.plan.neighbors.get(peer)
+        if neighbor is None or not is_up(self.speaker.state.newest.value, neighbor.peer_address):
+            return False
+        want, have = self._want_routes().want, self.routes.have
+        return all(have.get(key) == value for key, value in want.items() if key.peer == peer)
+
+    async def confirm(self, deadline_s: float) -> bool:
+        """Whether the newest inputs are in ExaBGP's adj-rib-out, read back from it, in `deadline_s` seconds."""
+        return await self.routes.wait_until(self.routes.kick(stale=True), deadline_s)
+
+    async def run(self) -> None:
+        """Both loops, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.sessions.run(), name="reconcile sessions")
+            group.create_task(self.routes.run(), name="reconcile routes")
+
+    # --- what the reconcilers ask -------------------------------------------------------------------------
+
+    def _want_sessions(self) -> Desired[str, str]:
+        want = {name: render.digest_of(render.block(neighbor)) for name, neighbor in self.plan.neighbors.items()}
+        nodes = self._inputs.nodes.newest
+        # a session whose defaults come from the node must not fall because the node is not known (yet)
+        known = nodes.synced and self._node_name in nodes.value
+        return Desired(want, complete=known or not self.plan.idle_peers)
+
+    def _want_routes(self) -> Desired[AnnouncementKey, Announcement]:
+        nodes, drain = self._inputs.nodes.newest, self._inputs.drain.newest
+        want = announcements(
+            self.plan.routes, self.plan.neighbors, self.speaker.state.newest.value, complete=nodes.synced
+        )
+        has_routes = any(isinstance(key, RouteKey) for key in want)
+        return Desired(
+            want,
+            complete=nodes.synced,
+            emptied=not has_routes and drain.value is not Drain.WITHDRAWN,
+            at=max(nodes.at, drain.at),
+        )
+
+    # --- wake-ups -----------------------------------------------------------------------------------------
+
+    def _inputs_changed(self) -> None:
+        self.sessions.kick()
+        self.routes.kick()
+
+    def _speaker_changed(self) -> None:
+        """A session came or went: ExaBGP replays or forgets on its own then, so both are read again."""
+        self.sessions.kick(stale=True)
+        self.routes.kick(stale=True)
+
+
+def is_route(key: AnnouncementKey) -> bool:
+    """Routes, as opposed to the End-of-RIB markers among them."""
+    return not isinstance(key, EndOfRibKey)

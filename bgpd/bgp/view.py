@@ -1,0 +1,138 @@
+"""What an operator sees of sessions and routes: rows for `bgpd peers`, `bgpd routes` and `bgpd status`. Pure.
+
+The rows are the stable JSON interface; the command line only lays them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bgpd.bgp.plan import BgpPlan
+from bgpd.bgp.reconcile import announcement_order, is_up
+from bgpd.config.schema import Bgp
+from bgpd.model.bgp import (
+    Announcement,
+    AnnouncementKey,
+    EndOfRibKey,
+    Neighbor,
+    Path,
+    RouteKey,
+    SpeakerState,
+)
+from bgpd.model.outcome import Blocked, Retry
+
+Trouble = Mapping[Any, Retry | Blocked]
+
+
+def peers(
+    bgp: Bgp,
+    plan: BgpPlan,
+    state: SpeakerState,
+    have: Mapping[AnnouncementKey, Announcement],
+    trouble: Trouble,
+    now: float,
+) -> list[dict[str, Any]]:
+    """One row per configured peer, in the order of the configuration."""
+    rows = []
+    for peer in bgp.peers:
+        row: dict[str, Any] = {"peer": peer.name, "address": str(peer.peer_address), "asn": peer.peer_asn}
+        neighbor = plan.neighbors.get(peer.name)
+        if neighbor is None:
+            rows.append(row | {"state": "idle", "why": plan.idle_peers.get(peer.name, "")})
+            continue
+        row |= _session(neighbor, state, now) | _counts(peer.name, plan, have)
+        change = trouble.get(peer.name)
+        if change is not None:
+            row["why"] = "; ".join(filter(None, (row["why"], f"change pending: {change.reason}")))
+        rows.append(row)
+    return rows
+
+
+def routes(
+    plan: BgpPlan,
+    state: SpeakerState,
+    have: Mapping[AnnouncementKey, Announcement],
+    trouble: Trouble,
+    peer: str | None = None,
+) -> list[dict[str, Any]]:
+    """One row per prefix and peer: wanted, refused, or announced though not wanted (any more)."""
+    keys = plan.routes.keys() | plan.refused.keys() | {key for key in have if isinstance(key, RouteKey)}
+    rows = []
+    for key in sorted(keys, key=announcement_order):
+        if peer is not None and key.peer != peer:
+            continue
+        announced, wanted = have.get(key), plan.routes.get(key)
+        shown = announced if isinstance(announced, Path) else wanted
+        row: dict[str, Any] = {
+            "prefix": str(key.prefix),
+            "peer": key.peer,
+            "wanted": key in plan.routes,
+            "announced": isinstance(announced, Path),
+            "why": _why_not(key, plan, state, announced, trouble),
+        }
+        rows.append(row | (_path(shown) if shown is not None else {}))
+    return rows
+
+
+def _session(neighbor: Neighbor, state: SpeakerState, now: float) -> dict[str, Any]:
+    session = state.sessions.get(neighbor.peer_address)
+    row: dict[str, Any] = {
+        "localAddress": str(neighbor.local_address),
+        "localASN": neighbor.local_asn,
+        "state": "unknown" if not state.connected else "down" if session is None or not session.up else "up",
+        "since_s": None if session is None else round(now - session.since, 1),
+        "holdTime_s": session.hold_time_s if session else None,
+        "families": [family.value for family in session.families] if session else [],
+        "flaps": max(0, session.ups - 1) if session else 0,
+        "why": "",
+    }
+    if not state.connected:
+        row["why"] = state.reason
+    elif session is None:
+        row["why"] = f"not established yet: does {neighbor.peer_address}:{neighbor.peer_port} answer, is the ASN right?"
+    elif not session.up:
+        row["why"] = session.reason
+    return row
+
+
+def _counts(name: str, plan: BgpPlan, have: Mapping[AnnouncementKey, Announcement]) -> dict[str, Any]:
+    mine = [key for key in have if key.peer == name]
+    return {
+        "wanted": sum(key.peer == name for key in plan.routes),
+        "announced": sum(isinstance(key, RouteKey) for key in mine),
+        "refused": sum(key.peer == name for key in plan.refused),
+        "endOfRIB": sorted(key.family.value for key in mine if isinstance(key, EndOfRibKey)),
+    }
+
+
+def _path(path: Path) -> dict[str, Any]:
+    return {
+        "nextHop": str(path.next_hop),
+        "asPath": list(path.as_path or ()),
+        "localPreference": path.local_preference,
+        "med": path.med,
+        "communities": list(path.communities),
+        "largeCommunities": list(path.large_communities),
+    }
+
+
+def _why_not(
+    key: RouteKey, plan: BgpPlan, state: SpeakerState, announced: Announcement | None, trouble: Trouble
+) -> str:
+    """Why this prefix is not announced as wanted; empty when it is."""
+    if key in plan.refused:
+        return plan.refused[key]
+    if key not in plan.routes:
+        return "no longer wanted; withdrawal pending"
+    neighbor = plan.neighbors[key.peer]
+    if not state.connected:
+        return state.reason
+    if not is_up(state, neighbor.peer_address):
+        session = state.sessions.get(neighbor.peer_address)
+        return f"session down: {session.reason}" if session and session.reason else "session not established"
+    if key in trouble:
+        return trouble[key].reason
+    if announced != plan.routes[key]:
+        return "update pending"
+    return ""

@@ -1,0 +1,258 @@
+"""The reconcile loop's promises, with time as a value and a target that can refuse, lie and vanish."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
+from bgpd.runtime.diff import Change, Kind, diff
+from bgpd.runtime.reconcile import EMPTY_GRACE_S, Desired, Reconciler, Round, TargetError
+
+TABLES = st.dictionaries(st.integers(0, 20), st.integers(0, 3), max_size=12)
+
+
+class Target:
+    """A table that is all there is to the target, plus what it should answer."""
+
+    def __init__(self) -> None:
+        self.table: dict[str, int] = {}
+        self.answers: dict[str, Outcome] = {}
+        self.down = ""
+        self.reads = 0
+        self.applied: list[Change[str, int]] = []
+
+    async def observe(self) -> Mapping[str, int]:
+        self.reads += 1
+        if self.down:
+            raise TargetError(self.down)
+        return dict(self.table)
+
+    async def apply(self, changes: Sequence[Change[str, int]]) -> Sequence[Outcome]:
+        if self.down:
+            raise TargetError(self.down)
+        outcomes = []
+        for change in changes:
+            outcome = self.answers.get(change.key, DONE)
+            if outcome == DONE:
+                self.applied.append(change)
+                if change.want is None:
+                    self.table.pop(change.key, None)
+                else:
+                    self.table[change.key] = change.want
+            outcomes.append(outcome)
+        return outcomes
+
+
+class Bench:
+    """A reconciler with its plan, target, clock and reports in the open."""
+
+    def __init__(self, want: Mapping[str, int] | None = None) -> None:
+        self.now = 1000.0
+        self.target = Target()
+        self.desired: Desired[str, int] = Desired(dict(want or {}), complete=True)
+        self.reports: list[Round] = []
+        self.loop: Reconciler[str, int] = Reconciler(
+            "test", lambda: self.desired, self.target, str, self.reports.append, lambda: self.now, lambda: 0.0
+        )
+
+    def round(self, after_s: float = 0.0) -> None:
+        self.now += after_s
+        asyncio.run(self.loop.round())
+
+
+@given(TABLES, TABLES)
+def test_second_diff_is_empty(want: dict[int, int], have: dict[int, int]) -> None:
+    """Applying a diff's changes leaves nothing to change, applied once or twice."""
+    changes = diff(want, have, int, prune=True)
+    result = dict(have)
+    for change in [*changes, *changes]:
+        if change.want is None:
+            result.pop(change.key, None)
+        else:
+            result[change.key] = change.want
+    assert result == want
+    assert diff(want, result, int, prune=True) == []
+
+
+@given(TABLES, TABLES, st.randoms())
+def test_diff_does_not_depend_on_insertion_order(want: dict[int, int], have: dict[int, int], rnd: object) -> None:
+    """Two tables with the same content give the same changes in the same order."""
+    assert diff(want, have, int, prune=True) == diff(
+        dict(reversed(want.items())), dict(reversed(have.items())), int, prune=True
+    )
+
+
+def test_additions_come_first_and_removals_in_reverse() -> None:
+    """Make before break: in order while adding, against it while removing."""
+    changes = diff({"b": 1, "a": 1}, {"y": 1, "z": 1}, str, prune=True)
+    assert [(change.kind, change.key) for change in changes] == [
+        (Kind.ADD, "a"),
+        (Kind.ADD, "b"),
+        (Kind.REMOVE, "z"),
+        (Kind.REMOVE, "y"),
+    ]
+
+
+def test_nothing_is_removed_before_the_source_is_complete() -> None:
+    """An incomplete plan adds but does not prune; the first complete one does."""
+    bench = Bench()
+    bench.target.table = {"old": 1}
+    bench.desired = Desired({"new": 1}, complete=False)
+    bench.round()
+    assert bench.target.table == {"old": 1, "new": 1}
+    bench.desired = Desired({"new": 1}, complete=True)
+    bench.round()
+    assert bench.target.table == {"new": 1}
+
+
+def test_an_emptied_plan_removes_late_and_says_so_once() -> None:
+    """A source that has nothing any more gets a grace period, a warning, and then its way."""
+    bench = Bench()
+    bench.target.table = {"a": 1}
+    bench.desired = Desired({}, complete=True, emptied=True)
+    bench.round()
+    bench.round(after_s=EMPTY_GRACE_S / 2)
+    assert bench.target.table == {"a": 1}
+    assert [report.suspicious != "" for report in bench.reports] == [True]
+    bench.round(after_s=EMPTY_GRACE_S / 2)
+    assert bench.target.table == {}
+
+
+def test_an_emptied_plan_that_recovers_removes_nothing() -> None:
+    """If the objects are back within the grace period, the target never saw them go."""
+    bench = Bench()
+    bench.target.table = {"a": 1}
+    bench.desired = Desired({}, complete=True, emptied=True)
+    bench.round()
+    bench.desired = Desired({"a": 1}, complete=True)
+    bench.round(after_s=EMPTY_GRACE_S * 2)
+    assert bench.target.applied == []
+
+
+def test_a_failing_object_hurts_only_itself_and_backs_off() -> None:
+    """The other object is applied; the failing one is retried when due, not before, and later each time."""
+    bench = Bench({"bad": 1, "good": 1})
+    bench.target.answers = {"bad": Retry("no")}
+    bench.round()
+    assert bench.target.table == {"good": 1}
+    assert bench.loop.trouble == {"bad": Retry("no")}
+    failures = len(bench.reports)
+    bench.round(after_s=0.1)
+    assert len(bench.reports) == failures
+    bench.round(after_s=0.1)
+    assert bench.reports[-1].failed == {"bad": "no"}
+    bench.target.answers = {}
+    bench.round(after_s=0.39)
+    assert "bad" not in bench.target.table
+    bench.round(after_s=0.02)
+    assert bench.target.table == {"good": 1, "bad": 1}
+    assert bench.loop.settled
+
+
+def test_a_blocked_object_waits_for_its_input_to_change() -> None:
+    """Time does not unblock; another wanted value does."""
+    bench = Bench({"big": 1})
+    bench.target.answers = {"big": Blocked("too big")}
+    bench.round()
+    bench.target.answers = {}
+    bench.round(after_s=3600)
+    assert bench.target.table == {}
+    bench.desired = Desired({"big": 2}, complete=True)
+    bench.round()
+    assert bench.target.table == {"big": 2}
+
+
+def test_drift_is_repaired_and_counted() -> None:
+    """A change behind our back is found at the resync, not before, and put right."""
+    bench = Bench({"a": 1, "b": 1})
+    bench.round()
+    bench.target.table = {"a": 2}
+    bench.round(after_s=1)
+    assert bench.target.table == {"a": 2}
+    bench.round(after_s=60)
+    assert bench.target.table == {"a": 1, "b": 1}
+    assert bench.reports[-1].drift == 2
+
+
+def test_an_announced_change_is_not_drift() -> None:
+    """When the target said that it changed, the difference is repaired but not held against anybody."""
+    bench = Bench({"a": 1})
+    bench.round()
+    bench.target.table = {}
+    bench.loop.kick(stale=True)
+    bench.round()
+    assert bench.target.table == {"a": 1}
+    assert bench.reports[-1].drift == 0
+
+
+def test_a_target_out_of_reach_is_reported_once_and_read_again() -> None:
+    """One report per reason; afterwards the target is observed anew, because nobody knows what it holds."""
+    bench = Bench({"a": 1})
+    bench.round()
+    bench.target.down = "gone"
+    bench.desired = Desired({"a": 2}, complete=True)
+    bench.round()
+    bench.round(after_s=1)
+    assert [report.error for report in bench.reports if report.error] == ["gone"]
+    assert bench.loop.error == "gone"
+    bench.target.down, bench.target.table = "", {}
+    bench.round(after_s=1)
+    assert bench.target.table == {"a": 2}
+    assert bench.loop.error == ""
+
+
+def test_latency_is_measured_once_per_cause() -> None:
+    """The time from a cause to its effect is reported with the first round that applied it."""
+    bench = Bench()
+    bench.round()
+    bench.desired = Desired({"a": 1}, complete=True, at=bench.now - 0.5)
+    bench.round()
+    bench.target.table = {}
+    bench.round(after_s=120)
+    assert [report.latency_s for report in bench.reports] == [0.5, None]
+
+
+def test_wait_until_returns_when_the_plan_after_the_kick_is_applied() -> None:
+    """It waits for trouble to end, and gives up at its deadline."""
+
+    async def scenario() -> tuple[bool, bool]:
+        bench = Bench({"a": 1})
+        bench.target.answers = {"a": Retry("not yet")}
+        revision = bench.loop.kick()
+        waiting = asyncio.ensure_future(bench.loop.wait_until(revision, 5.0))
+        await asyncio.sleep(0)
+        await bench.loop.round()
+        early = waiting.done()
+        bench.target.answers = {}
+        bench.now += 1
+        await bench.loop.round()
+        return early, await waiting
+
+    assert asyncio.run(scenario()) == (False, True)
+
+
+def test_wait_until_gives_up_at_its_deadline() -> None:
+    """No round, no confirmation."""
+
+    async def scenario() -> bool:
+        bench = Bench()
+        return await bench.loop.wait_until(bench.loop.kick(), 0.01)
+
+    assert asyncio.run(scenario()) is False
+
+
+def test_a_bug_in_the_actuator_ends_the_loop() -> None:
+    """Only what belongs to the outside world is retried; anything else is ours and must surface."""
+    bench = Bench({"a": 1})
+
+    async def broken(changes: Sequence[Change[str, int]]) -> Sequence[Outcome]:
+        raise AssertionError("bug")
+
+    bench.target.apply = broken  # type: ignore[method-assign]
+    with pytest.raises(AssertionError):
+        bench.round()
