@@ -20,6 +20,8 @@ Bridge to client, a line each:  `hello JSON`            once, on connecting: the
 Commands go to ExaBGP one at a time: its acknowledgements carry no id, and some commands overtake others.
 """
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import json
@@ -28,6 +30,11 @@ import select
 import socket
 import sys
 import time
+
+TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without paying for the import
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
 
 MAX_LINE = 1 << 20  # ExaBGP kills a helper whose command is longer
 MAX_BACKLOG = 64 << 20  # bytes waiting for one client: an adj-rib of 100,000 routes fits
@@ -39,10 +46,10 @@ FAMILY = {"ipv4 unicast": "ipv4 unicast", "ipv6 unicast": "ipv6 unicast"}
 class Lines:
     """Bytes in, complete lines out."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._rest = b""
 
-    def feed(self, data):
+    def feed(self, data: bytes) -> list[str]:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
         if len(self._rest) > MAX_BACKLOG:
@@ -53,15 +60,15 @@ class Lines:
 class Client:
     """One connection; what it could not take yet waits in `out`."""
 
-    def __init__(self, sock):
+    def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.lines = Lines()
         self.out = bytearray()
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         self.out += text.encode() + b"\n"
 
-    def flush(self):
+    def flush(self) -> bool:
         """False when the client is gone or does not keep up."""
         try:
             while self.out:
@@ -73,33 +80,44 @@ class Client:
         return True
 
 
+# who asked (None: the bridge itself), the asker's word for it, ExaBGP's command
+Entry = tuple["Client | None", str, str]
+
+
 class Bridge:
     """The event loop. `now` is monotonic seconds; the wall clock is never used."""
 
-    def __init__(self, listener, eor_after_s, stdin=0, stdout=1, now=time.monotonic):
+    def __init__(
+        self,
+        listener: socket.socket,
+        eor_after_s: float,
+        stdin: int = 0,
+        stdout: int = 1,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.listener = listener
         self.eor_after_s = eor_after_s
         self.stdin, self.stdout, self.now = stdin, stdout, now
         self.from_exabgp = Lines()
         self.to_exabgp = bytearray()
-        self.clients = {}  # fd -> Client
-        self.queue = collections.deque()  # (Client or None, id, command)
-        self.reserved = None  # the one client that may give commands, if any
-        self.running = None  # the command ExaBGP has not answered yet
+        self.clients: dict[int, Client] = {}
+        self.queue: collections.deque[Entry] = collections.deque()
+        self.reserved: Client | None = None  # the one client that may give commands, if any
+        self.running: Entry | None = None  # the command ExaBGP has not answered yet
         self.running_since = 0.0
-        self.peers = {}  # peer address -> memory
+        self.peers: dict[str, dict[str, Any]] = {}  # peer address -> memory
         self.poll = select.poll()
 
     # --- memory -------------------------------------------------------------------------------------------
 
-    def peer(self, address):
+    def peer(self, address: str) -> dict[str, Any]:
         unknown = {"peer": address, "state": "down", "since": self.now(), "reason": "", "ups": 0, "eor": []}
         return self.peers.setdefault(address, unknown)
 
-    def note_event(self, event):
+    def note_event(self, event: dict[str, Any]) -> str | None:
         """Takes one of ExaBGP's JSON events; returns the address of the peer whose memory it changed, if any."""
         neighbor = event.get("neighbor") or {}
-        address = (neighbor.get("address") or {}).get("peer")
+        address = str((neighbor.get("address") or {}).get("peer") or "")
         if not address:
             return None
         peer = self.peer(address)
@@ -113,7 +131,7 @@ class Bridge:
         peer["ups"] += up
         return address
 
-    def note_done(self, command):
+    def note_done(self, command: str) -> None:
         """Remembers an End-of-RIB that ExaBGP accepted."""
         words = command.split()
         if words[0] == "neighbor" and words[2:4] == ["announce", "eor"] and words[1] in self.peers:
@@ -122,7 +140,7 @@ class Bridge:
             if family not in sent:
                 sent.append(family)
 
-    def unfinished(self):
+    def unfinished(self) -> Iterator[tuple[str, str]]:
         """(peer, family) of every session that is up too long without its End-of-RIB."""
         for address, peer in self.peers.items():
             if peer["state"] == "up" and self.now() - peer["since"] >= self.eor_after_s:
@@ -132,7 +150,7 @@ class Bridge:
 
     # --- ExaBGP's side ------------------------------------------------------------------------------------
 
-    def hear(self, line):
+    def hear(self, line: str) -> None:
         """One line from ExaBGP: an event, an acknowledgement, or output of the running command."""
         if line.startswith('{ "exabgp"'):
             try:
@@ -153,7 +171,7 @@ class Bridge:
         elif client is not None and line:
             client.say(f"line {ident} {line}")
 
-    def tell_event(self, event):
+    def tell_event(self, event: dict[str, Any]) -> None:
         address = self.note_event(event)
         if address is None:
             return
@@ -161,25 +179,25 @@ class Bridge:
         for client in self.clients.values():
             client.say(text)
 
-    def age(self, peer):
+    def age(self, peer: dict[str, Any]) -> dict[str, Any]:
         """Memory as clients see it: an age survives the wire, a monotonic time of another process does not."""
         seen = {key: value for key, value in peer.items() if key != "since"}
         return seen | {"age_s": self.now() - peer["since"]}
 
-    def next_command(self):
+    def next_command(self) -> None:
         while self.queue and self.running is None:
             client, ident, command = self.queue.popleft()
             if client is not None and self.reserved not in (None, client):
                 client.say(f"error {ident}")
                 continue
-            if command.startswith("#"):
+            if client is not None and command.startswith("#"):
                 self.answer(client, ident, command)
                 continue
             self.running = (client, ident, command)
             self.running_since = self.now()
             self.to_exabgp += command.encode("ascii", "replace") + b"\n"
 
-    def answer(self, client, ident, command):
+    def answer(self, client: Client, ident: str, command: str) -> None:
         """The commands that are for the bridge itself."""
         if command == "#reserve":
             self.reserved = client
@@ -189,15 +207,16 @@ class Bridge:
 
     # --- clients ------------------------------------------------------------------------------------------
 
-    def accept(self):
+    def accept(self) -> None:
         sock, _ = self.listener.accept()
         sock.setblocking(False)
         client = Client(sock)
         self.clients[sock.fileno()] = client
         self.poll.register(sock, select.POLLIN)
-        client.say("hello " + json.dumps({"pid": os.getpid(), "exabgp": os.getppid(), "eor_after_s": self.eor_after_s}))
+        identity = {"pid": os.getpid(), "exabgp": os.getppid(), "eor_after_s": self.eor_after_s}
+        client.say("hello " + json.dumps(identity))
 
-    def read_client(self, fd):
+    def read_client(self, fd: int) -> None:
         client = self.clients[fd]
         try:
             data = client.sock.recv(1 << 16)
@@ -216,7 +235,7 @@ class Bridge:
         if not data:
             self.drop(fd)
 
-    def drop(self, fd):
+    def drop(self, fd: int) -> None:
         """Forgets a client. Its running command keeps its place, or the next answer would go to a stranger."""
         client = self.clients.pop(fd)
         self.poll.unregister(fd)
@@ -229,7 +248,7 @@ class Bridge:
 
     # --- loop ---------------------------------------------------------------------------------------------
 
-    def run(self):
+    def run(self) -> None:
         for fd in (self.stdin, self.stdout):
             os.set_blocking(fd, False)
         self.poll.register(self.stdin, select.POLLIN)
@@ -255,7 +274,7 @@ class Bridge:
                 self.log(f"ExaBGP did not answer in {ACK_TIMEOUT_S:.0f} s: {self.running[2][:80]}")
                 return
 
-    def arm(self):
+    def arm(self) -> None:
         """Writes what can be written and asks poll() about the rest."""
         with contextlib.suppress(BlockingIOError):
             while self.to_exabgp:
@@ -271,7 +290,7 @@ class Bridge:
             else:
                 self.drop(fd)
 
-    def read_exabgp(self):
+    def read_exabgp(self) -> bool:
         try:
             data = os.read(self.stdin, 1 << 16)
         except BlockingIOError:
@@ -281,13 +300,13 @@ class Bridge:
         return bool(data)
 
     @staticmethod
-    def log(text):
+    def log(text: str) -> None:
         """ExaBGP leaves a helper's stderr alone: it ends in the speaker unit's journal."""
         sys.stderr.write(f"bridge: {text}\n")
         sys.stderr.flush()
 
 
-def listen(path):
+def listen(path: str) -> socket.socket:
     """The socket at `path`, mode 0600, replacing one that a dead bridge left behind."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     temporary = f"{path}.{os.getpid()}"
@@ -295,11 +314,11 @@ def listen(path):
     listener.bind(temporary)
     listener.listen(8)
     listener.setblocking(False)
-    os.rename(temporary, path)
+    os.rename(temporary, path)  # noqa: PTH104 - pathlib costs this process a megabyte
     return listener
 
 
-def main():
+def main() -> None:
     path, eor_after_s = sys.argv[1], float(sys.argv[2])
     Bridge(listen(path), eor_after_s).run()
 

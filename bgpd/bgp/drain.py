@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -68,7 +67,7 @@ class Drainer:
         else:
             temporary = self._file.with_suffix(".new")
             temporary.write_text(phase.value + "\n")
-            os.replace(temporary, self._file)
+            temporary.replace(self._file)
         self._state.publish(phase)
 
 

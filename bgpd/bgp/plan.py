@@ -13,19 +13,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from ipaddress import IPv4Address
 
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
 from bgpd.config.schema import Advertisement, Attributes, Bgp, Peer
-from bgpd.model.bgp import ASN, Family, Neighbor, Path, RouteKey, Secret
+from bgpd.model.bgp import Family, Neighbor, Path, RouteKey, Secret
 from bgpd.model.node import Node
 from bgpd.model.prefix import Address, Prefix, contains, sort_key
 
 GRACEFUL_SHUTDOWN = WELL_KNOWN_COMMUNITIES["graceful-shutdown"]  # RFC 8326 section 4
 
 
-class Drain(str, Enum):
+class Drain(StrEnum):
     """Where a drain stands: announcing as usual, announcing as going away, announcing nothing."""
 
     NO = "no"
@@ -92,24 +92,20 @@ def _neighbor(bgp: Bgp, peer: Peer, password: Secret | None, node: Node | None) 
     return Neighbor(
         name=peer.name,
         peer_address=peer.peer_address,
-        peer_asn=ASN(peer.peer_asn),
-        local_asn=_local_asn(bgp, peer),
+        peer_asn=peer.peer_asn,
+        local_asn=peer.local_asn or bgp.local_asn,
         local_address=local_address,
         router_id=router_id,
         peer_port=peer.peer_port,
         listen_port=bgp.listen_port or None,
         passive=peer.passive,
-        families=tuple(sorted(Family(name) for name in peer.families)),
+        families=tuple(sorted(peer.families)),
         hold_time_s=peer.timers.hold_time_seconds,
         restart_time_s=restart.restart_time_seconds if restart.enabled else None,
         ttl_security=peer.ttl_security,
         multihop=peer.ebgp_multihop,
         password=password,
     )
-
-
-def _local_asn(bgp: Bgp, peer: Peer) -> ASN:
-    return ASN(peer.local_asn if peer.local_asn is not None else bgp.local_asn)
 
 
 def _node_address(node: Node | None, version: int) -> Address | None:

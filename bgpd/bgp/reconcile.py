@@ -188,9 +188,9 @@ class Routes:
         for address, prefix, path in codec.adj_rib_out(await self._speaker.command("show adj-rib out json")):
             if address in up:
                 have[RouteKey(up[address], prefix)] = path
-        for address, name in up.items():
-            for family in state.sessions[address].end_of_rib:
-                have[EndOfRibKey(name, family)] = EndOfRib()
+        for address, session in (await self._speaker.sessions()).items():
+            if address in up:
+                have |= {EndOfRibKey(up[address], family): EndOfRib() for family in session.end_of_rib}
         return have
 
     async def apply(self, changes: Sequence[RouteChange]) -> Sequence[Outcome]:

@@ -84,8 +84,8 @@ def _settings(neighbor: Neighbor) -> list[str]:
         lines.append(f"listen {neighbor.listen_port};")
     if neighbor.ttl_security:
         lines += [f"incoming-ttl {GTSM_TTL};", f"outgoing-ttl {GTSM_TTL};"]
-    elif neighbor.multihop is not None:
-        lines.append(f"outgoing-ttl {neighbor.multihop};")
+    elif neighbor.multihop is not None or not neighbor.internal:
+        lines.append(f"outgoing-ttl {neighbor.multihop or 1};")
     if neighbor.password is not None:
         # base64 spares the password from ExaBGP's quoting rules
         encoded = base64.b64encode(neighbor.password.reveal().encode()).decode()

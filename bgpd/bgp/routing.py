@@ -72,9 +72,15 @@ class Routing:
         revisions = (inputs.config.newest.revision, inputs.nodes.newest.revision, inputs.drain.newest.revision)
         if self._planned is None or self._planned[0] != revisions:
             loaded = inputs.config.newest.value
-            node = inputs.nodes.newest.value.get(self._node_name)
-            self._planned = revisions, plan(loaded.config.bgp, loaded.passwords, node, inputs.drain.newest.value)
+            self._planned = revisions, plan(
+                loaded.config.bgp, loaded.passwords, self.node, inputs.drain.newest.value
+            )
         return self._planned[1]
+
+    @property
+    def node(self) -> Node | None:
+        """Our own node as Kubernetes has it; None while it has none."""
+        return self._inputs.nodes.newest.value.get(self._node_name)
 
     def carries_its_routes(self, peer: str) -> bool:
         """Whether this peer's session is up and has everything the plan wants it to have."""
@@ -89,7 +95,8 @@ class Routing:
         return await self.routes.wait_until(self.routes.kick(stale=True), deadline_s)
 
     async def run(self) -> None:
-        """Both loops, until cancelled."""
+        """Both loops, until cancelled. They start once it is known whether there is a speaker to talk to."""
+        await self.speaker.state.newer_than(Revision(0))
         async with asyncio.TaskGroup() as group:
             group.create_task(self.sessions.run(), name="reconcile sessions")
             group.create_task(self.routes.run(), name="reconcile routes")

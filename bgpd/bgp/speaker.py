@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bgpd.bgp import codec
-from bgpd.model.bgp import SpeakerState
+from bgpd.model.bgp import Session, SpeakerState
+from bgpd.model.prefix import Address
 from bgpd.runtime.reconcile import TargetError
 from bgpd.runtime.store import Store
 
@@ -79,6 +80,12 @@ class Speaker:
             raise CommandError(f"ExaBGP refused: {text[:120]}")
         return pending.lines
 
+    async def sessions(self) -> dict[Address, Session]:
+        """Every session as the bridge remembers it now, End-of-RIB included."""
+        lines = await self.command("#memory")
+        now = self._clock()
+        return dict(codec.session(entry, now) for line in lines for entry in json.loads(line))
+
     # --- the connection -----------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -99,9 +106,7 @@ class Speaker:
     async def _recall(self) -> None:
         """What happened before we came. Events that arrive meanwhile are newer and are kept."""
         before = dict(self.state.newest.value.sessions)
-        lines = await self.command("#memory")
-        now = self._clock()
-        sessions = dict(codec.session(entry, now) for line in lines for entry in json.loads(line))
+        sessions = await self.sessions()
         heard = {
             address: session
             for address, session in self.state.newest.value.sessions.items()

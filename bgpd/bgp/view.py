@@ -90,7 +90,7 @@ def _session(neighbor: Neighbor, state: SpeakerState, now: float) -> dict[str, A
     if not state.connected:
         row["why"] = state.reason
     elif session is None:
-        row["why"] = f"not established yet: does {neighbor.peer_address}:{neighbor.peer_port} answer, is the ASN right?"
+        row["why"] = f"never established: does {neighbor.peer_address}:{neighbor.peer_port} answer, is the ASN right?"
     elif not session.up:
         row["why"] = session.reason
     return row

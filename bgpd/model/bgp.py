@@ -6,7 +6,7 @@ Values only. Who computes them: `bgp.plan`. How ExaBGP is told: `bgp.render`, `b
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import NewType, TypeAlias
 
 from bgpd.model.prefix import Address, Prefix
@@ -14,7 +14,7 @@ from bgpd.model.prefix import Address, Prefix
 ASN = NewType("ASN", int)
 
 
-class Family(str, Enum):
+class Family(StrEnum):
     """Address families (AFI/SAFI) by the name the configuration uses."""
 
     IPV4 = "ipv4-unicast"
@@ -45,7 +45,8 @@ class Neighbor:
     """One BGP session as it should be configured, every default resolved for this node.
 
     `listen_port` None: never accept a connection. `ttl_security` is RFC 5082 with a minimum TTL of 255;
-    `multihop` is the TTL to send with, None for the system's. `restart_time_s` None: no graceful restart.
+    `multihop` is the TTL to send with, None for 1 to an external peer and for the system's to an internal one.
+    `restart_time_s` None: no graceful restart.
     """
 
     name: str

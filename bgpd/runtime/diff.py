@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Kind(str, Enum):
+class Kind(StrEnum):
     ADD = "add"
     UPDATE = "update"
     REMOVE = "remove"

@@ -1,0 +1,24 @@
+"""Asks the running daemon something and turns failure into the exit codes every command shares."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from bgpd.cli.client import NotReachable, Refused, request
+from bgpd.cli.exits import NOT_REACHABLE, Exit
+from bgpd.cli.settings import run_directory
+
+
+def ask(options: argparse.Namespace, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The daemon's answer. Progress goes to stderr as it comes, so that stdout stays parseable."""
+    socket = run_directory(options) / "status.sock"
+    try:
+        return request(socket, command, arguments or {}, lambda text: print(text, file=sys.stderr))
+    except NotReachable as error:
+        sys.stderr.write(f"bgpd: {error}\n")
+        raise Exit(NOT_REACHABLE) from None
+    except Refused as error:
+        sys.stderr.write(f"bgpd: {error}\n")
+        raise Exit(error.exit) from None

@@ -1,0 +1,138 @@
+"""`bgpd doctor`: looks at this node as BGP will find it and says what to change. Changes nothing.
+
+Works without a running daemon; with one, its problems are part of the report. Every finding is one line:
+what was looked at, how it is, and, when it is not right, what to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from bgpd.bgp import launch
+from bgpd.cli.client import NotReachable, Refused, request
+from bgpd.cli.exits import DEGRADED, FINE
+from bgpd.cli.output import print_json, table
+from bgpd.cli.settings import run_directory
+from bgpd.config.load import Loaded, load
+from bgpd.model.fault import FaultsError
+from bgpd.netlink import lookup
+
+OK, WARN, BAD = "ok", "warn", "bad"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """`state` is ok, warn (works, but look at it) or bad (does not work)."""
+
+    what: str
+    state: str
+    text: str
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """No options of its own."""
+
+
+def main(options: argparse.Namespace) -> int:
+    """Exit 4 when something is bad."""
+    findings = list(_examine(options))
+    if options.output == "json":
+        print_json([asdict(finding) for finding in findings])
+    else:
+        columns = {"what": "WHAT", "state": "STATE", "text": "FINDING"}
+        sys.stdout.write(table([asdict(finding) for finding in findings], columns))
+    return DEGRADED if any(finding.state == BAD for finding in findings) else FINE
+
+
+def _examine(options: argparse.Namespace) -> Iterator[Finding]:
+    yield Finding("kernel", OK, platform.release())
+    yield _exabgp()
+    loaded = None
+    try:
+        loaded = load(options.config)
+    except FaultsError as error:
+        for fault in error.faults:
+            yield Finding("config", BAD, str(fault))
+    else:
+        yield Finding("config", OK, str(options.config))
+        for warning in loaded.warnings:
+            yield Finding("config", WARN, str(warning))
+    run = run_directory(options)
+    yield from _directories(run, loaded)
+    if loaded is not None:
+        yield from _peers(loaded)
+        yield from _port(loaded.config.bgp.listen_port)
+    yield from _daemon(run)
+
+
+def _exabgp() -> Finding:
+    program = launch.exabgp()
+    if not os.access(program, os.X_OK):
+        return Finding("exabgp", BAD, f"{program} is missing; install again: pip install bgpd")
+    return Finding("exabgp", OK, f"{version('exabgp')} at {program}")
+
+
+def _directories(run: Path, loaded: Loaded | None) -> Iterator[Finding]:
+    paths = [run] if loaded is None else [run, loaded.config.paths.state]
+    for path in paths:
+        if not path.is_dir():
+            yield Finding("paths", WARN, f"{path} does not exist yet; bgpd.service creates it")
+        elif not os.access(path, os.W_OK):
+            yield Finding("paths", BAD, f"{path} is not writable by uid {os.geteuid()}: read-only, or not root?")
+        else:
+            yield Finding("paths", OK, f"{path} is writable")
+
+
+def _peers(loaded: Loaded) -> Iterator[Finding]:
+    here = lookup.addresses()
+    if any(peer.name in loaded.passwords for peer in loaded.config.bgp.peers):
+        works = lookup.md5_works()
+        text = "TCP MD5 signatures work" if works else "this kernel refuses TCP_MD5SIG (CONFIG_TCP_MD5SIG, FIPS)"
+        yield Finding("md5", OK if works else BAD, text)
+    for peer in loaded.config.bgp.peers:
+        what = f"peer {peer.name}"
+        if peer.local_address is not None and peer.local_address not in here:
+            yield Finding(what, BAD, f"localAddress {peer.local_address} is not on this node; see `ip address`")
+            continue
+        way = lookup.way_to(peer.peer_address, peer.local_address)
+        if way is None:
+            yield Finding(what, BAD, f"no route to {peer.peer_address}; see `ip route get {peer.peer_address}`")
+            continue
+        via = f"via {way.gateway} on {way.interface}" if way.gateway else f"on {way.interface}"
+        external = peer.peer_asn != (peer.local_asn or loaded.config.bgp.local_asn)
+        if way.gateway and external and peer.ebgp_multihop is None:
+            text = f"{peer.peer_address} is {via}: an external peer behind a router needs ebgpMultihop, there too"
+            yield Finding(what, WARN, text)
+        elif way.gateway and peer.ttl_security:
+            text = f"{peer.peer_address} is {via}: ttlSecurity accepts directly connected peers only"
+            yield Finding(what, BAD, text)
+        else:
+            yield Finding(what, OK, f"{peer.peer_address} is {via}")
+
+
+def _port(port: int) -> Iterator[Finding]:
+    if port:
+        owner = lookup.listener_on(port)
+        ours = owner in ("", "exabgp", "python", "python3")
+        text = f"port {port}: " + (f"{owner} listens" if owner else "nobody listens yet")
+        if not ours:
+            text += "; stop it (BIRD or FRR left over?) or set bgp.listenPort: 0"
+        yield Finding("listen", OK if ours else BAD, text)
+
+
+def _daemon(run: Path) -> Iterator[Finding]:
+    try:
+        status = request(run / "status.sock", "status", {}, lambda text: None)
+    except (NotReachable, Refused) as error:
+        yield Finding("daemon", WARN, str(error))
+        return
+    yield Finding("daemon", OK, f"bgpd {status['version']} answers on {run / 'status.sock'}")
+    for problem in status["problems"]:
+        yield Finding("daemon", BAD, problem)

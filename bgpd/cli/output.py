@@ -1,0 +1,66 @@
+"""Lays out what commands print: tables that fit 100 columns, durations people read, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WIDTH = 100
+
+
+def print_json(value: Any) -> None:
+    """Stable, indented, keys in the order they were made."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
+    """`columns` maps a row's key to its heading. The last column takes what is left of the width and wraps."""
+    if not rows:
+        return ""
+    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    heads = list(columns.values())
+    widths = [max(len(head), *(len(row[index]) for row in cells)) for index, head in enumerate(heads)]
+    lines = ["  ".join(head.ljust(width) for head, width in zip(heads, widths, strict=True)).rstrip()]
+    indent = sum(widths[:-1]) + 2 * (len(widths) - 1)
+    room = max(20, WIDTH - indent)
+    for row in cells:
+        first, *rest = _wrap(row[-1], room)
+        shown = [*row[:-1], first]
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(shown, widths, strict=True)).rstrip())
+        lines += [" " * indent + line for line in rest]
+    return "\n".join(lines) + "\n"
+
+
+def duration(seconds: float | None) -> str:
+    """`12s`, `5m`, `3h12m`, `4d7h`: the two largest units."""
+    if seconds is None:
+        return "-"
+    whole = int(seconds)
+    for unit, size, below, lesser in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // lesser
+            return f"{whole // size}{unit}" + (f"{rest}{below}" if rest else "")
+    return f"{whole}s"
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "" or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    lines, current = [], ""
+    for word in text.split(" "):
+        if current and len(current) + 1 + len(word) > width:
+            lines.append(current)
+            current = word
+        else:
+            current = f"{current} {word}" if current else word
+    return [*lines, current]

@@ -1,0 +1,28 @@
+"""`bgpd reload`: makes the daemon read its configuration again and says what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bgpd.cli.ask import ask
+from bgpd.cli.exits import FINE
+from bgpd.cli.output import print_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """No options of its own."""
+
+
+def main(options: argparse.Namespace) -> int:
+    """Exit 2, with every fault, when the file is refused; the daemon then keeps its last good one."""
+    result = ask(options, "reload")
+    if options.output == "json":
+        print_json(result)
+        return FINE
+    sys.stdout.write("configuration loaded\n")
+    for text in result["warnings"]:
+        sys.stdout.write(f"warning: {text}\n")
+    for key in result["needsRestart"]:
+        sys.stdout.write(f"{key} takes effect at the next restart of bgpd.service\n")
+    return FINE

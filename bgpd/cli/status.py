@@ -1,0 +1,45 @@
+"""`bgpd status`: one screen that answers whether this node announces what it should, and if not, why."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from bgpd.cli import peers
+from bgpd.cli.ask import ask
+from bgpd.cli.exits import DEGRADED, FINE
+from bgpd.cli.output import duration, print_json
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """No options of its own."""
+
+
+def main(options: argparse.Namespace) -> int:
+    """Exit 4 when `problems` is not empty."""
+    status = ask(options, "status")
+    if options.output == "json":
+        print_json(status)
+    else:
+        sys.stdout.write(render(status))
+    return DEGRADED if status["problems"] else FINE
+
+
+def render(status: dict[str, Any]) -> str:
+    """The screen."""
+    source, speaker = status["source"], status["speaker"]
+    lines = [
+        f"node      {status['node']}, bgpd {status['version']}, up {duration(status['uptime_s'])}",
+        f"config    {status['config']['file']}: {status['config']['state']}",
+        f"source    {source['kind']}: {source['state']}"
+        + (f" ({source['lastError']})" if source["lastError"] else ""),
+        f"pod CIDRs {' '.join(status['podCIDRs']) or '-'}",
+        f"speaker   {'connected' if speaker['connected'] else speaker['reason']}",
+        f"drain     {status['drain']}",
+        "",
+        peers.render(status["peers"]).rstrip("\n"),
+    ]
+    if status["problems"]:
+        lines += ["", "problems:", *(f"  - {problem}" for problem in status["problems"])]
+    return "\n".join(lines) + "\n"

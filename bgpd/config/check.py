@@ -1,0 +1,121 @@
+"""Whether the values of a configuration fit together: contradictions, and what is worth a warning. Pure.
+
+Each value is acceptable by itself already (`field`). What depends on the node or on its Kubernetes object, a
+missing next hop say, is not decided here but by the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from bgpd.config.document import Path, spell
+from bgpd.config.field import did_you_mean
+from bgpd.config.schema import Advertisement, AdvertisementType, Peer
+from bgpd.model.prefix import family_of
+
+Problem = tuple[Path, str]
+"""A key path, and what is wrong there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sound:
+    """The entries of `bgp` that are valid by themselves, by their position in the file.
+
+    The others are left out, so that one fault does not hide the contradictions between the rest. `peer_names`
+    are those of all peers. `listen_port` None: it is not valid itself.
+    """
+
+    peers: Mapping[int, Peer]
+    peer_names: frozenset[str]
+    advertisements: Mapping[int, Advertisement]
+    listen_port: int | None
+
+
+def contradictions(sound: Sound) -> Iterator[Problem]:
+    """Everything that cannot be meant, in no particular order."""
+    for index, peer in sound.peers.items():
+        for key, problem in _within_peer(peer, sound.listen_port):
+            yield ("bgp", "peers", index, *key), problem
+    yield from _same_twice(sound.peers)
+    yield from _unknown_peers(sound)
+    yield from _announced_twice(sound)
+
+
+def warnings(allow_is_given: bool, announces: bool) -> Iterator[Problem]:
+    """What may be meant, and often is not."""
+    if not allow_is_given:
+        yield (
+            ("bgp", "export", "allow"),
+            "not given: whatever the cluster says is a podCIDR is announced, but for a default route; "
+            "list the prefixes that pod addresses come from",
+        )
+    if not announces:
+        yield ("bgp", "advertisements"), "not given: sessions are kept, and nothing is announced on them"
+
+
+def _within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:
+    hold, keepalive = peer.timers.hold_time_seconds, peer.timers.keep_alive_time_seconds
+    if peer.ttl_security and peer.ebgp_multihop is not None:
+        yield (
+            ("ttlSecurity",),
+            "it wants a peer without routers in between, ebgpMultihop the opposite; remove one",
+        )
+    if keepalive is not None and keepalive != hold // 3:
+        yield (
+            ("timers", "keepAliveTimeSeconds"),
+            f"found {keepalive}; ExaBGP always sends keepalives at a third of the hold time: "
+            f"give {hold // 3} to go with holdTimeSeconds {hold}, or leave the key out",
+        )
+    if peer.local_address is not None and peer.local_address.version != peer.peer_address.version:
+        yield (
+            ("localAddress",),
+            f"it is {family_of(peer.local_address)} and peerAddress is {family_of(peer.peer_address)}; "
+            "one session needs both of one family",
+        )
+    if peer.passive and listen_port == 0:
+        yield ("passive",), "it waits for the peer to dial, but bgp.listenPort is 0; give a port or dial"
+
+
+def _same_twice(peers: Mapping[int, Peer]) -> Iterator[Problem]:
+    names: dict[str, int] = {}
+    places: dict[object, int] = {}
+    for index, peer in peers.items():
+        first = names.setdefault(peer.name, index)
+        if first != index:
+            yield ("bgp", "peers", index, "name"), f"{_peer(first)} has the name '{peer.name}' already"
+        first = places.setdefault((peer.peer_address, peer.peer_port), index)
+        if first != index:
+            where = f"{peer.peer_address} port {peer.peer_port}"
+            yield ("bgp", "peers", index, "peerAddress"), f"{_peer(first)} is at {where} already"
+
+
+def _unknown_peers(sound: Sound) -> Iterator[Problem]:
+    for index, advertisement in sound.advertisements.items():
+        for position, name in enumerate(advertisement.peers or ()):
+            if name not in sound.peer_names:
+                hint = did_you_mean(name, sound.peer_names)
+                yield (
+                    ("bgp", "advertisements", index, "peers", position),
+                    f"no peer has the name '{name}'{hint}",
+                )
+
+
+def _announced_twice(sound: Sound) -> Iterator[Problem]:
+    """Two entries for one peer would leave open whose attributes count."""
+    seen: dict[tuple[AdvertisementType, str], int] = {}
+    for index, advertisement in sound.advertisements.items():
+        kind = advertisement.advertisement_type
+        names = sorted(sound.peer_names) if advertisement.peers is None else advertisement.peers
+        firsts = {name: seen.setdefault((kind, name), index) for name in names}
+        twice = [name for name, first in firsts.items() if first != index]
+        if twice:
+            other = spell(("bgp", "advertisements", firsts[twice[0]]))
+            yield (
+                ("bgp", "advertisements", index),
+                f"{other} announces {kind.value} to '{twice[0]}' already; one set of attributes must do",
+            )
+
+
+def _peer(index: int) -> str:
+    return spell(("bgp", "peers", index))

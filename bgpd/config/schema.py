@@ -1,0 +1,305 @@
+"""What a configuration holds, by section: each key with its meaning, unit and the reason for its default.
+
+Whether a single value is acceptable is decided in `field`; whether the values fit together, in `check`. The
+keys in the file are these names in camelCase, as Kubernetes and Cilium spell theirs. A section that is not
+given has its defaults. Instances come from `parse` and `load` and do not change.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import model_validator
+
+from bgpd.config.field import (
+    ADDRESS,
+    ASN_NUMBER,
+    BOOLEAN,
+    COMMUNITY,
+    DISTINCT,
+    IPV4,
+    IPV6,
+    LARGE_COMMUNITY,
+    LISTEN,
+    NODE_NAME,
+    NOT_EMPTY,
+    PATH,
+    PEER_NAME,
+    PREFIX,
+    SOCKET_DIRECTORY,
+    Listen,
+    one_of,
+    whole,
+)
+from bgpd.config.section import PRESENT, Section
+from bgpd.config.selector import NodeSelector
+from bgpd.model.bgp import ASN, Family
+from bgpd.model.prefix import Address, Prefix, PrefixError, parse_address
+
+_PORT = whole(1, 65535)
+_U32 = whole(0, 2**32 - 1)
+
+
+class SpeakerMode(StrEnum):
+    """Who starts ExaBGP."""
+
+    EXTERNAL = "external"
+    MANAGED = "managed"
+
+
+class AdvertisementType(StrEnum):
+    """What is announced."""
+
+    POD_CIDR = "PodCIDR"
+
+
+class LogLevel(StrEnum):
+    """The least severe lines that are written."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class LogFormat(StrEnum):
+    """How a line is written."""
+
+    AUTO = "auto"
+    PRETTY = "pretty"
+    JSON = "json"
+
+
+class Node(Section):
+    """Which node this is."""
+
+    name: Annotated[str, NODE_NAME] = ""
+    """The name of its Node object. Default: the host name in lower case, which is what kubelet registers."""
+
+
+class Paths(Section):
+    """Where files are kept. Change them to run several nodes on one machine."""
+
+    run: Annotated[Path, SOCKET_DIRECTORY] = Path("/run/bgpd")
+    """Sockets and the rendered speaker configuration; may be empty after a reboot."""
+
+    state: Annotated[Path, PATH] = Path("/var/lib/bgpd")
+    """What must survive a reboot: whether the node is drained."""
+
+
+class Kubernetes(Section):
+    """The API server as the source."""
+
+    kubeconfig: Annotated[Path | None, PATH] = None
+    """None: the service account of the pod that the daemon runs in."""
+
+
+class Source(Section):
+    """Where Kubernetes objects come from: exactly one of the two."""
+
+    kubernetes: Annotated[Kubernetes | None, PRESENT] = None
+
+    manifests: Annotated[Path | None, PATH] = None
+    """A directory of YAML files with Kubernetes objects, read again whenever one of them changes."""
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Source:
+        if (self.kubernetes is None) == (self.manifests is None):
+            raise ValueError("give exactly one of 'kubernetes' and 'manifests'")
+        return self
+
+
+class NextHop(Section):
+    """The next hop to announce, per family. None: the session's own address, or the node's InternalIP."""
+
+    ipv4: Annotated[IPv4Address | None, IPV4] = None
+    ipv6: Annotated[IPv6Address | None, IPV6] = None
+
+
+class Timers(Section):
+    """RFC 4271 section 4.2. How often a connection is retried is up to ExaBGP and cannot be set."""
+
+    hold_time_seconds: Annotated[int, whole(3, 65535, or_zero=True)] = 90
+    """A peer that is silent for this long is lost; 0: never. The lower of the two sides' values is used.
+    90 is RFC 4271's suggestion; below 9 a busy node may be taken for a dead one."""
+
+    keep_alive_time_seconds: Annotated[int | None, whole(0, 21845)] = None
+    """Only for symmetry with Cilium: ExaBGP sends keepalives at a third of the hold time, so this must be
+    holdTimeSeconds // 3 or left out."""
+
+
+class GracefulRestart(Section):
+    """RFC 4724: the peer keeps our routes while the speaker is restarted."""
+
+    enabled: Annotated[bool, BOOLEAN] = True
+
+    restart_time_seconds: Annotated[int, whole(1, 4095)] = 120
+    """How long the peer keeps them. 120 is Cilium's and BIRD's default: longer than any restart, shorter than
+    anyone wants traffic to run into a node that is gone. The field in the message has 12 bits."""
+
+
+class Peer(Section):
+    """One BGP neighbor, as a rule a ToR switch."""
+
+    name: Annotated[str, PEER_NAME]
+    """Ours, for advertisements, commands and metrics."""
+
+    peer_address: Annotated[Address, ADDRESS]
+
+    peer_asn: Annotated[ASN, ASN_NUMBER]
+    """The same as ours makes the session iBGP."""
+
+    peer_port: Annotated[int, _PORT] = 179
+    """TCP port that we dial."""
+
+    local_asn: Annotated[ASN | None, ASN_NUMBER] = None
+    """None: bgp.localASN. Another one is for a rack whose switches expect the node in an AS of its own."""
+
+    local_address: Annotated[Address | None, ADDRESS] = None
+    """The source address of the session. None: the node's InternalIP of the peer's family."""
+
+    families: Annotated[tuple[Annotated[Family, one_of(Family)], ...], NOT_EMPTY, DISTINCT]
+    """Default: the family of peerAddress, for which the session's own address is a next hop."""
+
+    next_hop: NextHop = NextHop()
+
+    auth_password_file: Annotated[Path | None, PATH] = None
+    """One line with the TCP MD5 password (RFC 2385). None: no authentication."""
+
+    ttl_security: Annotated[bool, BOOLEAN] = False
+    """RFC 5082: only packets that crossed no router count. False, because both sides must agree on it."""
+
+    ebgp_multihop: Annotated[int | None, whole(1, 255)] = None
+    """The TTL to send with when routers lie between. None: 1 for eBGP, the system's default for iBGP."""
+
+    passive: Annotated[bool, BOOLEAN] = False
+    """True: wait for the peer to dial. False, because a session comes up sooner when both try."""
+
+    timers: Timers = Timers()
+    graceful_restart: GracefulRestart = GracefulRestart()
+
+    node_selector: Annotated[NodeSelector | None, PRESENT] = None
+    """The nodes that keep this session, by the labels of their Node objects. None: every node."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_families(cls, data: Any) -> Any:
+        data = {} if data is None else data
+        if not isinstance(data, dict) or "families" in data:
+            return data
+        try:
+            family = Family.of(parse_address(str(data.get("peerAddress"))))
+        except PrefixError:
+            family = Family.IPV4  # the address has a fault of its own
+        return data | {"families": [family.value]}
+
+
+class Attributes(Section):
+    """Path attributes of what is announced."""
+
+    communities: tuple[Annotated[str, COMMUNITY], ...] = ()
+    """RFC 1997, as '64512:100' or by a well-known name."""
+
+    large_communities: tuple[Annotated[str, LARGE_COMMUNITY], ...] = ()
+    """RFC 8092, as '64512:1:2'."""
+
+    local_preference: Annotated[int | None, _U32] = None
+    """Higher wins; iBGP only. None: ExaBGP's default, which is 100."""
+
+    med: Annotated[int | None, _U32] = None
+    """Lower wins. None: not sent."""
+
+    as_path_prepend: Annotated[int, whole(0, 16)] = 0
+    """How many times our ASN is put in front once more, to make the path less attractive."""
+
+
+class Advertisement(Section):
+    """Something that is announced, to whom, and how."""
+
+    advertisement_type: Annotated[
+        AdvertisementType, one_of(AdvertisementType, later=("Service", "PodIP", "EgressIP"))
+    ]
+
+    peers: Annotated[tuple[Annotated[str, PEER_NAME], ...] | None, NOT_EMPTY, DISTINCT] = None
+    """Names of peers. None: all of them."""
+
+    attributes: Attributes = Attributes()
+
+
+class Export(Section):
+    """The brake: whatever the rest of the configuration and the cluster say, nothing else is announced."""
+
+    allow: Annotated[tuple[Annotated[Prefix, PREFIX], ...] | None, NOT_EMPTY] = None
+    """Only prefixes within one of these. None: everything but a default route, with a warning, because then a
+    wrong podCIDR in the cluster is announced."""
+
+    max_prefixes: Annotated[int, whole(1, 1_000_000)] = 1024
+    """No more prefixes than this. A node has a handful of them; 1024 leaves room for addresses announced one
+    by one and is far below what a ToR's table takes from a rack."""
+
+
+class Drain(Section):
+    """What `bgpd drain` does before the routes are withdrawn."""
+
+    wait_seconds: Annotated[int, whole(0, 600)] = 10
+    """How long routes stay announced with GRACEFUL_SHUTDOWN (RFC 8326), so that traffic has moved before they
+    go. 10 is ample for the convergence of one fabric."""
+
+
+class Bgp(Section):
+    """Sessions and what is announced on them."""
+
+    local_asn: Annotated[ASN, ASN_NUMBER]
+
+    router_id: Annotated[IPv4Address | None, IPV4] = None
+    """None: the node's IPv4 InternalIP, which is unique in the fabric already."""
+
+    listen_port: Annotated[int, whole(0, 65535)] = 179
+    """TCP port on which peers may dial us; 0: never listen. On by default, because ExaBGP retries only once
+    a minute in the end, while a switch that came back dials at once."""
+
+    speaker: Annotated[SpeakerMode, one_of(SpeakerMode)] = SpeakerMode.EXTERNAL
+    """external: the systemd unit, which outlives the daemon. managed: a child of the daemon, for a lab."""
+
+    peers: Annotated[tuple[Peer, ...], NOT_EMPTY]
+
+    advertisements: tuple[Advertisement, ...] = ()
+    """Nothing is announced by default: a session alone shall not draw traffic."""
+
+    export: Export = Export()
+
+    end_of_rib_timeout_seconds: Annotated[int, whole(1, 3600)] = 30
+    """End-of-RIB is held back until everything is announced, at most this long. 30 is well below the restart
+    time, after which the peer drops stale routes in any case."""
+
+    drain: Drain = Drain()
+
+
+class Metrics(Section):
+    """The HTTP server for /metrics, /livez and /readyz."""
+
+    listen: Annotated[Listen | None, LISTEN] = Listen(IPv4Address(0), 9179)
+    """None (in the file: off): no HTTP server. On every address by default, for Prometheus is elsewhere."""
+
+
+class Log(Section):
+    """Log lines go to standard error."""
+
+    level: Annotated[LogLevel, one_of(LogLevel)] = LogLevel.INFO
+
+    format: Annotated[LogFormat, one_of(LogFormat)] = LogFormat.AUTO
+    """auto: pretty on a terminal, JSON otherwise."""
+
+
+class Config(Section):
+    """A whole configuration file."""
+
+    node: Node = Node()
+    paths: Paths = Paths()
+    source: Source
+    bgp: Bgp
+    metrics: Metrics = Metrics()
+    log: Log = Log()

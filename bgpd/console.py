@@ -1,0 +1,185 @@
+"""Answers the command line: the handlers behind `status.sock`, and what counts as a problem on this node.
+
+Reads the daemon's parts and changes only three things, on request: the drain, the configuration (after it was
+found good), nothing else. The wording of answers is the stable JSON interface of `bgpd -o json`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bgpd import __version__
+from bgpd.bgp import view
+from bgpd.bgp.drain import Drainer, DrainError
+from bgpd.bgp.routing import Routing
+from bgpd.config.load import Loaded, load
+from bgpd.kube.sources import Source
+from bgpd.model.fault import FaultsError
+from bgpd.observe.control import ControlError, Handler, Progress
+from bgpd.runtime.store import Store
+
+# what only a new process can take over, by key path
+NEEDS_RESTART = {
+    "node.name": lambda config: config.node.name,
+    "paths": lambda config: config.paths,
+    "source": lambda config: config.source,
+    "bgp.speaker": lambda config: config.bgp.speaker,
+    "metrics.listen": lambda config: config.metrics.listen,
+    "log": lambda config: config.log,
+}
+NEEDS_SPEAKER_RESTART = {"bgp.endOfRIBTimeoutSeconds": lambda config: config.bgp.end_of_rib_timeout_seconds}
+
+
+@dataclass(slots=True)
+class ConfigState:
+    """What became of the last attempt to read the configuration. `faults` empty: it is the one in use."""
+
+    file: Path
+    loaded_at: float
+    faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Console:
+    """The handlers. `started` is monotonic seconds."""
+
+    def __init__(
+        self,
+        node_name: str,
+        file: Path,
+        config: Store[Loaded],
+        routing: Routing,
+        source: Source,
+        drainer: Drainer,
+        drain_phase: Store[Any],
+    ) -> None:
+        self._node_name, self._config, self._routing, self._source = node_name, config, routing, source
+        self._drainer, self._drain_phase = drainer, drain_phase
+        self._started = time.monotonic()
+        loaded = config.newest.value
+        self.config_state = ConfigState(file, time.time(), (), tuple(map(str, loaded.warnings)))
+
+    @property
+    def handlers(self) -> Mapping[str, Handler]:
+        return {
+            "status": self._status,
+            "peers": self._peers,
+            "routes": self._routes,
+            "drain": self._drain,
+            "undrain": self._undrain,
+            "reload": self._reload,
+        }
+
+    def reload(self) -> dict[str, Any]:
+        """Reads the configuration and puts it to use, or keeps the last good one. FaultsError: what was wrong."""
+        state, running = self.config_state, self._config.newest.value
+        try:
+            loaded = load(state.file)
+        except FaultsError as error:
+            state.faults = tuple(map(str, error.faults))
+            raise
+        state.faults, state.warnings, state.loaded_at = (), tuple(map(str, loaded.warnings)), time.time()
+        pending = {**NEEDS_RESTART, **NEEDS_SPEAKER_RESTART}
+        changed = [key for key, get in pending.items() if get(loaded.config) != get(running.config)]
+        self._config.publish(loaded)
+        return {"warnings": list(state.warnings), "needsRestart": changed}
+
+    def problems(self) -> list[str]:
+        """Everything an operator should know about, the most basic first; empty on a healthy node."""
+        routing, plan, speaker = self._routing, self._routing.plan, self._routing.speaker.state.newest.value
+        found = []
+        if self.config_state.faults:
+            found.append(
+                f"{self.config_state.file}: {len(self.config_state.faults)} faults, running on the last good one;"
+                f" first: {self.config_state.faults[0]}"
+            )
+        source = self._source.status.newest.value
+        if source.state != "synced":
+            found.append(f"source: {source.state}" + (f": {source.last_error}" if source.last_error else ""))
+        found += [f"source: {problem}" for problem in source.problems]
+        node = routing.node
+        if node is not None:
+            found += [f"node {node.name}: {problem}" for problem in node.problems]
+        elif source.state == "synced":
+            found.append(f"Kubernetes has no node {self._node_name}; set node.name to the name kubectl shows")
+        if not speaker.connected:
+            found.append(f"speaker: {speaker.reason}")
+        for row in self._peer_rows():
+            if row["why"]:
+                found.append(f"peer {row['peer']} is {row['state']}: {row['why']}")
+        found += [f"{key.prefix} to {key.peer} is not announced: {reason}" for key, reason in plan.refused.items()]
+        for loop in (routing.sessions, routing.routes):
+            if loop.error and speaker.connected:
+                found.append(f"{loop.name}: {loop.error}")
+        return found
+
+    # --- handlers -----------------------------------------------------------------------------------------
+
+    async def _status(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        source, node = self._source.status.newest.value, self._routing.node
+        speaker = self._routing.speaker.state.newest.value
+        state = self.config_state
+        return {
+            "node": self._node_name,
+            "version": __version__,
+            "uptime_s": round(time.monotonic() - self._started, 1),
+            "config": {
+                "file": str(state.file),
+                "state": "in use" if not state.faults else "refused, running on the last good one",
+                "faults": list(state.faults),
+                "warnings": list(state.warnings),
+            },
+            "source": {"kind": self._source.name, "state": source.state, "lastError": source.last_error},
+            "podCIDRs": [str(prefix) for prefix in node.pod_cidrs] if node else [],
+            "speaker": {"connected": speaker.connected, "reason": speaker.reason},
+            "drain": self._drain_phase.newest.value.value,
+            "peers": self._peer_rows(),
+            "problems": self.problems(),
+        }
+
+    async def _peers(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        return {"peers": self._peer_rows()}
+
+    async def _routes(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        routing, peer = self._routing, arguments.get("peer")
+        names = [entry.name for entry in self._config.newest.value.config.bgp.peers]
+        if peer is not None and peer not in names:
+            raise ControlError(f"no peer {peer!r}; configured are {', '.join(names)}", 2)
+        state = routing.speaker.state.newest.value
+        return {"routes": view.routes(routing.plan, state, routing.routes.have, routing.routes.trouble, peer)}
+
+    async def _drain(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        wait_s = arguments.get("wait_s")
+        if wait_s is None:
+            wait_s = self._config.newest.value.config.bgp.drain.wait_seconds
+        try:
+            return {"withdrawn": await self._drainer.drain(self._routing, float(wait_s), progress)}
+        except (DrainError, OSError) as error:
+            raise ControlError(str(error), 1) from None
+
+    async def _undrain(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        try:
+            return {"announced": await self._drainer.undrain(self._routing, progress)}
+        except (DrainError, OSError) as error:
+            raise ControlError(str(error), 1) from None
+
+    async def _reload(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        try:
+            return self.reload()
+        except FaultsError as error:
+            raise ControlError(f"kept the last good configuration; refused:\n{error}", 2) from None
+
+    def _peer_rows(self) -> list[dict[str, Any]]:
+        routing = self._routing
+        return view.peers(
+            self._config.newest.value.config.bgp,
+            routing.plan,
+            routing.speaker.state.newest.value,
+            routing.routes.have,
+            routing.sessions.trouble,
+            time.monotonic(),
+        )

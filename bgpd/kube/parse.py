@@ -1,0 +1,224 @@
+"""Turns Kubernetes objects into our own values, and says what is wrong with those that do not fit.
+
+Decides which fields of an object count and what a strange value in one means. It does not fetch anything,
+and does not decide what becomes of an object that cannot be read: `mirror` and `manifests` do, for the API
+server and for files. The structs hold only the fields that are used (core/v1 NodeSpec, NodeStatus).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import msgspec
+
+from bgpd.model.node import Node
+from bgpd.model.prefix import Address, Prefix, PrefixError, family_of, parse_address, parse_prefix
+
+T = TypeVar("T")
+
+FieldPath: TypeAlias = tuple[str | int, ...]
+
+_PLACE = re.compile(r"^(?P<problem>.*?)(?: - at `(?:key` in `)?\$(?P<path>[^`]*)`)?$", re.DOTALL)
+_STEP = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+)\]")
+_WORDS = {"str": "a string", "int": "a number", "float": "a number", "bool": "a boolean", "null": "nothing"}
+_WORDS |= {"array": "a list", "object": "a mapping"}
+
+
+class Malformed(Exception):
+    """An object that does not have the shape of its kind.
+
+    `key` is None when not even the object's name can be read; `path` leads to the field, from the object.
+    """
+
+    def __init__(self, key: str | None, path: FieldPath, problem: str) -> None:
+        super().__init__(f"{dotted(path)}: {problem}" if path else problem)
+        self.key, self.path, self.problem = key, path, problem
+
+
+# Every field may be null: that is how Go writes an empty list, and how YAML writes an empty key.
+class RawMeta(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    name: str
+    namespace: str | None = None
+    uid: str | None = None
+    resource_version: str | None = None
+    labels: dict[str, str] | None = None
+
+
+class RawObject(msgspec.Struct, frozen=True, gc=False):
+    """What every object has; the kinds add to it."""
+
+    metadata: RawMeta
+
+
+class RawNodeSpec(msgspec.Struct, frozen=True, gc=False):
+    pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
+    pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
+
+
+class RawNodeAddress(msgspec.Struct, frozen=True, gc=False):
+    type: str
+    address: str
+
+
+class RawNodeStatus(msgspec.Struct, frozen=True, gc=False):
+    addresses: list[RawNodeAddress] | None = None
+
+
+class RawNode(RawObject, frozen=True, gc=False):
+    spec: RawNodeSpec | None = None
+    status: RawNodeStatus | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """One kind of object: where the API has it, which of its fields we read, what we make of them.
+
+    `to_model` takes a `raw` and never fails: what it cannot use it notes in the value it makes.
+    """
+
+    name: str
+    api_version: str
+    resource: str
+    namespaced: bool
+    raw: type[RawObject]
+    to_model: Callable[[Any], T]
+
+    @property
+    def group(self) -> str:
+        """The API group as RBAC rules name it: the core group is the empty string."""
+        return self.api_version.rpartition("/")[0]
+
+    @property
+    def path(self) -> str:
+        """The collection, cluster-wide."""
+        return f"/{'apis' if self.group else 'api'}/{self.api_version}/{self.resource}"
+
+    def decode(self, data: bytes | msgspec.Raw) -> RawObject:
+        """One object of a list or an event. Raises `Malformed`, for bytes that are no JSON as well."""
+        try:
+            return msgspec.json.decode(data, type=self.raw)
+        except msgspec.ValidationError as error:
+            raise self._malformed(error, msgspec.json.decode(data)) from None
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise Malformed(None, (), f"is not JSON: {error}") from None
+
+    def convert(self, value: object) -> RawObject:
+        """One object that has been read from YAML or JSON already. Raises `Malformed`."""
+        try:
+            return msgspec.convert(value, self.raw)
+        except msgspec.ValidationError as error:
+            raise self._malformed(error, value) from None
+
+    def key(self, raw: RawObject) -> str:
+        """What the object is called in a mapping: its name, or namespace/name."""
+        return self.key_of(raw.metadata.namespace, raw.metadata.name)
+
+    def key_of(self, namespace: str | None, name: str) -> str:
+        return f"{namespace or 'default'}/{name}" if self.namespaced else name
+
+    def _malformed(self, error: msgspec.ValidationError, value: object) -> Malformed:
+        match = _PLACE.match(str(error))
+        assert match is not None
+        problem = re.sub(r"`([^`]*)`", _in_words, match["problem"])
+        metadata = value.get("metadata") if isinstance(value, dict) else None
+        return Malformed(
+            self._key_in(metadata) if isinstance(metadata, dict) else None,
+            _field_path(match["path"] or ""),
+            problem[:1].lower() + problem[1:],
+        )
+
+    def _key_in(self, metadata: Mapping[Any, Any]) -> str | None:
+        name, namespace = metadata.get("name"), metadata.get("namespace")
+        if isinstance(name, str) and isinstance(namespace, str | None):
+            return self.key_of(namespace, name)
+        return None
+
+
+def node_from(raw: RawNode) -> Node:
+    """The Node with every valid pod CIDR, in the order of the object; the rest becomes `problems`."""
+    name = raw.metadata.name
+    pod_cidrs, cidr_problems = _pod_cidrs(raw.spec or RawNodeSpec())
+    internal_ips, address_problems = _internal_ips(raw.status or RawNodeStatus())
+    return Node(
+        name=name,
+        pod_cidrs=pod_cidrs,
+        internal_ips=internal_ips,
+        labels=raw.metadata.labels or {},
+        problems=tuple(f"node {name}{problem}" for problem in (*cidr_problems, *address_problems)),
+    )
+
+
+NODE = Kind("Node", "v1", "nodes", namespaced=False, raw=RawNode, to_model=node_from)
+
+
+def dotted(path: FieldPath) -> str:
+    """A path as Kubernetes writes it: `spec.podCIDRs[1]`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
+def _pod_cidrs(spec: RawNodeSpec) -> tuple[tuple[Prefix, ...], list[str]]:
+    texts = list(_cidr_texts(spec))
+    if not texts:
+        remedy = "is the controller manager running with --allocate-node-cidrs?"
+        return (), [f" has no spec.podCIDRs; {remedy}"]
+    kept: list[Prefix] = []
+    problems: list[str] = []
+    families: set[str] = set()
+    for field, text in texts:
+        try:
+            prefix = parse_prefix(text)
+        except PrefixError as error:
+            problems.append(f": {field}: {error}")
+            continue
+        family = family_of(prefix)
+        if prefix in kept:
+            problems.append(f": {field}: {prefix} is there twice; remove one")
+            continue
+        if family in families:
+            # Kubernetes allows one per family, but it is the cluster's word that pods live there.
+            text = f"{prefix} is a second {family} CIDR where Kubernetes allows one; it is used"
+            problems.append(f": {field}: {text}")
+        families.add(family)
+        kept.append(prefix)
+    if spec.pod_cidrs and spec.pod_cidr and spec.pod_cidr not in spec.pod_cidrs:
+        problems.append(f": spec.podCIDR: {spec.pod_cidr!r} is not among spec.podCIDRs, which count")
+    return tuple(kept), problems
+
+
+def _cidr_texts(spec: RawNodeSpec) -> Iterator[tuple[str, str]]:
+    """The field and the text of each pod CIDR. `podCIDR` is what was there before dual stack."""
+    if spec.pod_cidrs:
+        yield from ((f"spec.podCIDRs[{index}]", text) for index, text in enumerate(spec.pod_cidrs))
+    elif spec.pod_cidr:
+        yield "spec.podCIDR", spec.pod_cidr
+
+
+def _internal_ips(status: RawNodeStatus) -> tuple[tuple[Address, ...], list[str]]:
+    kept: list[Address] = []
+    problems: list[str] = []
+    for index, entry in enumerate(status.addresses or ()):
+        if entry.type != "InternalIP":
+            continue
+        try:
+            address = parse_address(entry.address)
+        except PrefixError as error:
+            problems.append(f": status.addresses[{index}].address: {error}")
+            continue
+        if address not in kept:
+            kept.append(address)
+    return tuple(kept), problems
+
+
+def _field_path(text: str) -> FieldPath:
+    """From msgspec's notation; `[...]` (some entry of a mapping) ends the path, for nobody says which."""
+    steps: list[str | int] = []
+    for match in _STEP.finditer(text.partition("[...]")[0]):
+        steps.append(match["key"] if match["index"] is None else int(match["index"]))
+    return tuple(steps)
+
+
+def _in_words(match: re.Match[str]) -> str:
+    return " or ".join(_WORDS.get(word, word) for word in match[1].split(" | "))

@@ -1,0 +1,300 @@
+"""Defines every metric once: its name, labels, meaning, and whether it is what we want or what we see.
+
+Two kinds. What happens (rounds, latencies) is counted as it happens, through `observe_round`. What is
+(sessions, routes, sources) is a `Snapshot` that the daemon publishes whole and that a scrape turns into
+samples, so a peer that is gone is gone from the next scrape, and a scrape in another thread never sees half a
+change. What the values are is the daemon's business; how they are served is `http`'s.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import prometheus_client
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import Metric as Family
+from prometheus_client.registry import Collector
+
+from bgpd import __version__
+from bgpd.observe.log import Round
+
+# 1 ms to 10 s: the goal for event to wire is 25 ms in the middle and 100 ms at worst, so it is finest there.
+WIRE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROUND_BUCKETS_S = (0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
+
+
+class Result(StrEnum):
+    """How a round ended: all done, some objects failed, or the target out of reach."""
+
+    DONE = "done"
+    FAILED = "failed"
+    ERROR = "error"
+
+    @classmethod
+    def of(cls, round: Round) -> Result:
+        if round.error:
+            return cls.ERROR
+        return cls.FAILED if round.failed else cls.DONE
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One session and its routes. Families by their configuration names; `last_change_at` is Unix seconds.
+
+    `transitions` counts ups and downs. `advertised` and `end_of_rib` are read back from the speaker.
+    """
+
+    name: str
+    address: str
+    up: bool
+    transitions: int = 0
+    last_change_at: float | None = None
+    wanted: Mapping[str, int] = field(default_factory=dict)
+    advertised: Mapping[str, int] = field(default_factory=dict)
+    refused: int = 0
+    end_of_rib: Mapping[str, bool] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """`last_error_at` is Unix seconds; None: there was no error yet."""
+
+    name: str
+    synced: bool
+    reconnects: int = 0
+    last_error_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """How a reconciler's objects stand."""
+
+    done: int = 0
+    retry: int = 0
+    blocked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything that is rather than happens. `config_loaded_at`: Unix seconds of the last good load."""
+
+    peers: tuple[Peer, ...] = ()
+    sources: tuple[Source, ...] = ()
+    objects: Mapping[str, Objects] = field(default_factory=dict)
+    speaker_connected: bool = False
+    draining: bool = False
+    config_ok: bool = True
+    config_loaded_at: float | None = None
+
+
+class Metrics:
+    """All metrics of one daemon, in a registry of their own.
+
+    `subsystems` are there from the start with zeros: `increase()` does not see a counter's first appearance.
+    `exabgp` None: the version installed beside us.
+    """
+
+    def __init__(self, subsystems: Sequence[str] = (), exabgp: str | None = None) -> None:
+        # A `_created` series beside each counter doubles what is stored, and Prometheus does not use it.
+        prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = CollectorRegistry()
+        self._rounds = Counter(
+            "bgpd_reconcile_rounds",
+            "Observed: rounds that changed or found something, by how they ended (done, failed, error).",
+            ["subsystem", "result"],
+            registry=self.registry,
+        )
+        self._drift = Counter(
+            "bgpd_reconcile_drift",
+            "Observed: objects found different from what the last round left, though nobody asked for it.",
+            ["subsystem"],
+            registry=self.registry,
+        )
+        self._suspicious = Counter(
+            "bgpd_reconcile_suspicious",
+            "Observed: times a source became empty without a reason and its removals were held back.",
+            ["subsystem"],
+            registry=self.registry,
+        )
+        self._duration = Histogram(
+            "bgpd_reconcile_duration_seconds",
+            "Observed: time that such a round took, in seconds.",
+            ["subsystem"],
+            buckets=ROUND_BUCKETS_S,
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "bgpd_event_to_wire_seconds",
+            "Observed: time from an event at the source to the target having it, in seconds.",
+            ["subsystem"],
+            buckets=WIRE_BUCKETS_S,
+            registry=self.registry,
+        )
+        for subsystem in subsystems:
+            self._begin(subsystem)
+        self._state = _State(Snapshot(), _versions(exabgp))
+        self.registry.register(self._state)
+        ProcessCollector(registry=self.registry)
+
+    def observe_round(self, round: Round) -> None:
+        """Counts one round."""
+        self._rounds.labels(round.subsystem, Result.of(round).value).inc()
+        self._duration.labels(round.subsystem).observe(round.duration_s)
+        self._drift.labels(round.subsystem).inc(round.drift)
+        self._suspicious.labels(round.subsystem).inc(bool(round.suspicious))
+        if round.latency_s is not None:
+            self._latency.labels(round.subsystem).observe(round.latency_s)
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Replaces what the next scrape shows."""
+        self._state.snapshot = snapshot
+
+    def _begin(self, subsystem: str) -> None:
+        for result in Result:
+            self._rounds.labels(subsystem, result.value)
+        for metric in (self._drift, self._suspicious, self._duration, self._latency):
+            metric.labels(subsystem)
+
+
+def _versions(exabgp: str | None) -> tuple[str, str]:
+    if exabgp is None:
+        try:
+            exabgp = importlib.metadata.version("exabgp")
+        except importlib.metadata.PackageNotFoundError:
+            exabgp = ""
+    return __version__, exabgp
+
+
+# --- the snapshot as samples ------------------------------------------------------------------------------
+
+
+class _State(Collector):
+    """Yields the newest snapshot. It is read once a scrape, so that all its samples belong together."""
+
+    def __init__(self, snapshot: Snapshot, versions: tuple[str, str]) -> None:
+        self.snapshot = snapshot
+        self._versions = versions
+
+    def collect(self) -> Iterator[Family]:
+        snapshot = self.snapshot
+        yield from _about(snapshot, self._versions)
+        yield from _sessions(snapshot)
+        yield from _routes(snapshot)
+        yield from _sources(snapshot)
+        yield _objects(snapshot)
+
+    def describe(self) -> Iterator[Family]:
+        """The names, so that the registry refuses a second definition."""
+        return self.collect()
+
+
+def _gauge(name: str, help: str, labels: Sequence[str] = ()) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, help, labels=labels)
+
+
+def _about(snapshot: Snapshot, versions: tuple[str, str]) -> Iterator[Family]:
+    build = _gauge("bgpd_build_info", "Constant 1: the versions of bgpd and ExaBGP.", ["version", "exabgp"])
+    build.add_metric(versions, 1)
+    yield build
+    good = _gauge(
+        "bgpd_config_last_reload_successful",
+        "Observed: 1 when the newest configuration is in use, 0 when it has faults and the last good one is.",
+    )
+    good.add_metric((), snapshot.config_ok)
+    yield good
+    at = _gauge(
+        "bgpd_config_last_reload_success_timestamp_seconds",
+        "Observed: when the configuration in use was loaded, in seconds since the epoch.",
+    )
+    if snapshot.config_loaded_at is not None:
+        at.add_metric((), snapshot.config_loaded_at)
+    yield at
+    connected = _gauge("bgpd_speaker_connected", "Observed: 1 when the speaker (ExaBGP) answers, else 0.")
+    connected.add_metric((), snapshot.speaker_connected)
+    yield connected
+    draining = _gauge("bgpd_bgp_draining", "Desired: 1 while the node is being drained or is drained, else 0.")
+    draining.add_metric((), snapshot.draining)
+    yield draining
+
+
+def _sessions(snapshot: Snapshot) -> Iterator[Family]:
+    labels = ["peer", "address"]
+    up = _gauge("bgpd_bgp_session_up", "Observed: 1 when the session is Established, else 0.", labels)
+    transitions = CounterMetricFamily(
+        "bgpd_bgp_session_transitions",
+        "Observed: times the session came up or went down since the speaker started.",
+        labels=labels,
+    )
+    changed = _gauge(
+        "bgpd_bgp_session_last_change_timestamp_seconds",
+        "Observed: when the session last came up or went down, in seconds since the epoch.",
+        labels,
+    )
+    for peer in snapshot.peers:
+        values = (peer.name, peer.address)
+        up.add_metric(values, peer.up)
+        transitions.add_metric(values, peer.transitions)
+        if peer.last_change_at is not None:
+            changed.add_metric(values, peer.last_change_at)
+    yield from (up, transitions, changed)
+
+
+def _routes(snapshot: Snapshot) -> Iterator[Family]:
+    labels = ["peer", "family"]
+    wanted = _gauge("bgpd_bgp_routes_wanted", "Desired: routes to announce to the peer.", labels)
+    advertised = _gauge(
+        "bgpd_bgp_routes_advertised", "Observed: routes announced to the peer (its adj-rib-out, read back).", labels
+    )
+    refused = _gauge(
+        "bgpd_bgp_routes_refused",
+        "Desired: routes asked for and not announced to the peer; `bgpd routes` says why.",
+        ["peer"],
+    )
+    end_of_rib = _gauge(
+        "bgpd_bgp_end_of_rib_sent", "Observed: 1 when this session has had its End-of-RIB, else 0.", labels
+    )
+    for peer in snapshot.peers:
+        for family, count in peer.wanted.items():
+            wanted.add_metric((peer.name, family), count)
+        for family, count in peer.advertised.items():
+            advertised.add_metric((peer.name, family), count)
+        for family, sent in peer.end_of_rib.items():
+            end_of_rib.add_metric((peer.name, family), sent)
+        refused.add_metric((peer.name,), peer.refused)
+    yield from (wanted, advertised, refused, end_of_rib)
+
+
+def _sources(snapshot: Snapshot) -> Iterator[Family]:
+    synced = _gauge(
+        "bgpd_source_synced", "Observed: 1 once the source has delivered a complete list, else 0.", ["source"]
+    )
+    reconnects = CounterMetricFamily(
+        "bgpd_source_reconnects", "Observed: times the source had to be asked anew.", labels=["source"]
+    )
+    failed = _gauge(
+        "bgpd_source_last_error_timestamp_seconds",
+        "Observed: when the source last failed, in seconds since the epoch.",
+        ["source"],
+    )
+    for source in snapshot.sources:
+        synced.add_metric((source.name,), source.synced)
+        reconnects.add_metric((source.name,), source.reconnects)
+        if source.last_error_at is not None:
+            failed.add_metric((source.name,), source.last_error_at)
+    yield from (synced, reconnects, failed)
+
+
+def _objects(snapshot: Snapshot) -> Family:
+    objects = _gauge(
+        "bgpd_reconcile_objects",
+        "Observed: objects by state: done, retry (by itself, later), blocked (until its input changes).",
+        ["subsystem", "state"],
+    )
+    for subsystem, counts in snapshot.objects.items():
+        for state, count in (("done", counts.done), ("retry", counts.retry), ("blocked", counts.blocked)):
+            objects.add_metric((subsystem, state), count)
+    return objects
