@@ -15,12 +15,12 @@ from typing import Any
 from bgpd import __version__
 from bgpd.bgp import view
 from bgpd.bgp.drain import Drainer, DrainError
-from bgpd.bgp.routing import Routing
+from bgpd.bgp.plan import Drain
+from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
 from bgpd.kube.sources import Source
 from bgpd.model.fault import FaultsError
 from bgpd.observe.control import ControlError, Handler, Progress
-from bgpd.runtime.store import Store
 
 # what only a new process can take over, by key path
 NEEDS_RESTART = {
@@ -47,21 +47,27 @@ class ConfigState:
 class Console:
     """The handlers. `started` is monotonic seconds."""
 
-    def __init__(
-        self,
-        node_name: str,
-        file: Path,
-        config: Store[Loaded],
-        routing: Routing,
-        source: Source,
-        drainer: Drainer,
-        drain_phase: Store[Any],
-    ) -> None:
-        self._node_name, self._config, self._routing, self._source = node_name, config, routing, source
-        self._drainer, self._drain_phase = drainer, drain_phase
+    def __init__(self, file: Path, inputs: Inputs, routing: Routing, source: Source, drainer: Drainer) -> None:
+        self.routing, self.source = routing, source
+        self._inputs, self._drainer = inputs, drainer
         self._started = time.monotonic()
-        loaded = config.newest.value
-        self.config_state = ConfigState(file, time.time(), (), tuple(map(str, loaded.warnings)))
+        self._source_error = ""
+        self.source_error_at: float | None = None  # Unix seconds
+        source.status.on_change(self._note_source_error)
+        self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
+
+    @property
+    def drain(self) -> Drain:
+        return self._inputs.drain.newest.value
+
+    @property
+    def nodes_synced(self) -> bool:
+        return self._inputs.nodes.newest.synced
+
+    @property
+    def source_kind(self) -> str:
+        """`kubernetes` or `manifests`, as the configuration calls it."""
+        return "kubernetes" if self._loaded.config.source.manifests is None else "manifests"
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -74,9 +80,13 @@ class Console:
             "reload": self._reload,
         }
 
+    @property
+    def _loaded(self) -> Loaded:
+        return self._inputs.config.newest.value
+
     def reload(self) -> dict[str, Any]:
         """Reads the configuration and puts it to use, or keeps the last good one. FaultsError: what was wrong."""
-        state, running = self.config_state, self._config.newest.value
+        state, running = self.config_state, self._loaded
         try:
             loaded = load(state.file)
         except FaultsError as error:
@@ -85,30 +95,32 @@ class Console:
         state.faults, state.warnings, state.loaded_at = (), tuple(map(str, loaded.warnings)), time.time()
         pending = {**NEEDS_RESTART, **NEEDS_SPEAKER_RESTART}
         changed = [key for key, get in pending.items() if get(loaded.config) != get(running.config)]
-        self._config.publish(loaded)
+        self._inputs.config.publish(loaded)
         return {"warnings": list(state.warnings), "needsRestart": changed}
 
     def problems(self) -> list[str]:
         """Everything an operator should know about, the most basic first; empty on a healthy node."""
-        routing, plan, speaker = self._routing, self._routing.plan, self._routing.speaker.state.newest.value
+        routing, plan, speaker = self.routing, self.routing.plan, self.routing.speaker.state.newest.value
         found = []
         if self.config_state.faults:
             found.append(
                 f"{self.config_state.file}: {len(self.config_state.faults)} faults, running on the last good one;"
                 f" first: {self.config_state.faults[0]}"
             )
-        source = self._source.status.newest.value
+        source = self.source.status.newest.value
         if source.state != "synced":
             found.append(f"source: {source.state}" + (f": {source.last_error}" if source.last_error else ""))
-        found += [f"source: {problem}" for problem in source.problems]
+        found += [f"source: {fault}" for fault in source.faults]
+        if source.warning:
+            found.append(f"source: {source.warning}")
         node = routing.node
         if node is not None:
             found += [f"node {node.name}: {problem}" for problem in node.problems]
         elif source.state == "synced":
-            found.append(f"Kubernetes has no node {self._node_name}; set node.name to the name kubectl shows")
+            found.append(f"Kubernetes has no node {self.routing.node_name}; set node.name to the name kubectl shows")
         if not speaker.connected:
             found.append(f"speaker: {speaker.reason}")
-        for row in self._peer_rows():
+        for row in self.peer_rows():
             if row["why"]:
                 found.append(f"peer {row['peer']} is {row['state']}: {row['why']}")
         found += [f"{key.prefix} to {key.peer} is not announced: {reason}" for key, reason in plan.refused.items()]
@@ -117,14 +129,19 @@ class Console:
                 found.append(f"{loop.name}: {loop.error}")
         return found
 
+    def _note_source_error(self) -> None:
+        error = self.source.status.newest.value.last_error
+        if error != self._source_error:
+            self._source_error, self.source_error_at = error, time.time()
+
     # --- handlers -----------------------------------------------------------------------------------------
 
     async def _status(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        source, node = self._source.status.newest.value, self._routing.node
-        speaker = self._routing.speaker.state.newest.value
+        source, node = self.source.status.newest.value, self.routing.node
+        speaker = self.routing.speaker.state.newest.value
         state = self.config_state
         return {
-            "node": self._node_name,
+            "node": self.routing.node_name,
             "version": __version__,
             "uptime_s": round(time.monotonic() - self._started, 1),
             "config": {
@@ -133,20 +150,20 @@ class Console:
                 "faults": list(state.faults),
                 "warnings": list(state.warnings),
             },
-            "source": {"kind": self._source.name, "state": source.state, "lastError": source.last_error},
+            "source": {"kind": self.source_kind, "state": source.state, "lastError": source.last_error},
             "podCIDRs": [str(prefix) for prefix in node.pod_cidrs] if node else [],
             "speaker": {"connected": speaker.connected, "reason": speaker.reason},
-            "drain": self._drain_phase.newest.value.value,
-            "peers": self._peer_rows(),
+            "drain": self.drain.value,
+            "peers": self.peer_rows(),
             "problems": self.problems(),
         }
 
     async def _peers(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        return {"peers": self._peer_rows()}
+        return {"peers": self.peer_rows()}
 
     async def _routes(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        routing, peer = self._routing, arguments.get("peer")
-        names = [entry.name for entry in self._config.newest.value.config.bgp.peers]
+        routing, peer = self.routing, arguments.get("peer")
+        names = [entry.name for entry in self._loaded.config.bgp.peers]
         if peer is not None and peer not in names:
             raise ControlError(f"no peer {peer!r}; configured are {', '.join(names)}", 2)
         state = routing.speaker.state.newest.value
@@ -155,15 +172,15 @@ class Console:
     async def _drain(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         wait_s = arguments.get("wait_s")
         if wait_s is None:
-            wait_s = self._config.newest.value.config.bgp.drain.wait_seconds
+            wait_s = self._loaded.config.bgp.drain.wait_seconds
         try:
-            return {"withdrawn": await self._drainer.drain(self._routing, float(wait_s), progress)}
+            return {"withdrawn": await self._drainer.drain(self.routing, float(wait_s), progress)}
         except (DrainError, OSError) as error:
             raise ControlError(str(error), 1) from None
 
     async def _undrain(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         try:
-            return {"announced": await self._drainer.undrain(self._routing, progress)}
+            return {"announced": await self._drainer.undrain(self.routing, progress)}
         except (DrainError, OSError) as error:
             raise ControlError(str(error), 1) from None
 
@@ -173,10 +190,10 @@ class Console:
         except FaultsError as error:
             raise ControlError(f"kept the last good configuration; refused:\n{error}", 2) from None
 
-    def _peer_rows(self) -> list[dict[str, Any]]:
-        routing = self._routing
+    def peer_rows(self) -> list[dict[str, Any]]:
+        routing = self.routing
         return view.peers(
-            self._config.newest.value.config.bgp,
+            self._loaded.config.bgp,
             routing.plan,
             routing.speaker.state.newest.value,
             routing.routes.have,

@@ -12,77 +12,206 @@ again: BGP sessions belong to the speaker and do not notice. Nothing is decided 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from bgpd import __version__, gauges
 from bgpd.bgp import launch
 from bgpd.bgp.drain import Drainer
 from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
+from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.config.load import Loaded
+from bgpd.config.schema import Config, SpeakerMode
 from bgpd.console import Console
+from bgpd.kube.feed import Feed
+from bgpd.kube.parse import NODE
+from bgpd.kube.sources import Source, api_server, api_source, manifest_source
 from bgpd.model.bgp import SpeakerState
+from bgpd.model.fault import FaultsError
 from bgpd.model.node import Node
+from bgpd.observe import log
+from bgpd.observe.control import ControlServer
+from bgpd.observe.health import Readiness
+from bgpd.observe.http import HttpServer
 from bgpd.observe.metrics import Metrics
 from bgpd.runtime.lock import RunLock
-from bgpd.runtime.notify import Notifier
+from bgpd.runtime.notify import Notifier, watchdog
+from bgpd.runtime.process import Child
+from bgpd.runtime.reconcile import Round
 from bgpd.runtime.store import Store
 
+HEARTBEAT_S = 1.0
 STOP_TIMEOUT_S = 10.0
 
 
 class StartError(Exception):
-    """The daemon cannot start here; the text says what to do about it."""
+    """The daemon cannot run here; the text says what is in the way and what to do about it."""
 
 
 class Daemon:
     """One daemon. `file` is its configuration, `loaded` what was in it when it started."""
 
     def __init__(self, file: Path, loaded: Loaded) -> None:
-        config = loaded.config
-        self.node_name = config.node.name
-        self.config: Store[Loaded] = Store(loaded)
-        self.config.publish(loaded)
-        self.nodes: Store[Mapping[str, Node]] = Store({})
-        self.drain: Store[Drain] = Store(Drain.NO)
-        self.sessions: Store[SpeakerState] = Store(SpeakerState())
-        self.metrics = Metrics()
+        self.file, self.loaded = file, loaded
+        self.log = log.get("daemon")
         self.notifier = Notifier()
-        self.files = launch.SpeakerFiles(config.paths.run)
-        self.header = launch.header(self.files, config.bgp.end_of_rib_timeout_seconds)
-        self.speaker = Speaker(self.files.socket, self.sessions)
-        self.routing = Routing(
-            self.node_name,
-            Inputs(self.config, self.nodes, self.drain),
-            self.speaker,
-            self.header,
-            self._report,
-        )
-        self.source = _source(config, self.node_name, self.nodes)
-        self.console = Console(self, file)
+        self.metrics = Metrics(("sessions", "routes"))
         self.stopping = asyncio.Event()
-        self._heartbeat = time.monotonic()
+        self.readiness = Readiness(("starting",))
+        self.heartbeat = time.monotonic()
+        self.changed = True  # something that /metrics shows may have changed since it was last published
+        self._log_round = log.RoundLog(log.get("reconcile"))
 
     async def run(self) -> None:
-        """Serves until SIGTERM or SIGINT. StartError: another daemon is here, or a directory is not usable."""
-        config = self.config.newest.value.config
+        """Serves until SIGTERM or SIGINT. StartError: something is in the way."""
+        config = self.loaded.config
+        log.configure(config.log.level.value, config.log.format.value)
         try:
-            config.paths.run.mkdir(parents=True, exist_ok=True)
-            config.paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.files.prepare(self.header)
-            lock = RunLock(config.paths.run)
-            drainer = Drainer(self.drain, config.paths.state / "drain")
+            with contextlib.ExitStack() as stack:
+                await self._serve(config, stack)
         except OSError as error:
-            raise StartError(f"{error.filename or config.paths.run}: {error.strerror or error}") from None
-        with lock:
-            self._catch_signals()
-            async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(task, name=name) for name, task in self._tasks(config, drainer).items()
-                ]
+            place = f"{error.filename}: " if error.filename else ""
+            raise StartError(f"{place}{error.strerror or error}") from None
+        except FaultsError as error:
+            raise StartError(str(error)) from None
+
+    async def _serve(self, config: Config, stack: contextlib.ExitStack) -> None:
+        """Builds, wires, runs, and takes down in the reverse order."""
+        config.paths.run.mkdir(parents=True, exist_ok=True)
+        config.paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stack.callback(RunLock(config.paths.run).release)
+        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO))
+        inputs.config.publish(self.loaded)
+        drainer = Drainer(inputs.drain, config.paths.state / "drain")
+        files = launch.SpeakerFiles(config.paths.run)
+        header = launch.header(files, config.bgp.end_of_rib_timeout_seconds)
+        files.prepare(header)
+        speaker = Speaker(files.socket, Store(SpeakerState()))
+        routing = Routing(config.node.name, inputs, speaker, header, self._report)
+        source = await _source(config, inputs.nodes)
+        console = Console(self.file, inputs, routing, source, drainer)
+        listen = str(config.metrics.listen) if config.metrics.listen else ""
+        http = HttpServer(listen, self.metrics.registry, self._heartbeat_age_s, lambda: self.readiness)
+        http.start()
+        stack.callback(http.stop)
+        control = ControlServer(config.paths.run / "status.sock", console.handlers)
+        tasks: dict[str, Coroutine[Any, Any, Any]] = {
+            "source": source.run(),
+            "speaker": speaker.run(),
+            "routing": routing.run(),
+            "console": control.run(),
+            "heartbeat": self._beat(console),
+            "watchdog": watchdog(self.notifier, lambda: True),
+        }
+        child = None
+        if config.bgp.speaker is SpeakerMode.MANAGED:
+            child = Child("speaker", launch.command(files), launch.environment())
+            tasks["speaker process"] = child.run()
+        for store in (inputs.config, inputs.nodes, inputs.drain, source.status, speaker.state):
+            store.on_change(self._note_change)
+        async with asyncio.TaskGroup() as group:
+            running = [group.create_task(task, name=name) for name, task in tasks.items()]
+            with self._signals(console):
+                await self._started(console)
                 await self.stopping.wait()
-                self.notifier.stopping()
-                for task in tasks:
-                    task.cancel()
+            self.notifier.stopping()
+            if child is not None:
+                await self._stop_speaker(files, child)
+            for task in running:
+                task.cancel()
+        self.log.info("stopped", speaker="stopped too" if child else "keeps its sessions and routes")
+
+    # --- life ---------------------------------------------------------------------------------------------
+
+    async def _started(self, console: Console) -> None:
+        """READY means that the daemon serves: what a node waits for is /readyz, which also asks for the routes."""
+        config = self.loaded.config
+        self.log.info(
+            "started",
+            version=__version__,
+            node=config.node.name,
+            config=str(self.file),
+            source=console.source_kind,
+            peers=[peer.name for peer in config.bgp.peers],
+        )
+        for warning in self.loaded.warnings:
+            self.log.warning("configuration", warning=str(warning))
+        self.notifier.ready("starting")
+
+    @contextlib.contextmanager
+    def _signals(self, console: Console) -> Iterator[None]:
+        """SIGTERM and SIGINT stop, SIGHUP reloads, while this lasts."""
+        loop = asyncio.get_running_loop()
+        handlers = {
+            signal.SIGTERM: self.stopping.set,
+            signal.SIGINT: self.stopping.set,
+            signal.SIGHUP: lambda: self._reload(console),
+        }
+        for number, handler in handlers.items():
+            loop.add_signal_handler(number, handler)
+        try:
+            yield
+        finally:
+            for number in handlers:
+                loop.remove_signal_handler(number)
+
+    def _reload(self, console: Console) -> None:
+        self.notifier.reloading()
+        with contextlib.suppress(FaultsError):  # it is in the log, in status and in a metric
+            console.reload()
+        self.notifier.ready()
+
+    async def _stop_speaker(self, files: launch.SpeakerFiles, child: Child) -> None:
+        """The speaker is ours: leave the fabric as an intended stop does, then end it."""
+        try:
+            await asyncio.to_thread(
+                withdraw_everything, files.socket, STOP_TIMEOUT_S, lambda text: self.log.info("speaker", step=text)
+            )
+        except StopError as error:
+            self.log.warning("speaker", error=str(error))
+        await child.stop(STOP_TIMEOUT_S)
+
+    # --- sight --------------------------------------------------------------------------------------------
+
+    def _report(self, round: Round) -> None:
+        self._log_round(round)
+        self.metrics.observe_round(round)
+        self.changed = True
+
+    def _note_change(self) -> None:
+        self.changed = True
+
+    def _heartbeat_age_s(self) -> float:
+        return time.monotonic() - self.heartbeat
+
+    async def _beat(self, console: Console) -> None:
+        """Shows that the loop turns and publishes what other threads may read."""
+        shown = ""
+        while True:
+            self.heartbeat = time.monotonic()
+            if self.changed:
+                self.changed = False
+                self.metrics.publish(gauges.snapshot(console))
+                self.readiness = gauges.ready(console)
+                status = self.readiness.text.splitlines()[0]
+                if status != shown:
+                    shown = status
+                    self.notifier.status(status)
+            await asyncio.sleep(HEARTBEAT_S)
+
+
+async def _source(config: Config, nodes: Store[Mapping[str, Node]]) -> Source:
+    """The one source the configuration names, feeding our own node. FaultsError: unusable credentials."""
+    feed = Feed(NODE, nodes, config.node.name)
+    if config.source.manifests is not None:
+        return manifest_source(config.source.manifests, [feed])
+    assert config.source.kubernetes is not None
+    server = api_server(config.source.kubernetes.kubeconfig)
+    await server.check()
+    return api_source(server, feed)

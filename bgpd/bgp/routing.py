@@ -42,7 +42,7 @@ class Routing:
     def __init__(
         self, node_name: str, inputs: Inputs, speaker: Speaker, header: str, report: Callable[[Round], None]
     ) -> None:
-        self._node_name, self._inputs, self.speaker = node_name, inputs, speaker
+        self.node_name, self._inputs, self.speaker = node_name, inputs, speaker
         self._planned: tuple[tuple[Revision, ...], BgpPlan] | None = None
         files = launch.SpeakerFiles(inputs.config.newest.value.config.paths.run)
         sessions = Sessions(
@@ -80,7 +80,7 @@ class Routing:
     @property
     def node(self) -> Node | None:
         """Our own node as Kubernetes has it; None while it has none."""
-        return self._inputs.nodes.newest.value.get(self._node_name)
+        return self._inputs.nodes.newest.value.get(self.node_name)
 
     def carries_its_routes(self, peer: str) -> bool:
         """Whether this peer's session is up and has everything the plan wants it to have."""
@@ -107,7 +107,7 @@ class Routing:
         want = {name: render.digest_of(render.block(neighbor)) for name, neighbor in self.plan.neighbors.items()}
         nodes = self._inputs.nodes.newest
         # a session whose defaults come from the node must not fall because the node is not known (yet)
-        known = nodes.synced and self._node_name in nodes.value
+        known = nodes.synced and self.node_name in nodes.value
         return Desired(want, complete=known or not self.plan.idle_peers)
 
     def _want_routes(self) -> Desired[AnnouncementKey, Announcement]:

@@ -356,8 +356,8 @@ def _place_of_error(error: yaml.MarkedYAMLError) -> tuple[int, int]:
 
 def _syntax_problem(error: yaml.MarkedYAMLError, data: bytes) -> str:
     line, column = _place_of_error(error)
-    lines = data.split(b"\n", line)
-    if line and lines[line - 1][column - 1 : column] == b"\t":
+    at_fault = b"".join(data.split(b"\n", line)[line - 1 : line]).decode(errors="replace")
+    if at_fault[column - 1 : column] == "\t":
         return "not YAML: a tab; indent with spaces"
     context = f" ({error.context})" if error.context else ""
     return f"not YAML: {error.problem}{context}"

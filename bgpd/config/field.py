@@ -80,8 +80,10 @@ def one_of(kind: type[Enum], later: Collection[str] = ()) -> PlainValidator:
 
 def did_you_mean(value: object, names: Collection[str]) -> str:
     """A tail for a refusal: the closest known name, or nothing when none is close."""
-    close = get_close_matches(value, names, n=1) if isinstance(value, str) and len(value) < 100 else []
-    return f"; did you mean {shown(close[0])}?" if close else ""
+    by_lower = {name.lower(): name for name in names}
+    text = value.lower() if isinstance(value, str) and len(value) < 100 else ""
+    close = get_close_matches(text, by_lower, n=1, cutoff=0.7)  # 0.6 takes any two timers for each other
+    return f"; did you mean {shown(by_lower[close[0]])}?" if close else ""
 
 
 def _either(names: Collection[str]) -> str:

@@ -29,16 +29,15 @@ class Contents:
 def read_limited(path: Path, max_bytes: int = MAX_BYTES) -> Contents:
     """The whole of a regular file (through links), or UnreadableError."""
     try:
-        # O_NONBLOCK: opening a FIFO would wait for its writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - Path.open takes no opener
     except FileNotFoundError:
         raise UnreadableError("the file does not exist") from None
+    except IsADirectoryError:
+        raise UnreadableError("it is a directory; give a file") from None
     except OSError as error:
         raise UnreadableError(f"the file cannot be opened: {error.strerror}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
-            raise UnreadableError("it is a directory; give a file")
+    with file:
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise UnreadableError("it is not a regular file")
         try:
@@ -48,3 +47,8 @@ def read_limited(path: Path, max_bytes: int = MAX_BYTES) -> Contents:
     if len(data) > max_bytes:
         raise UnreadableError(f"it has more than {max_bytes} bytes")
     return Contents(data, stat.S_IMODE(status.st_mode))
+
+
+def _open_at_once(path: str, mode: int) -> int:
+    """Without O_NONBLOCK, opening a FIFO waits for its writer."""
+    return os.open(path, mode | os.O_NONBLOCK | os.O_CLOEXEC)

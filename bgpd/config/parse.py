@@ -143,7 +143,7 @@ def _problem(error: ErrorDetails) -> check.Problem:
             return path, "it is missing and has no default"
         case "extra_forbidden":
             return path, _unknown_key(path)
-        case "model_type" | "dict_type" | "mapping_type":
+        case "model_type" | "dict_type":
             return path, f"found {found}; give a mapping"
         case "tuple_type":
             return path, f"found {found}; give a list"

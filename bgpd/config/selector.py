@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Annotated
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from bgpd.config.field import one_of
 from bgpd.config.section import Section
@@ -53,7 +52,7 @@ class Expression(Section):
 class NodeSelector(Section):
     """All requirements must hold; none at all selects every node."""
 
-    match_labels: Mapping[str, str] = MappingProxyType({})
+    match_labels: dict[str, str] = Field(default_factory=dict)
     match_expressions: tuple[Expression, ...] = ()
 
     def matches(self, labels: Mapping[str, str]) -> bool:

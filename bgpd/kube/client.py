@@ -10,14 +10,17 @@ The client's own hook that re-reads a service account's token goes by wall clock
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
 import tempfile
+import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 from urllib.parse import urlencode
 
 import aiohttp
@@ -46,8 +49,8 @@ class UnreachableError(Exception):
 class ApiServer:
     """The API server of `kubeconfig`, or the one of the cluster this runs in when that is None.
 
-    Any number of readers may share one; close it after them. `dead_after_s` is how long a peer may leave
-    TCP's probes unanswered before the connection counts as lost.
+    Any number of readers may share one, each within `async with`; the last to leave closes it.
+    `dead_after_s` is how long a peer may leave TCP's probes unanswered before the connection is given up.
     """
 
     def __init__(
@@ -64,12 +67,26 @@ class ApiServer:
         self._login: _Login | None = None
         self._is_refused = False
         self._lock = asyncio.Lock()
+        self._readers = 0
         self.faults: tuple[Fault, ...] = ()
+
+    async def __aenter__(self) -> Self:
+        self._readers += 1
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._readers -= 1
+        if not self._readers and self._login is not None:
+            login, self._login = self._login, None
+            await login.client.close()
 
     async def check(self) -> None:
         """Reads the credentials now. Raises `FaultsError`: every fault of the kubeconfig, file and remedy."""
         self._is_refused = True
-        await self._current()
+        async with self:
+            await self._current()
 
     def refused(self) -> None:
         """The server does not accept the credentials (401): read them again before the next request."""
@@ -90,12 +107,6 @@ class ApiServer:
         async with self._open(path, query, timeout_s) as response:
             yield response.content.iter_any()
 
-    async def close(self) -> None:
-        """Ends all connections."""
-        login, self._login = self._login, None
-        if login is not None:
-            await login.client.close()
-
     @asynccontextmanager
     async def _open(self, path: str, query: Query, timeout_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
         login = await self._current()
@@ -107,7 +118,7 @@ class ApiServer:
                     await self._refuse(response)
                 yield response
             finally:
-                response.close()  # unread bytes make the connection useless; a read one went back already
+                response.close()  # of no use any more, unless it was read to its end and went back already
         except TimeoutError:
             text = f"{login.host} fell silent: its answer had no end in {timeout_s:g} s"
             raise UnreachableError(text) from None
@@ -235,6 +246,14 @@ class _Transport(RESTClientObject):
     def __init__(self, configuration: Configuration, dead_after_s: float) -> None:
         super().__init__(configuration)
         self._dead_after_s = dead_after_s
+        self._made: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+
+    async def close(self) -> None:
+        """Ends every connection at once. A TLS goodbye would wait for a server that may be frozen."""
+        await super().close()
+        for left in self._made:
+            with contextlib.suppress(OSError):
+                left.shutdown(socket.SHUT_RDWR)
 
     def _create_connector(self) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(limit=self.maxsize, ssl=self.ssl_context, socket_factory=self._socket)
@@ -242,6 +261,7 @@ class _Transport(RESTClientObject):
     def _socket(self, info: Any) -> socket.socket:
         family, kind, protocol = info[:3]
         made = socket.socket(family, kind, protocol)
+        self._made.add(made)
         probe_s = max(1, round(self._dead_after_s / 4))
         made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, probe_s)

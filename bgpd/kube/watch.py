@@ -76,6 +76,10 @@ class ApiSource(Generic[T]):
 
     async def run(self) -> None:
         """Never returns; cancel it. What is published stays."""
+        async with self._server:
+            await self._keep_following()
+
+    async def _keep_following(self) -> None:
         attempt = 0
         while True:
             began = self._clock()
@@ -110,6 +114,7 @@ class ApiSource(Generic[T]):
         self._listed_at = self._clock()
         self._mirror.adopt(listing)
         self._publish(self._listed_at)
+        self._reached()
 
     async def _watch(self) -> None:
         self._verb = "watch"

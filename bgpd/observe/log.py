@@ -97,8 +97,9 @@ def configure(level: str = "info", format: str = "auto", stream: TextIO | None =
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _Foreign)]:
         root.removeHandler(handler)
-    root.addHandler(_Foreign(sink))
-    root.setLevel(max(number, logging.WARNING if number > logging.DEBUG else logging.INFO))
+    threshold = max(number, logging.WARNING if number > logging.DEBUG else logging.INFO)
+    root.addHandler(_Foreign(sink, threshold))  # on the handler too: a library may set its own logger's level
+    root.setLevel(threshold)
     logging.captureWarnings(True)
 
 
@@ -190,8 +191,8 @@ class _Sink:
 class _Foreign(logging.Handler):
     """What libraries say through `logging`, warnings included."""
 
-    def __init__(self, sink: _Sink) -> None:
-        super().__init__()
+    def __init__(self, sink: _Sink, threshold: int) -> None:
+        super().__init__(threshold)
         self._sink = sink
 
     def emit(self, record: logging.LogRecord) -> None:

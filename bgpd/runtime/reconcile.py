@@ -127,6 +127,7 @@ class Reconciler(Generic[K, V]):
         self._resync_at = clock()
         self._latest_cause: float | None = None
         self._empty_since: float | None = None
+        self.ever_settled = False
 
     # --- what others see ----------------------------------------------------------------------------------
 
@@ -302,7 +303,7 @@ class Reconciler(Generic[K, V]):
         }
         self._wake_at = self._next_wake(now)
         if not any(isinstance(trouble.outcome, Retry) for trouble in self._trouble.values()) and not self._stale:
-            self._completed = revision
+            self._completed, self.ever_settled = revision, True
             for waiter in self._waiters:
                 if waiter.revision <= revision:
                     waiter.event.set()

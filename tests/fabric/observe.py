@@ -9,11 +9,13 @@ watch.
 from __future__ import annotations
 
 import contextlib
+import errno
 import select
 import socket
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,26 +53,17 @@ class Samples:
     lost: frozenset[str]
 
 
-class RouteSampler:
-    """Watch that BIRD keeps usable routes for `prefixes`, within a `with` block.
+class _Watcher(ABC):
+    """A thread for a `with` block. If it dies, whoever asks for its result is told: silence is not peace."""
 
-    A prefix counts from the first sample that has it. BIRD not answering at all is a loss of every prefix.
-    """
-
-    def __init__(self, control_path: Path, prefixes: Sequence[str], interval_s: float = 0.01) -> None:
-        self._control_path = control_path
-        self._prefixes = tuple(prefixes)
-        self._interval_s = interval_s
+    def __init__(self) -> None:
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._thread = threading.Thread(target=self._run, name="route-sampler", daemon=True)
-        self._control: BirdControl | None = None
-        self._count = self._losses = 0
-        self._longest_loss = self._longest_blind = 0.0
-        self._had_at: dict[str, float] = {}  # when each prefix was last seen
-        self._away: set[str] = set()
+        self._problem: Exception | None = None
+        self._thread = threading.Thread(target=self._guarded, name=type(self).__name__, daemon=True)
 
     def __enter__(self) -> Self:
+        self._open()
         self._thread.start()
         return self
 
@@ -79,9 +72,48 @@ class RouteSampler:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        self._close()
+
+    def _guarded(self) -> None:
+        try:
+            self._run()
+        except Exception as problem:  # noqa: BLE001 - raised again where the result is asked for
+            self._problem = problem
+
+    def _check(self) -> None:
+        if self._problem is not None:
+            raise RuntimeError(f"{type(self).__name__} stopped watching") from self._problem
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def _run(self) -> None: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+
+class RouteSampler(_Watcher):
+    """Watch that BIRD keeps usable routes for `prefixes`, within a `with` block.
+
+    A prefix counts from the first sample that has it. BIRD not answering at all is a loss of every prefix.
+    """
+
+    def __init__(self, control_path: Path, prefixes: Sequence[str], interval_s: float = 0.01) -> None:
+        super().__init__()
+        self._control_path = control_path
+        self._prefixes = tuple(prefixes)
+        self._interval_s = interval_s
+        self._control: BirdControl | None = None
+        self._count = self._losses = 0
+        self._longest_loss = self._longest_blind = 0.0
+        self._had_at: dict[str, float] = {}  # when each prefix was last seen
+        self._away: set[str] = set()
 
     def result(self) -> Samples:
         """What was seen so far; may be asked inside the block and after it."""
+        self._check()
         with self._lock:
             now = time.monotonic()
             open_losses = [now - self._had_at[prefix] for prefix in self._away]
@@ -100,6 +132,13 @@ class RouteSampler:
             lambda: self.result().count >= target, timeout_s, lambda: f"the sampler stands at {self.result()}"
         )
 
+    def _open(self) -> None:
+        """BIRD is connected to by the thread, and again whenever it comes back."""
+
+    def _close(self) -> None:
+        if self._control is not None:
+            self._control.close()
+
     def _run(self) -> None:
         before = due = time.monotonic()
         while not self._stop.is_set():
@@ -111,8 +150,6 @@ class RouteSampler:
             before = now
             due = max(due + self._interval_s, now)
             self._stop.wait(due - now)
-        if self._control is not None:
-            self._control.close()
 
     def _note(self, held: set[str], now: float) -> None:
         self._count += 1
@@ -141,7 +178,7 @@ class RouteSampler:
         return any(" unicast [" in line for line in lines)
 
 
-class BgpCapture:
+class BgpCapture(_Watcher):
     """Capture the BGP messages on one interface of a namespace, both directions, within a `with` block.
 
     Reads the interface by a packet socket, so nothing has to be installed and nothing has to be flushed.
@@ -150,28 +187,20 @@ class BgpCapture:
     """
 
     def __init__(self, namespace: Namespace, interface: str, port: int = 179) -> None:
+        super().__init__()
         self._namespace = namespace
         self._interface = interface
         self._reassembly = Reassembly(port)
         self._messages: list[BgpMessage] = []
         self._dropped = 0
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="bgp-capture", daemon=True)
 
-    def __enter__(self) -> Self:
+    def _open(self) -> None:
         self._socket = self._namespace.socket(socket.AF_PACKET, socket.SOCK_DGRAM, 0)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, 32 << 20)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._socket.bind((self._interface, _ETH_P_ALL))
-        self._thread.start()
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join()
+    def _close(self) -> None:
         self._socket.close()
 
     @property
@@ -182,6 +211,7 @@ class BgpCapture:
 
     def messages(self, *types: BgpType, src: str | None = None, dst: str | None = None) -> list[BgpMessage]:
         """The messages so far in the order of capture: of these types (none named: all), from and to."""
+        self._check()
         with self._lock:
             return [
                 it
@@ -226,7 +256,12 @@ class BgpCapture:
             self._dropped += struct.unpack("=II", packets_and_drops)[1]
 
     def _read(self) -> None:
-        packet, ancillary, _, address = self._socket.recvmsg(_FRAME_MAX, 64)
+        try:
+            packet, ancillary, _, address = self._socket.recvmsg(_FRAME_MAX, 64)
+        except OSError as problem:
+            if problem.errno != errno.ENETDOWN:  # the cable was cut; frames come again when it is mended
+                raise
+            return
         if address[1] not in (_ETH_P_IP, _ETH_P_IPV6):
             return
         seen = time.time()

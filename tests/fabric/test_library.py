@@ -259,6 +259,26 @@ def test_the_capture_sees_a_whole_session_and_then_silence(pair: tuple[Namespace
 
 @needs_exabgp
 @pytest.mark.needs(*Bird.programs)
+def test_the_capture_outlives_a_cut_cable(pair: tuple[Namespace, Namespace]) -> None:
+    """The hold timer expires while the cable is cut; what is said after it was mended is seen."""
+    tor, node = pair
+    speaker = Bird(tor, tor_options(hold_time_s=3, keepalive_s=1)).start()
+    with BgpCapture(tor, "eth0") as capture:
+        start_node(node, session="hold-time 3;")
+        speaker.wait_established(NODE)
+        tor.link_down("eth0")
+        speaker.wait_down(NODE)
+        tor.link_up("eth0")
+        seen = len(capture.messages())
+        speaker.wait_established(NODE, 30.0)
+        capture.wait(
+            lambda it: it in capture.messages(BgpType.OPEN)[2:], what="OPEN after the cable was mended"
+        )
+    assert len(capture.messages()) > seen
+
+
+@needs_exabgp
+@pytest.mark.needs(*Bird.programs)
 def test_the_sampler_sees_no_loss_in_peace_and_a_loss_when_the_session_is_cut(
     pair: tuple[Namespace, Namespace],
 ) -> None:

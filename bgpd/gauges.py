@@ -1,0 +1,84 @@
+"""Turns the daemon's parts into what /metrics and /readyz show. Reads, never changes.
+
+What a metric is called and means stands in `observe.metrics`, when a node is ready in `observe.health`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from bgpd.bgp.plan import Drain
+from bgpd.bgp.reconcile import is_up
+from bgpd.bgp.routing import Routing
+from bgpd.console import Console
+from bgpd.model.bgp import EndOfRibKey, Family, Neighbor, RouteKey
+from bgpd.model.outcome import Blocked, Retry
+from bgpd.observe.health import Condition, Readiness, readiness
+from bgpd.observe.metrics import Objects, Peer, Snapshot, Source
+
+
+def snapshot(console: Console) -> Snapshot:
+    """Everything that is, at this moment."""
+    routing, source = console.routing, console.source.status.newest.value
+    speaker = routing.speaker.state.newest.value
+    return Snapshot(
+        peers=tuple(_peer(routing, neighbor) for neighbor in routing.plan.neighbors.values()),
+        sources=(Source(console.source_kind, console.nodes_synced, source.reconnects, console.source_error_at),),
+        objects={loop.name: _objects(loop.have, loop.trouble) for loop in (routing.sessions, routing.routes)},
+        speaker_connected=speaker.connected,
+        draining=console.drain is not Drain.NO,
+        config_ok=not console.config_state.faults,
+        config_loaded_at=console.config_state.loaded_at,
+    )
+
+
+def ready(console: Console) -> Readiness:
+    """Whether this node's routes can be relied on."""
+    routing = console.routing
+    speaker = routing.speaker.state.newest.value
+    return readiness(
+        Condition(
+            unsynced=() if console.nodes_synced else (console.source_kind,),
+            unsettled=[loop.name for loop in (routing.sessions, routing.routes) if not loop.ever_settled],
+            speaker="" if speaker.connected else speaker.reason,
+            config=console.config_state.faults[0] if console.config_state.faults else "",
+            draining=console.drain is not Drain.NO,
+            sessions={
+                row["peer"]: "" if row["state"] == "up" else row["why"] or row["state"]
+                for row in console.peer_rows()
+                if row["state"] != "idle"
+            },
+        )
+    )
+
+
+def _peer(routing: Routing, neighbor: Neighbor) -> Peer:
+    name, plan, have = neighbor.name, routing.plan, routing.routes.have
+    state = routing.speaker.state.newest.value
+    session = state.sessions.get(neighbor.peer_address)
+    up = is_up(state, neighbor.peer_address)
+    families = [family.value for family in neighbor.families]
+    wanted = Counter(Family.of(key.prefix).value for key in plan.routes if key.peer == name)
+    advertised = Counter(
+        Family.of(key.prefix).value for key in have if isinstance(key, RouteKey) and key.peer == name
+    )
+    ups = session.ups if session else 0
+    return Peer(
+        name=name,
+        address=str(neighbor.peer_address),
+        up=up,
+        transitions=2 * ups - up if ups else 0,
+        last_change_at=time.time() - (time.monotonic() - session.since) if session else None,
+        wanted={family: wanted[family] for family in families},
+        advertised={family: advertised[family] for family in families},
+        refused=sum(key.peer == name for key in plan.refused),
+        end_of_rib={family.value: EndOfRibKey(name, family) in have for family in neighbor.families},
+    )
+
+
+def _objects(have: Mapping[Any, Any], trouble: Mapping[Any, Retry | Blocked]) -> Objects:
+    blocked = sum(isinstance(outcome, Blocked) for outcome in trouble.values())
+    return Objects(done=len(have.keys() - trouble.keys()), retry=len(trouble) - blocked, blocked=blocked)

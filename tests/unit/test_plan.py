@@ -1,0 +1,187 @@
+"""What a configuration and a node come to: sessions, routes, refusals."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address, ip_network
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bgpd.bgp.plan import BgpPlan, Drain, plan
+from bgpd.config.parse import parse
+from bgpd.config.schema import Bgp
+from bgpd.model.bgp import Family, Path, RouteKey
+from bgpd.model.node import Node
+
+NODE = Node(
+    "worker1",
+    (ip_network("188.188.0.0/24"), ip_network("fd00:188::/64")),
+    (ip_address("11.8.37.63"), ip_address("fd00::63")),
+    {"rack": "r1"},
+)
+DUAL = ["ipv4-unicast", "ipv6-unicast"]
+
+
+def bgp(peer: dict[str, Any] | None = None, attributes: dict[str, Any] | None = None, **section: Any) -> Bgp:
+    """One iBGP peer and one PodCIDR advertisement, changed as said."""
+    document = {
+        "source": {"manifests": "/m"},
+        "bgp": {
+            "localASN": 64512,
+            "peers": [{"name": "tor-a", "peerAddress": "11.11.255.1", "peerASN": 64512, **(peer or {})}],
+            "advertisements": [{"advertisementType": "PodCIDR", "attributes": attributes or {}}],
+            **section,
+        },
+    }
+    return parse(yaml.safe_dump(document).encode(), "bgpd.yaml").config.bgp
+
+
+def planned(config: Bgp, node: Node | None = NODE, drain: Drain = Drain.NO) -> BgpPlan:
+    return plan(config, {}, node, drain)
+
+
+def path_of(result: BgpPlan, prefix: str) -> Path:
+    return result.routes[RouteKey("tor-a", ip_network(prefix))]
+
+
+def why(result: BgpPlan, prefix: str) -> str:
+    return result.refused[RouteKey("tor-a", ip_network(prefix))]
+
+
+def test_all_pod_cidrs_go_to_every_peer_that_has_the_family() -> None:
+    """Dual stack over an IPv4 session: the IPv6 next hop is the node's IPv6 address."""
+    result = planned(bgp({"families": DUAL}))
+    assert path_of(result, "188.188.0.0/24") == Path(ip_address("11.8.37.63"))
+    assert path_of(result, "fd00:188::/64") == Path(ip_address("fd00::63"))
+    assert not result.refused
+
+
+def test_a_family_the_peer_does_not_have_is_refused_by_name() -> None:
+    """The default families are those of the session's own address."""
+    assert why(planned(bgp()), "fd00:188::/64") == "tor-a has no ipv6-unicast in families"
+
+
+def test_a_missing_next_hop_is_refused_with_the_remedy() -> None:
+    """IPv6 routes over an IPv4 session need one from somewhere."""
+    node = Node("worker1", NODE.pod_cidrs, (ip_address("11.8.37.63"),))
+    assert "set nextHop.ipv6" in why(planned(bgp({"families": DUAL}), node), "fd00:188::/64")
+
+
+def test_a_configured_next_hop_wins() -> None:
+    """Over the node's and the session's address."""
+    result = planned(bgp({"families": DUAL, "nextHop": {"ipv6": "fd00::1", "ipv4": "10.9.9.9"}}))
+    assert path_of(result, "fd00:188::/64").next_hop == ip_address("fd00::1")
+    assert path_of(result, "188.188.0.0/24").next_hop == ip_address("10.9.9.9")
+
+
+def test_session_defaults_come_from_the_node() -> None:
+    """Local address by the peer's family, router id from the IPv4 InternalIP."""
+    neighbor = planned(bgp()).neighbors["tor-a"]
+    assert (neighbor.local_address, neighbor.router_id) == (ip_address("11.8.37.63"), ip_address("11.8.37.63"))
+    v6 = planned(bgp({"peerAddress": "fd00::ffff"})).neighbors["tor-a"]
+    assert (v6.local_address, v6.families) == (ip_address("fd00::63"), (Family.IPV6,))
+
+
+def test_without_a_node_a_session_that_needs_its_address_waits() -> None:
+    """And one that has everything in the configuration does not."""
+    assert "set localAddress" in planned(bgp(), None).idle_peers["tor-a"]
+    assert "tor-a" in planned(bgp({"localAddress": "11.8.37.63"}), None).neighbors
+
+
+@pytest.mark.parametrize(("label", "configured"), [("r1", True), ("r2", False)])
+def test_a_node_selector_decides_whether_a_session_exists(label: str, configured: bool) -> None:
+    """By the labels of the Node object."""
+    result = planned(bgp({"nodeSelector": {"matchLabels": {"rack": label}}}))
+    assert ("tor-a" in result.neighbors) is configured
+    assert ("tor-a" in result.idle_peers) is not configured
+
+
+def test_attributes_are_attached_and_normalised() -> None:
+    """Sorted communities, well-known names as numbers, prepend in front of nothing on iBGP."""
+    attributes = {
+        "communities": ["no-export", "64512:100"],
+        "largeCommunities": ["64512:9:9", "64512:1:2"],
+        "localPreference": 50,
+        "med": 7,
+        "asPathPrepend": 2,
+    }
+    assert path_of(planned(bgp(attributes=attributes)), "188.188.0.0/24") == Path(
+        ip_address("11.8.37.63"), (64512, 64512), 50, 7, ("64512:100", "65535:65281"), ("64512:1:2", "64512:9:9")
+    )
+
+
+def test_an_external_peer_gets_our_asn_once_more_and_no_local_preference() -> None:
+    """A path given to ExaBGP is sent verbatim; LOCAL_PREF stays inside (RFC 4271 section 5.1.5)."""
+    config = bgp({"peerASN": 65001, "localASN": 65002}, {"asPathPrepend": 1, "localPreference": 50})
+    assert path_of(planned(config), "188.188.0.0/24") == Path(ip_address("11.8.37.63"), (65002, 65002))
+
+
+def test_draining_announces_graceful_shutdown_then_nothing() -> None:
+    """RFC 8326, with LOCAL_PREF 0 on iBGP; withdrawn routes say how to get them back."""
+    shutdown = path_of(planned(bgp(), drain=Drain.SHUTDOWN), "188.188.0.0/24")
+    assert shutdown == Path(ip_address("11.8.37.63"), None, 0, None, ("65535:0",))
+    withdrawn = planned(bgp(), drain=Drain.WITHDRAWN)
+    assert not withdrawn.routes
+    assert "bgpd undrain" in why(withdrawn, "188.188.0.0/24")
+
+
+@pytest.mark.parametrize(
+    ("export", "cidr", "reason"),
+    [
+        ({}, "0.0.0.0/0", "a default route is never announced"),
+        ({"allow": ["10.0.0.0/8"]}, "188.188.0.0/24", "outside export.allow"),
+        ({"allow": ["188.188.0.0/25"]}, "188.188.0.0/24", "outside export.allow"),
+        ({}, "11.11.255.0/24", "it covers the address of peer tor-a"),
+    ],
+)
+def test_the_brake_refuses_and_says_why(export: dict[str, Any], cidr: str, reason: str) -> None:
+    """Whatever the cluster claims to have allocated."""
+    node = Node("worker1", (ip_network(cidr),), NODE.internal_ips)
+    result = planned(bgp(export=export), node)
+    assert not result.routes
+    assert why(result, cidr) == reason
+
+
+def test_above_max_prefixes_the_rest_is_refused() -> None:
+    """The most specific first, and each refusal named."""
+    node = Node("worker1", tuple(ip_network(f"10.{i}.0.0/24") for i in range(3)), NODE.internal_ips)
+    result = planned(bgp(export={"maxPrefixes": 2}), node)
+    assert [str(key.prefix) for key in result.routes] == ["10.0.0.0/24", "10.1.0.0/24"]
+    assert why(result, "10.2.0.0/24") == "export.maxPrefixes is 2"
+
+
+def test_an_advertisement_reaches_only_the_peers_it_names() -> None:
+    """The other peer keeps its session, without routes."""
+    config = bgp()
+    two = yaml.safe_dump(
+        {
+            "source": {"manifests": "/m"},
+            "bgp": {
+                "localASN": 64512,
+                "peers": [
+                    {"name": "a", "peerAddress": "11.11.255.1", "peerASN": 64512},
+                    {"name": "b", "peerAddress": "11.11.255.2", "peerASN": 64512},
+                ],
+                "advertisements": [{"advertisementType": "PodCIDR", "peers": ["b"]}],
+            },
+        }
+    )
+    assert config.advertisements[0].peers is None
+    result = planned(parse(two.encode(), "bgpd.yaml").config.bgp)
+    assert set(result.neighbors) == {"a", "b"}
+    assert {key.peer for key in result.routes} == {"b"}
+
+
+@given(st.lists(st.sampled_from(["10.0.0.0/24", "10.0.0.0/25", "0.0.0.0/0", "fd00:1::/64", "11.11.0.0/16"])))
+def test_every_prefix_is_either_announced_or_refused_with_a_reason(cidrs: list[str]) -> None:
+    """Nothing is lost between the node and the peers, in whatever order it comes."""
+    node = Node("worker1", tuple(map(ip_network, cidrs)), NODE.internal_ips)
+    result = planned(bgp({"families": DUAL}), node)
+    assert {key.prefix for key in result.routes.keys() | result.refused.keys()} == set(map(ip_network, cidrs))
+    assert not result.routes.keys() & result.refused.keys()
+    assert all(result.refused.values())
+    shuffled = planned(bgp({"families": DUAL}), Node("worker1", node.pod_cidrs[::-1], NODE.internal_ips))
+    assert shuffled == result
