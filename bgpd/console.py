@@ -7,7 +7,7 @@ found good), nothing else. The wording of answers is the stable JSON interface o
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,13 @@ from bgpd.bgp.drain import Drainer, DrainError
 from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
+from bgpd.config.schema import Config
 from bgpd.kube.sources import Source
 from bgpd.model.fault import FaultsError
 from bgpd.observe.control import ControlError, Handler, Progress
 
 # what only a new process can take over, by key path
-NEEDS_RESTART = {
+NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "node.name": lambda config: config.node.name,
     "paths": lambda config: config.paths,
     "source": lambda config: config.source,
@@ -31,7 +32,9 @@ NEEDS_RESTART = {
     "metrics.listen": lambda config: config.metrics.listen,
     "log": lambda config: config.log,
 }
-NEEDS_SPEAKER_RESTART = {"bgp.endOfRIBTimeoutSeconds": lambda config: config.bgp.end_of_rib_timeout_seconds}
+NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {
+    "bgp.endOfRIBTimeoutSeconds": lambda config: config.bgp.end_of_rib_timeout_seconds,
+}
 
 
 @dataclass(slots=True)

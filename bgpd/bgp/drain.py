@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from pathlib import Path
 
 from bgpd.bgp.plan import Drain
@@ -18,7 +18,7 @@ from bgpd.runtime.store import Store
 
 CONFIRM_S = 30.0
 
-Progress = Callable[[str], Awaitable[None]]
+Progress = Callable[[str], None]
 
 
 class DrainError(Exception):
@@ -41,13 +41,13 @@ class Drainer:
                 self._enter(Drain.SHUTDOWN)
                 if not await routing.confirm(CONFIRM_S):
                     raise DrainError(f"graceful-shutdown is not confirmed: {_why(routing)}; still announcing")
-                await progress(f"{announced} routes announced with graceful-shutdown (65535:0)")
-                await progress(f"waiting {wait_s:g} s for the fabric to move away")
+                progress(f"{announced} routes announced with graceful-shutdown (65535:0)")
+                progress(f"waiting {wait_s:g} s for the fabric to move away")
                 await asyncio.sleep(wait_s)
             self._enter(Drain.WITHDRAWN)
             if not await routing.confirm(CONFIRM_S) or any(map(is_route, routing.routes.have)):
                 raise DrainError(f"the withdrawal is not confirmed: {_why(routing)}; retried until it is")
-            await progress("everything withdrawn; the adj-rib-out is empty")
+            progress("everything withdrawn; the adj-rib-out is empty")
             return announced
 
     async def undrain(self, routing: Routing, progress: Progress) -> int:
@@ -57,7 +57,7 @@ class Drainer:
             if not await routing.confirm(CONFIRM_S):
                 raise DrainError(f"the announcement is not confirmed: {_why(routing)}; retried until it is")
             announced = sum(map(is_route, routing.routes.have))
-            await progress(f"{announced} routes announced")
+            progress(f"{announced} routes announced")
             return announced
 
     def _enter(self, phase: Drain) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from bgpd.bgp.plan import BgpPlan, Drain, plan
@@ -15,8 +16,11 @@ from bgpd.cli.exits import FINE, USAGE
 from bgpd.cli.output import print_json, table
 from bgpd.cli.settings import configuration
 from bgpd.config.load import Loaded
-from bgpd.kube.manifests import read_once
+from bgpd.kube.feed import Feed
+from bgpd.kube.manifests import ManifestSource
+from bgpd.kube.parse import NODE
 from bgpd.model.node import Node
+from bgpd.runtime.store import Store
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,8 +49,14 @@ def _node(loaded: Loaded) -> tuple[Node | None, list[str]]:
     directory = loaded.config.source.manifests
     if directory is None:
         return None, []
-    nodes, faults = read_once(directory, loaded.config.node.name)
-    return nodes.get(loaded.config.node.name), [str(fault) for fault in faults]
+    nodes: Store[Mapping[str, Node]] = Store({})
+    source = ManifestSource(directory, [Feed(NODE, nodes, loaded.config.node.name)])
+    source.read()
+    status = source.status.newest.value
+    faults = [str(fault) for fault in status.faults]
+    if not nodes.newest.synced and not faults:
+        faults.append(status.last_error)
+    return nodes.newest.value.get(loaded.config.node.name), faults
 
 
 def _plan(planned: BgpPlan) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
 from bgpd.observe import log
 from bgpd.runtime.backoff import Backoff
@@ -97,56 +97,71 @@ class Child:
 
     async def _once(self) -> str:
         """Runs the child to its end; returns how it ended."""
-        async with self._starting:
-            if self._stopping.is_set():
-                return "not started"
-            reader, process = await self._start()
-            self._process = process
-        self._logger.info("child started", child=self.name, pid=process.pid)
-        printed = asyncio.create_task(self._tell(reader), name=f"output of {self.name}")
-        try:
-            return _how(await process.wait())
-        finally:
-            if process.returncode is None:
-                _kill_group(process)
-                await process.wait()
-            self._process = None
-            await asyncio.wait((printed,), timeout=LAST_WORDS_S)
-            printed.cancel()
-
-    async def _start(self) -> tuple[asyncio.StreamReader, asyncio.subprocess.Process]:
-        # The pipe is ours and not asyncio's: with its own, wait() returns only when the last grandchild that
-        # inherited it has closed it (seen with Python 3.11.7).
-        read_end, write_end = os.pipe()
-        reader = asyncio.StreamReader(LINE_LIMIT)
-        await asyncio.get_running_loop().connect_read_pipe(
-            lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
-        )
-        leash = (sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()))
-        try:
-            return reader, await asyncio.create_subprocess_exec(
-                *leash,
-                *self._command,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=write_end,
-                stderr=write_end,
-                env=self._environment,
-                start_new_session=True,
-            )
-        finally:
-            os.close(write_end)
-
-    async def _tell(self, reader: asyncio.StreamReader) -> None:
-        """Logs each line. It always reads on: a child with a full pipe would hang."""
-        while True:
+        async with _output(self._tell) as output:
             try:
-                line = await reader.readline()
-            except ValueError:
-                line = f"(a line above {LINE_LIMIT} bytes was left out)\n".encode()
-            if not line:
-                return
-            if text := line.decode("utf-8", "replace").rstrip():
-                self._logger.info(text, child=self.name)
+                async with self._starting:
+                    if self._stopping.is_set():
+                        return "not started"
+                    process = self._process = await self._start(output)
+            except OSError as error:
+                return f"not started: {error}"
+            self._logger.info("child started", child=self.name, pid=process.pid)
+            try:
+                return _how(await process.wait())
+            finally:
+                if process.returncode is None:
+                    _kill_group(process)
+                    await process.wait()
+                self._process = None
+
+    async def _start(self, output: int) -> asyncio.subprocess.Process:
+        leash = (sys.executable, "-I", "-S", "-c", _LEASH, str(os.getpid()))
+        return await asyncio.create_subprocess_exec(
+            *leash,
+            *self._command,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=self._environment,
+            start_new_session=True,
+        )
+
+    def _tell(self, line: bytes) -> None:
+        if text := line.decode("utf-8", "replace").rstrip():
+            self._logger.info(text, child=self.name)
+
+
+@contextlib.asynccontextmanager
+async def _output(tell: Callable[[bytes], None]) -> AsyncIterator[int]:
+    """A descriptor for a child to print to. It is always read: a child with a full pipe would hang.
+
+    The pipe is ours and not asyncio's: with its own, wait() returns only when the last grandchild that inherited
+    it has closed it (seen with Python 3.11.7).
+    """
+    read_end, write_end = os.pipe()
+    reader = asyncio.StreamReader(LINE_LIMIT)
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(read_end, "rb", buffering=0)
+    )
+    printed = asyncio.create_task(_read(reader, tell), name="output of a child")
+    try:
+        yield write_end
+    finally:
+        os.close(write_end)
+        await asyncio.wait((printed,), timeout=LAST_WORDS_S)
+        printed.cancel()
+        transport.close()
+
+
+async def _read(reader: asyncio.StreamReader, tell: Callable[[bytes], None]) -> None:
+    while True:
+        try:
+            line = await reader.readline()
+        except ValueError:
+            line = f"(more than {LINE_LIMIT} bytes without an end of line were left out)".encode()
+        if not line:
+            return
+        tell(line)
 
 
 def _kill_group(process: asyncio.subprocess.Process) -> None:

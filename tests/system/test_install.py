@@ -21,8 +21,9 @@ PYTHON = "/usr/bin/python3" if Path("/usr/bin/python3").exists() else sys.execut
 def run(*argv: str | Path, status: int = 0, root: Path | None = None) -> str:
     """The output of a command that must end with `status`."""
     environment = dict(os.environ, **({"DESTDIR": str(root)} if root else {}))
+    out = subprocess.PIPE
     done = subprocess.run(
-        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, env=environment, check=False
+        argv, stdout=out, stderr=subprocess.STDOUT, text=True, timeout=LIMIT_S, env=environment, check=False
     )
     assert done.returncode == status, done.stdout
     return done.stdout
@@ -94,11 +95,12 @@ def test_the_installed_commands_run(installed: Path) -> None:
 def test_paths_that_outlive_an_upgrade(installed: Path) -> None:
     """`bgpd` names itself by way of `current`, for its paths go into ExaBGP's configuration; ExaBGP stays with
     the release it was started from."""
-    scripts = installed / "opt/bgpd/current/bin"
-    assert (scripts / "bgpd").read_text().startswith(f"#!{installed}/opt/bgpd/current/bin/python")
-    assert (scripts / "exabgp").read_text().startswith(f"#!{installed}/opt/bgpd/releases/{current(installed)}/bin/python")
+    opt = installed / "opt/bgpd"
+    scripts = opt / "current/bin"
+    assert (scripts / "bgpd").read_text().startswith(f"#!{opt}/current/bin/python")
+    assert (scripts / "exabgp").read_text().startswith(f"#!{opt}/releases/{current(installed)}/bin/python")
     said = run(scripts / "python", "-I", "-c", "import bgpd.bgp.bridge as bridge; print(bridge.__file__)")
-    assert said.startswith(f"{installed}/opt/bgpd/current/")
+    assert said.startswith(f"{opt}/current/")
 
 
 def test_an_upgrade_keeps_the_release_before(tmp_path: Path, wheels: Path) -> None:

@@ -256,7 +256,7 @@ print("works")
 def test_system_calls_under_the_unit(unit: Path, program: str, said: str) -> None:
     """The filters stop what neither process needs, and nothing that the daemon's libraries and children do."""
     need("systemd-analyze", "setpriv")
-    confine = [sys.executable, "-I", Path(__file__).with_name("confine.py"), unit]
+    confine = (sys.executable, "-I", Path(__file__).with_name("confine.py"), unit)
     assert output_of("setpriv", "--no-new-privs", *confine, sys.executable, "-I", "-c", program) == said
 
 
