@@ -14,6 +14,7 @@ cheaper, but after a failover it may be older than what we have seen already: ro
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -72,6 +73,7 @@ class ApiSource(Generic[T]):
         self._mirror = Mirror(feed.kind)
         self._verb = "list"
         self._listed_at = clock()
+        self._watching_since = math.inf  # infinity: not watching
         self.status = Store(SourceStatus(SourceState.STARTING, clock()), clock)
 
     async def run(self) -> None:
@@ -82,9 +84,8 @@ class ApiSource(Generic[T]):
     async def _keep_following(self) -> None:
         attempt = 0
         while True:
-            began = self._clock()
             failure = await self._follow()
-            if self._clock() - began >= self._timing.steady_s:
+            if self._clock() - self._watching_since >= self._timing.steady_s:
                 attempt = 0
                 if failure is None:
                     continue
@@ -95,6 +96,7 @@ class ApiSource(Generic[T]):
 
     async def _follow(self) -> _Failure | None:
         """Lists if need be and watches until that ends; returns why, None being the server's timeout."""
+        self._watching_since = math.inf
         try:
             if self._mirror.version is None or self._clock() - self._listed_at >= self._timing.relist_s:
                 await self._list()
@@ -128,6 +130,7 @@ class ApiSource(Generic[T]):
         } | self._selector()
         lines = Lines()
         async with self._server.stream(self._feed.kind.path, query, seconds + self._timing.slack_s) as pieces:
+            self._watching_since = self._clock()
             self._reached()
             async for piece in pieces:
                 received = self._clock()

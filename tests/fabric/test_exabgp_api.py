@@ -2,8 +2,8 @@
 
 The rig decides how a test gets hold of ExaBGP's two pipes: the helper that ExaBGP starts hands its standard
 input and output to the test over a unix socket and sleeps. So the test itself is the helper: it reads, or does
-not, and writes byte by byte. It does not decide what is configured (a test gives neighbor blocks) nor who the
-peer is. The tests here are about commands and answers; sessions and routes are in `test_exabgp_facts`.
+not, and writes byte by byte. It does not decide what is configured (a test gives neighbor blocks) nor what the
+peer is told. The tests here are about commands and answers; sessions and routes are in `test_exabgp_facts`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,65 +28,60 @@ from tests.fabric.netns import Lab, Namespace
 from tests.fabric.peer import FAMILIES, Neighbor, Options
 from tests.fabric.process import Process, poll
 
-TOR, NODE, ASN = "10.0.0.1", "10.0.0.2", 64512
-TOR6, NODE6 = "fd00::1", "fd00::2"
-PIPE_BYTES = 65536  # capacity of a pipe, pipe(7)
-
-pytestmark = pytest.mark.needs("bird", str(exabgp.PROGRAM))
+ASN = 64512
+TOR, NODE, NODE6 = "10.0.0.1", "10.0.0.2", "fd00:0:0:0::2"
+TOR_B, NODE_B = "10.0.1.1", "10.0.1.2"
+PIPE_BYTES = 65536  # a pipe's capacity, pipe(7)
 
 _HELPER = """\
 import signal, socket, sys
-sock = socket.socket(socket.AF_UNIX)
-sock.connect(sys.argv[1])
-socket.send_fds(sock, [b"x"], [0, 1])
+connection = socket.socket(socket.AF_UNIX)
+connection.connect(sys.argv[1])
+socket.send_fds(connection, [b"x"], [0, 1])
 signal.pause()
 """
 
 
 class Helper:
-    """One life of the helper: ExaBGP's pipes, in the test's hands. Close it before the helper is to be dead."""
+    """One life of the helper: ExaBGP's pipes in the test's hands, until `close`."""
 
     def __init__(self, connection: socket.socket) -> None:
-        self.pid = int.from_bytes(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], sys.byteorder)
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        self.pid = int.from_bytes(credentials[:4], sys.byteorder)
         _, (self.input, self.output), _, _ = socket.recv_fds(connection, 1, 2)
         connection.close()
         self.events: list[dict[str, Any]] = []
+        self._lines: deque[str] = deque()
         self._rest = b""
 
     def send(self, text: str) -> None:
-        """Writes a command and does not wait for its answer; more than a pipe of them needs a reader."""
+        """Writes a command and does not wait for its answer."""
         os.write(self.output, text.encode() + b"\n")
 
-    def lines(self, timeout_s: float = 10.0) -> Iterator[str]:
-        """Lines of answers as they come; events are put aside into `events`."""
+    def line(self, timeout_s: float = 10.0) -> str:
+        """The next line that is no event; events are put aside into `events`."""
         deadline = time.monotonic() + timeout_s
-        while True:
-            *complete, self._rest = self._rest.split(b"\n")
-            for index, line in enumerate(complete):
+        while not self._lines:
+            left = max(0.0, deadline - time.monotonic())
+            if not select.select([self.input], [], [], left)[0]:
+                raise TimeoutError(f"ExaBGP said nothing in {timeout_s:g} s")
+            data = os.read(self.input, 1 << 16)
+            if not data:
+                raise EOFError("ExaBGP closed the helper's input")
+            *lines, self._rest = (self._rest + data).split(b"\n")
+            for line in lines:
                 if line.startswith(b'{ "exabgp"'):
                     self.events.append(json.loads(line))
-                    continue
-                # what was not asked for yet is kept for the next call
-                kept, self._rest = self._rest, b"\n".join([*complete[index + 1 :], self._rest])
-                yield line.decode()
-                assert kept is not None
-                break
-            else:
-                if not select.select([self.input], [], [], max(0.0, deadline - time.monotonic()))[0]:
-                    raise TimeoutError(f"ExaBGP said nothing more in {timeout_s:g} s")
-                data = os.read(self.input, 1 << 16)
-                if not data:
-                    raise EOFError("ExaBGP closed the helper's input")
-                self._rest += data
+                else:
+                    self._lines.append(line.decode())
+        return self._lines.popleft()
 
     def answer(self, timeout_s: float = 10.0) -> tuple[str, list[str]]:
         """The next acknowledgement (`done` or `error`) and the output before it."""
         output: list[str] = []
-        for line in self.lines(timeout_s):
-            if line in ("done", "error"):
-                return line, output
+        while (line := self.line(timeout_s)) not in ("done", "error"):
             output.append(line)
-        raise AssertionError
+        return line, output
 
     def command(self, text: str) -> list[str]:
         """A command's output; `AssertionError` when ExaBGP refuses it."""
@@ -97,3 +93,89 @@ class Helper:
     def close(self) -> None:
         os.close(self.input)
         os.close(self.output)
+
+
+class Rig:
+    """A node with ExaBGP and two ToRs with BIRD, a cable to each. `start` and `tor` start what a test needs."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.node = lab.namespace("node")
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(lab.directory / "helper.sock"))
+        self.listener.listen()
+        self.file = lab.directory / "exabgp.conf"
+        self.process: Process | None = None
+        self.namespaces: dict[str, Namespace] = {}
+        for index, address in enumerate((TOR, TOR_B)):
+            space = self.namespaces[address] = lab.namespace(f"tor{index}")
+            lab.link(space, "eth0", self.node, f"eth{index}")
+            space.add_address("eth0", f"{address}/24", f"fd00:0:0:{index}::1/64")
+            self.node.add_address(f"eth{index}", f"10.0.{index}.2/24", f"fd00:0:0:{index}::2/64")
+
+    def tor(self, address: str = TOR, **neighbor: Any) -> Bird:
+        """Starts the BIRD at `address`; `neighbor` is what it is told about the node."""
+        told = {"address": local(address), "asn": ASN, "families": FAMILIES, **neighbor}
+        asn = neighbor.get("asn", ASN) if address == TOR else ASN
+        del asn
+        options = Options(asn=ASN, router_id=address, neighbors=(Neighbor(**told),))
+        return Bird(self.namespaces[address], options).start()
+
+    def configure(self, *blocks: str) -> None:
+        """Writes the configuration file: our helper and these neighbors."""
+        run = f"{sys.executable} -I -S {self.lab.directory}/helper.py {self.lab.directory}/helper.sock"
+        head = f"process helper {{ run {run}; encoder json; }}\n"
+        self.file.write_text(head + "\n".join(blocks))
+
+    def start(self, *blocks: str, **env: str) -> Helper:
+        """Starts ExaBGP; returns its helper. `env` is added to the settings, without their `exabgp_`."""
+        (self.lab.directory / "helper.py").write_text(_HELPER)
+        self.configure(*blocks)
+        settings = {f"exabgp_{key}".replace("__", "-"): value for key, value in env.items()}
+        argv = [str(exabgp.PROGRAM), "server", str(self.file)]
+        self.process = self.node.popen(argv, name="exabgp", env={**exabgp.ENVIRONMENT, **settings})
+        return self.helper()
+
+    def helper(self, timeout_s: float = 10.0) -> Helper:
+        """The next helper that ExaBGP starts."""
+        self.listener.settimeout(timeout_s)
+        return Helper(self.listener.accept()[0])
+
+    def reload(self) -> None:
+        assert self.process is not None
+        self.process.signal(signal.SIGUSR1)
+
+
+def local(peer: str) -> str:
+    """The node's address on the cable to this ToR."""
+    return peer.removesuffix(".1") + ".2"
+
+
+def neighbor(
+    peer: str = TOR,
+    *,
+    session: str = "",
+    hold_s: int = 9,
+    manual_eor: bool = True,
+    restart_s: int = 120,
+    **settings: Any,
+) -> str:
+    """A neighbor block; `settings` are those of `exabgp.configuration`."""
+    api = "api { processes [ helper ]; neighbor-changes; negotiated; }"
+    eor = f"manual-eor {'true' if manual_eor else 'false'};"
+    return exabgp.configuration(
+        local_address=local(peer),
+        router_id=NODE,
+        asn=ASN,
+        peers=[(peer, ASN)],
+        session=f"hold-time {hold_s}; adj-rib-in false; adj-rib-out true; {eor} {session} {api}",
+        graceful_restart_s=restart_s,
+        **settings,
+    )
+
+
+@pytest.fixture
+def rig(lab: Lab) -> Iterator[Rig]:
+    made = Rig(lab)
+    yield made
+    made.listener.close()
