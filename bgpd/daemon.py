@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bgpd import __version__, gauges
-from bgpd.bgp import launch
+from bgpd.bgp import launch, view
 from bgpd.bgp.drain import Drainer
 from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
@@ -66,6 +66,7 @@ class Daemon:
         self.readiness = Readiness(("starting",))
         self.heartbeat = time.monotonic()
         self.changed = True  # something that /metrics shows may have changed since it was last published
+        self._sessions = SpeakerState()
         self._log_round = log.RoundLog(log.get("reconcile"))
 
     async def run(self) -> None:
@@ -111,20 +112,22 @@ class Daemon:
         }
         child = None
         if config.bgp.speaker is SpeakerMode.MANAGED:
-            child = Child("speaker", launch.command(files), launch.environment())
-            tasks["speaker process"] = child.run()
+            child = Child("speaker", launch.command(files), launch.environment(files))
         for store in (inputs.config, inputs.nodes, inputs.drain, source.status, speaker.state):
             store.on_change(self._note_change)
+        speaker.state.on_change(lambda: self._tell_sessions(routing))
         async with asyncio.TaskGroup() as group:
+            supervisor = group.create_task(child.run(), name="speaker process") if child else None
             running = [group.create_task(task, name=name) for name, task in tasks.items()]
             with self._signals(console):
                 await self._started(console)
                 await self.stopping.wait()
             self.notifier.stopping()
-            if child is not None:
-                await self._stop_speaker(files, child)
             for task in running:
                 task.cancel()
+            if child is not None and supervisor is not None:
+                await self._stop_speaker(files, child)
+                supervisor.cancel()
         self.log.info("stopped", speaker="stopped too" if child else "keeps its sessions and routes")
 
     # --- life ---------------------------------------------------------------------------------------------
@@ -183,6 +186,16 @@ class Daemon:
         self._log_round(round)
         self.metrics.observe_round(round)
         self.changed = True
+
+    def _tell_sessions(self, routing: Routing) -> None:
+        """A line for each session that came or went, and one when the speaker did."""
+        before, self._sessions = self._sessions, routing.speaker.state.newest.value
+        for fields in view.transitions(routing.plan, before, self._sessions):
+            tell = self.log.info if fields["state"] == "up" else self.log.warning
+            tell("session", **fields)
+        if before.connected != self._sessions.connected:
+            tell = self.log.info if self._sessions.connected else self.log.warning
+            tell("speaker", connected=self._sessions.connected, **({"reason": self._sessions.reason} if self._sessions.reason else {}))
 
     def _note_change(self) -> None:
         self.changed = True

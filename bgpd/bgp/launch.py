@@ -42,16 +42,22 @@ class SpeakerFiles:
     def socket(self) -> Path:
         return self.run / "speaker.sock"
 
+    @property
+    def environment(self) -> Path:
+        """ExaBGP's own settings file. It stays empty; without one ExaBGP gives advice at every start."""
+        return self.directory / "exabgp.env"
+
     def prepare(self, header: str) -> None:
         """Creates what is missing: directory, link, and a configuration without neighbors. Idempotent."""
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True, mode=0o700)
         with contextlib.suppress(FileExistsError):
             self.socket.symlink_to(self.bridge_socket.relative_to(self.run))
-        if not self.configuration.exists():
-            descriptor = os.open(self.configuration, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(render.document(header, {}))
+        for file, text in ((self.environment, ""), (self.configuration, render.document(header, {}))):
+            if not file.exists():
+                descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
+                with os.fdopen(descriptor, "w") as stream:
+                    stream.write(text)
 
 
 def header(files: SpeakerFiles, end_of_rib_after_s: int) -> str:
@@ -68,7 +74,7 @@ def command(files: SpeakerFiles) -> list[str]:
     return [str(exabgp()), "server", str(files.configuration)]
 
 
-def environment() -> dict[str, str]:
+def environment(files: SpeakerFiles) -> dict[str, str]:
     """ExaBGP's settings, on top of our own environment.
 
     It keeps the user it is started as: the unit starts it unprivileged. Its log is for faults only; sessions
@@ -76,13 +82,14 @@ def environment() -> dict[str, str]:
     """
     return {
         **os.environ,
+        "EXABGP_ENVFILE": str(files.environment),
         "exabgp_daemon_user": pwd.getpwuid(os.geteuid()).pw_name,
         "exabgp_daemon_drop": "false",
         "exabgp_api_cli": "false",
         "exabgp_api_ack": "true",
         "exabgp_api_chunk": "50",
         "exabgp_api_show-routes-format": "v2",
-        "exabgp_log_level": "WARNING",
+        "exabgp_log_level": "ERROR",
         "exabgp_log_destination": "stdout",
         "exabgp_reactor_speed": "0.1",
         "exabgp_tcp_bind": "",

@@ -22,7 +22,8 @@ from bgpd.runtime.reconcile import TargetError
 from bgpd.runtime.store import Store
 
 COMMAND_TIMEOUT_S = 20.0  # ExaBGP answers in milliseconds; 40,000 routes are listed in two seconds
-RECONNECT_S = 0.2
+RECONNECT_S = 0.1
+START_S = 2.0  # ExaBGP listens half a second after it was started
 LINE_LIMIT = 1 << 24  # `show neighbor json` is one line for all neighbors
 
 
@@ -41,9 +42,11 @@ class Speaker:
         self._pending: dict[str, _Pending] = {}
         self._writer: asyncio.StreamWriter | None = None
         self.identity = ""
+        self._quiet_until = 0.0
 
     async def run(self) -> None:
         """Keeps the connection for ever; cancel it."""
+        self._quiet_until = self._clock() + START_S
         while True:
             try:
                 reader, writer = await asyncio.open_unix_connection(str(self.path), limit=LINE_LIMIT)
@@ -138,6 +141,8 @@ class Speaker:
             if not pending.end.done():
                 pending.end.set_exception(TargetError(reason))
         current = self.state.newest.value
+        if not self.identity and self._clock() < self._quiet_until:
+            return  # both have just been started: give it the time to come up before complaining
         if current.connected or current.reason != reason:
             self.state.publish(SpeakerState(connected=False, reason=reason, sessions=current.sessions))
 

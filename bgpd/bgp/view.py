@@ -75,6 +75,24 @@ def routes(
     return rows
 
 
+def transitions(plan: BgpPlan, before: SpeakerState, after: SpeakerState) -> list[dict[str, Any]]:
+    """What happened to sessions between two views of the speaker: a log line's fields for each."""
+    names = {neighbor.peer_address: name for name, neighbor in plan.neighbors.items()}
+    happened = []
+    for address, session in after.sessions.items():
+        earlier = before.sessions.get(address)
+        if earlier is not None and (earlier.up, earlier.ups) == (session.up, session.ups):
+            continue
+        if earlier is None and not session.up:
+            continue
+        row: dict[str, Any] = {"peer": names.get(address, ""), "address": str(address)}
+        row |= {"state": "up" if session.up else "down", "reason": session.reason}
+        if earlier is not None and not session.up:
+            row["after_s"] = round(session.since - earlier.since, 1)
+        happened.append({key: value for key, value in row.items() if value != ""})
+    return happened
+
+
 def _session(neighbor: Neighbor, state: SpeakerState, now: float) -> dict[str, Any]:
     session = state.sessions.get(neighbor.peer_address)
     row: dict[str, Any] = {

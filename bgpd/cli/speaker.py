@@ -31,7 +31,7 @@ def main(options: argparse.Namespace) -> int:
     try:
         files.prepare(launch.header(files, config.bgp.end_of_rib_timeout_seconds))
         command = launch.command(files)
-        os.execve(command[0], command, launch.environment())  # noqa: S606 - no shell is meant
+        os.execve(command[0], command, launch.environment(files))  # noqa: S606 - no shell is meant
     except OSError as error:
         sys.stderr.write(f"bgpd speaker: {error}\n")
         return FAILED

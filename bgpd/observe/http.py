@@ -219,7 +219,7 @@ class _Server(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False  # a client that dawdles must not hold up the daemon's end
-    request_queue_size = 16
+    request_queue_size = 128  # a burst must not cost a probe the second after which TCP tries again
 
     def __init__(
         self, family: socket.AddressFamily, address: tuple[str, int], pages: _Pages, request_s: float

@@ -40,6 +40,7 @@ class Answer:
     end: End = End.WELL
     status: int = 200
     headers: str = ""
+    hold_s: float = 0  # before the end
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Scripted:
             writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
             await writer.drain()
             await asyncio.sleep(0)
+        await asyncio.sleep(answer.hold_s)
         if answer.end is End.WELL:
             writer.write(b"0\r\n\r\n")
         elif answer.end is End.OPEN:
@@ -322,7 +324,7 @@ def test_silent_watch_is_given_up_in_time(tmp_path: Path) -> None:
 
 def test_pauses_grow_to_a_limit_and_start_over(tmp_path: Path) -> None:
     """Doubling up to the limit while it fails; a watch that held makes the next failure a first one."""
-    script = [refused(500)] * 10 + [listed(node("a")), Answer(end=End.OPEN)]
+    script = [refused(500)] * 10 + [listed(node("a")), Answer(end=End.CUT, hold_s=0.1)]
 
     async def scenario() -> None:
         async with reading(tmp_path, *script) as it:
@@ -378,7 +380,8 @@ def test_unauthorized_reads_the_token_again(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         user = {"tokenFile": str(token)}
-        async with reading(tmp_path, refused(401), refused(401), listed(node("a")), user=user) as it:
+        script = [refused(401), refused(401), listed(node("a")), Answer(hold_s=0.2)]
+        async with reading(tmp_path, *script, user=user) as it:
             await it.requests(4)
             assert it.pauses == [0.4]
             assert it.server.authorizations[0] == "Bearer one"
@@ -392,14 +395,13 @@ def test_unauthorized_reads_the_token_again(tmp_path: Path) -> None:
 
 def test_forbidden_names_the_missing_rule(tmp_path: Path) -> None:
     """The status says verb and resource as an RBAC rule has them, for list and for watch."""
-    script = [refused(403, "no, you"), listed(node("a")), refused(403, "no, you"), refused(403)]
+    script = [refused(403, "no, you"), listed(node("a")), refused(403, "no, you")]
 
     async def scenario() -> None:
         errors = list[str]()
         async with reading(tmp_path, *script) as it:
             it.source.status.on_change(lambda: errors.append(it.status.last_error))
             await it.requests(4)
-            await it.until(lambda: it.status.state is SourceState.RETRYING)
         rule = 'the role lacks apiGroups: [""], resources: ["nodes"], verbs: ["{}"] (403): no, you'
         assert f"not allowed to list nodes; {rule.format('list')}" in errors
         assert f"not allowed to watch nodes; {rule.format('watch')}" in errors

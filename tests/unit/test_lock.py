@@ -13,7 +13,10 @@ import pytest
 
 from bgpd.runtime.lock import RunLock
 
-HOLD = "import sys, pathlib; from bgpd.runtime.lock import RunLock; RunLock(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
+HOLD = (
+    "import sys, pathlib; from bgpd.runtime.lock import RunLock;"
+    "lock = RunLock(pathlib.Path(sys.argv[1])); print(1, flush=True); input()"
+)
 
 
 def test_the_second_daemon_is_told_who_is_first(tmp_path: Path) -> None:
