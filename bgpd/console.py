@@ -30,6 +30,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "source": lambda config: config.source,
     "bgp.speaker": lambda config: config.bgp.speaker,
     "metrics.listen": lambda config: config.metrics.listen,
+    "bgp.health": lambda config: config.bgp.health,
     "log": lambda config: config.log,
 }
 NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {
@@ -126,7 +127,11 @@ class Console:
         for row in self.peer_rows():
             if row["why"]:
                 found.append(f"peer {row['peer']} is {row['state']}: {row['why']}")
-        found += [f"{key.prefix} to {key.peer} is not announced: {reason}" for key, reason in plan.refused.items()]
+        health = self._inputs.health.newest.value
+        if health.reason:
+            found.append(f"unhealthy, everything is withdrawn: {health.reason}")
+        elif self.drain is not Drain.WITHDRAWN:
+            found += [f"{key.prefix} to {key.peer} is refused: {reason}" for key, reason in plan.refused.items()]
         for loop in (routing.sessions, routing.routes):
             if loop.error and speaker.connected:
                 found.append(f"{loop.name}: {loop.error}")

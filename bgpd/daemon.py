@@ -22,6 +22,7 @@ from typing import Any
 from bgpd import __version__, gauges
 from bgpd.bgp import launch, view
 from bgpd.bgp.drain import Drainer
+from bgpd.bgp.health import Health, Prober
 from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
@@ -87,7 +88,7 @@ class Daemon:
         config.paths.run.mkdir(parents=True, exist_ok=True)
         config.paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.callback(RunLock(config.paths.run).release)
-        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO))
+        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()))
         inputs.config.publish(self.loaded)
         drainer = Drainer(inputs.drain, config.paths.state / "drain")
         files = launch.SpeakerFiles(config.paths.run)
@@ -107,6 +108,7 @@ class Daemon:
             "speaker": speaker.run(),
             "routing": routing.run(),
             "console": control.run(),
+            "health": Prober(config.bgp.health, inputs.health).run(),
             "heartbeat": self._beat(console),
             "watchdog": watchdog(self.notifier, lambda: True),
         }

@@ -43,8 +43,13 @@ class BgpPlan:
     refused: Mapping[RouteKey, str]
 
 
-def plan(bgp: Bgp, passwords: Mapping[str, Secret], node: Node | None, drain: Drain) -> BgpPlan:
-    """The whole wanted state of BGP. `node` None: Kubernetes has no such node (now)."""
+def plan(
+    bgp: Bgp, passwords: Mapping[str, Secret], node: Node | None, drain: Drain, unhealthy: str = ""
+) -> BgpPlan:
+    """The whole wanted state of BGP. `node` None: Kubernetes has no such node (now).
+
+    `unhealthy` is why nothing of this node is worth announcing; empty when it is.
+    """
     neighbors: dict[str, Neighbor] = {}
     idle: dict[str, str] = {}
     for peer in bgp.peers:
@@ -56,11 +61,12 @@ def plan(bgp: Bgp, passwords: Mapping[str, Secret], node: Node | None, drain: Dr
     routes: dict[RouteKey, Path] = {}
     refused: dict[RouteKey, str] = {}
     braked = _brake(bgp, neighbors, node.pod_cidrs if node else ())
+    silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy
     for name, neighbor in neighbors.items():
         config = next(peer for peer in bgp.peers if peer.name == name)
         for prefix, advertisement in _advertised(bgp, name, node):
             key = RouteKey(name, prefix)
-            verdict = braked.get(prefix) or _path(config, neighbor, prefix, advertisement, node, drain)
+            verdict = braked.get(prefix) or silent or _path(config, neighbor, prefix, advertisement, node, drain)
             if isinstance(verdict, Path):
                 routes[key] = verdict
                 refused.pop(key, None)
@@ -127,8 +133,6 @@ def _path(
     peer: Peer, neighbor: Neighbor, prefix: Prefix, advertisement: Advertisement, node: Node | None, drain: Drain
 ) -> Path | str:
     """What to announce about one prefix, or why not."""
-    if drain is Drain.WITHDRAWN:
-        return "the node is drained; `bgpd undrain` announces again"
     family = Family.of(prefix)
     if family not in neighbor.families:
         return f"{peer.name} has no {family.value} in families"

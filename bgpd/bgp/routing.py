@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bgpd.bgp import launch, render
+from bgpd.bgp.health import Health
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.bgp.reconcile import (
     Routes,
@@ -34,6 +36,7 @@ class Inputs:
     config: Store[Loaded]
     nodes: Store[Mapping[str, Node]]
     drain: Store[Drain]
+    health: Store[Health]
 
 
 class Routing:
@@ -61,7 +64,7 @@ class Routing:
             announcement_order,
             report,
         )
-        for store in (inputs.config, inputs.nodes, inputs.drain):
+        for store in self._stores:
             store.on_change(self._inputs_changed)
         speaker.state.on_change(self._speaker_changed)
 
@@ -69,13 +72,21 @@ class Routing:
     def plan(self) -> BgpPlan:
         """The plan from the newest inputs."""
         inputs = self._inputs
-        revisions = (inputs.config.newest.revision, inputs.nodes.newest.revision, inputs.drain.newest.revision)
+        revisions = tuple(store.newest.revision for store in self._stores)
         if self._planned is None or self._planned[0] != revisions:
             loaded = inputs.config.newest.value
             self._planned = revisions, plan(
-                loaded.config.bgp, loaded.passwords, self.node, inputs.drain.newest.value
+                loaded.config.bgp,
+                loaded.passwords,
+                self.node,
+                inputs.drain.newest.value,
+                inputs.health.newest.value.reason,
             )
         return self._planned[1]
+
+    @property
+    def _stores(self) -> tuple[Store[Any], ...]:
+        return self._inputs.config, self._inputs.nodes, self._inputs.drain, self._inputs.health
 
     @property
     def node(self) -> Node | None:
@@ -111,7 +122,9 @@ class Routing:
         return Desired(want, complete=known or not self.plan.idle_peers)
 
     def _want_routes(self) -> Desired[AnnouncementKey, Announcement]:
-        nodes, drain = self._inputs.nodes.newest, self._inputs.drain.newest
+        nodes, drain, health = self._inputs.nodes.newest, self._inputs.drain.newest, self._inputs.health.newest
+        if not health.value.known:
+            return Desired({}, complete=False)  # as it is, until every check has had its first result
         want = announcements(
             self.plan.routes, self.plan.neighbors, self.speaker.state.newest.value, complete=nodes.synced
         )
@@ -119,8 +132,8 @@ class Routing:
         return Desired(
             want,
             complete=nodes.synced,
-            emptied=not has_routes and drain.value is not Drain.WITHDRAWN,
-            at=max(nodes.at, drain.at),
+            emptied=not has_routes and drain.value is not Drain.WITHDRAWN and not health.value.failing,
+            at=max(nodes.at, drain.at, health.at),
         )
 
     # --- wake-ups -----------------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from difflib import get_close_matches
 from enum import Enum
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, PlainValidator
 
@@ -196,6 +197,25 @@ def _listen(value: object) -> Listen | None:
     return Listen(parse_address(bare), int(port))
 
 
+def _endpoint(value: object) -> Listen:
+    found = _listen(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError(f"found {shown(value)}; give an address and a port, like '127.0.0.1:10250'")
+    return found
+
+
+def _http_url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not text.isprintable() or " " in text:
+        raise ValueError(f"found {shown(text)}; give a URL like 'http://127.0.0.1:10248/healthz'")
+    return text
+
+
+def _distinct_names(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    _distinct(tuple(value.name for value in values))
+    return values
+
+
 def _distinct(values: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
     seen: set[Hashable] = set()
     for value in values:
@@ -228,5 +248,9 @@ PEER_NAME = _matching(  # RFC 1123 label
 NODE_NAME = _matching(  # RFC 1123 subdomain, as Kubernetes names nodes
     r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", 253, "a node's name: lower-case letters, digits, inner dashes and dots"
 )
+TEXT = _text(str, "a text")
+ENDPOINT = PlainValidator(_endpoint)
+HTTP_URL = _text(_http_url, "a URL like 'http://127.0.0.1:10248/healthz'")
 DISTINCT = AfterValidator(_distinct)
+DISTINCT_NAMES = AfterValidator(_distinct_names)
 NOT_EMPTY = AfterValidator(_not_empty)

@@ -20,6 +20,9 @@ from bgpd.config.field import (
     BOOLEAN,
     COMMUNITY,
     DISTINCT,
+    DISTINCT_NAMES,
+    ENDPOINT,
+    HTTP_URL,
     IPV4,
     IPV6,
     LARGE_COMMUNITY,
@@ -30,6 +33,7 @@ from bgpd.config.field import (
     PEER_NAME,
     PREFIX,
     SOCKET_DIRECTORY,
+    TEXT,
     Listen,
     one_of,
     whole,
@@ -249,6 +253,37 @@ class Drain(Section):
     go. 10 is ample for the convergence of one fabric."""
 
 
+class HealthCheck(Section):
+    """One thing that must work on this node for its routes to be worth announcing. Exactly one probe."""
+
+    name: Annotated[str, PEER_NAME]
+    """Ours, for the reason in `bgpd routes`."""
+
+    http_get: Annotated[str | None, HTTP_URL] = None
+    """A URL that must answer 200 to 399, as a kubelet probe understands it."""
+
+    tcp_socket: Annotated[Listen | None, ENDPOINT] = None
+    """An address and port that must accept a connection."""
+
+    exec: Annotated[tuple[Annotated[str, TEXT], ...] | None, NOT_EMPTY] = None
+    """A program, by its absolute path, and its arguments; it must end with 0."""
+
+    period_seconds: Annotated[int, whole(1, 3600)] = 5
+    timeout_seconds: Annotated[int, whole(1, 600)] = 2
+
+    failure_threshold: Annotated[int, whole(1, 100)] = 3
+    """How many failures in a row make the node unhealthy. 3, as for a kubelet probe: one is no trend."""
+
+    success_threshold: Annotated[int, whole(1, 100)] = 2
+    """How many successes in a row make it healthy again. 2, so that something that flaps stays withdrawn."""
+
+    @model_validator(mode="after")
+    def _one_probe(self) -> HealthCheck:
+        if sum(probe is not None for probe in (self.http_get, self.tcp_socket, self.exec)) != 1:
+            raise ValueError("give exactly one of 'httpGet', 'tcpSocket' and 'exec'")
+        return self
+
+
 class Bgp(Section):
     """Sessions and what is announced on them."""
 
@@ -276,6 +311,9 @@ class Bgp(Section):
     time, after which the peer drops stale routes in any case."""
 
     drain: Drain = Drain()
+
+    health: Annotated[tuple[HealthCheck, ...], DISTINCT_NAMES] = ()
+    """While one of these fails, everything is withdrawn. None by default: what must work differs by CNI."""
 
 
 class Metrics(Section):

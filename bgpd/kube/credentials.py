@@ -87,7 +87,8 @@ class _Reader:
         self._files = [path]
 
     def read(self) -> Kubeconfig:
-        current = self._text((), "current-context")
+        assert isinstance(self._source.value, dict)
+        current = self._text((), "current-context", self._source.value)
         context, where = self._named("contexts", "context", current)
         cluster, cluster_at = self._named("clusters", "cluster", self._text(where, "cluster", context))
         # A context without a user is allowed: an API server may let anybody in.
@@ -108,12 +109,11 @@ class _Reader:
         line, column = self._source.place(path)
         self._faults.append(Fault(str(self._path), line, column, document.spell(path), problem))
 
-    def _text(self, at: document.Path, key: str, inside: Mapping[str, Any] | None = None) -> str | None:
-        """A text that has to be there; None after a fault, or when what should hold it had one."""
-        holder = self._source.value if not at else inside
-        if not isinstance(holder, dict):
+    def _text(self, at: document.Path, key: str, inside: Mapping[str, Any] | None) -> str | None:
+        """A text that has to be there; None after a fault, or when what should hold it is missing itself."""
+        if inside is None:
             return None
-        value = holder.get(key)
+        value = inside.get(key)
         if isinstance(value, str) and value:
             return value
         self._fault((*at, key), "must name an entry; this part of the kubeconfig is missing")

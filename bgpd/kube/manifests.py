@@ -85,7 +85,7 @@ class ManifestSource:
             reading = self._reading(name)
             if file is None or file.mark != mark or file.reading != reading:
                 file = _next(file, mark, reading, now)
-        if file.leaving and now - file.since >= self._settle_s:
+        if file.leaving and now >= file.since + self._settle_s:
             file = replace(file, leaving=())
         self._files[name] = file
         if file.reading is None and not file.leaving:

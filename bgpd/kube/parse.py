@@ -164,7 +164,7 @@ def _pod_cidrs(spec: RawNodeSpec) -> tuple[tuple[Prefix, ...], list[str]]:
     if not texts:
         remedy = "is the controller manager running with --allocate-node-cidrs?"
         return (), [f" has no spec.podCIDRs; {remedy}"]
-    kept: list[Prefix] = []
+    kept: dict[Prefix, None] = {}  # in the order of the object
     problems: list[str] = []
     families: set[str] = set()
     for field, text in texts:
@@ -182,7 +182,7 @@ def _pod_cidrs(spec: RawNodeSpec) -> tuple[tuple[Prefix, ...], list[str]]:
             text = f"{prefix} is a second {family} CIDR where Kubernetes allows one; it is used"
             problems.append(f": {field}: {text}")
         families.add(family)
-        kept.append(prefix)
+        kept[prefix] = None
     if spec.pod_cidrs and spec.pod_cidr and spec.pod_cidr not in spec.pod_cidrs:
         problems.append(f": spec.podCIDR: {spec.pod_cidr!r} is not among spec.podCIDRs, which count")
     return tuple(kept), problems

@@ -1,9 +1,11 @@
-"""ExaBGP's API as a helper process sees it, and the rig with which the facts about it are reproduced.
+"""ExaBGP's API as a helper process sees it, and the rig with which the facts about ExaBGP are reproduced.
 
 The rig decides how a test gets hold of ExaBGP's two pipes: the helper that ExaBGP starts hands its standard
 input and output to the test over a unix socket and sleeps. So the test itself is the helper: it reads, or does
-not, and writes byte by byte. It does not decide what is configured (a test gives neighbor blocks) nor what the
-peer is told. The tests here are about commands and answers; sessions and routes are in `test_exabgp_facts`.
+not, and writes what it likes. It does not decide what is configured (a test gives neighbor blocks) nor what
+the peer is told. The tests here are about commands, answers and the helper's life; sessions and routes are in
+`test_exabgp_facts`, reloads in `test_exabgp_reload`. Where a test fails after an upgrade of ExaBGP, its
+docstring says what of ours rests on the fact.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -116,8 +117,6 @@ class Rig:
     def tor(self, address: str = TOR, **neighbor: Any) -> Bird:
         """Starts the BIRD at `address`; `neighbor` is what it is told about the node."""
         told = {"address": local(address), "asn": ASN, "families": FAMILIES, **neighbor}
-        asn = neighbor.get("asn", ASN) if address == TOR else ASN
-        del asn
         options = Options(asn=ASN, router_id=address, neighbors=(Neighbor(**told),))
         return Bird(self.namespaces[address], options).start()
 
@@ -179,3 +178,26 @@ def rig(lab: Lab) -> Iterator[Rig]:
     made = Rig(lab)
     yield made
     made.listener.close()
+
+
+# --- commands and answers
+
+
+def test_acknowledgements_carry_no_id(rig: Rig) -> None:
+    """`done` and `error`, and nothing that says of which command. The bridge gives one command at a time."""
+    helper = rig.start(neighbor())
+    helper.send("show neighbor json\nno such command")
+    assert {helper.line(), helper.line(), helper.line()[:2]} == {"error", "done", "[{"}
+
+
+def test_some_commands_overtake_others(rig: Rig) -> None:
+    """`version` and `teardown` are answered before a `show` or `announce` that was given first.
+
+    So acknowledgements cannot be matched by order either: the bridge again.
+    """
+    helper = rig.start(neighbor())
+    helper.send(f"show neighbor json\nversion\nneighbor {TOR} announce eor ipv4 unicast\nneighbor {TOR} teardown")
+    answers = [helper.answer() for _ in range(4)]
+    assert answers[0][1][0].startswith("exabgp 5.")
+    assert [acknowledgement for acknowledgement, _ in answers] == ["done", "error", "error", "done"]
+    assert answers[3][1][0].startswith("[{")

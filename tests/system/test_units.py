@@ -131,9 +131,6 @@ def test_exabgp_works_under_its_unit(tmp_path: Path) -> None:
         ("listens", NEIGHBOR.format(local="127.0.0.1", peer="127.0.0.2", role=listens)),
         ("dials", NEIGHBOR.format(local="127.0.0.2", peer="127.0.0.1", role="connect 179;")),
     ]
-    tmp_path.chmod(0o711)
-    tmp_path.parent.chmod(0o711)
-    tmp_path.parent.parent.chmod(0o711)
     with network_namespace() as namespace:
         running = [start_speaker(tmp_path / name, text, namespace) for name, text in ends]
         try:

@@ -316,6 +316,7 @@ def test_whatever_else_listens_there_is_not_bgpd(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         async def stranger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readline()
             writer.write(b"220 smtp\n")
             writer.close()
 

@@ -221,7 +221,7 @@ def test_outside_a_pod_there_is_no_service_account(tmp_path: Path) -> None:
     """Without a kubeconfig and outside a cluster the fault says which setting to give."""
 
     async def scenario() -> None:
-        with pytest.raises(FaultsError, match="give source.kubernetes.kubeconfig"):
+        with pytest.raises(FaultsError, match=r"give source\.kubernetes\.kubeconfig"):
             await ApiServer(service_account=tmp_path, environ={}).check()
 
     run(scenario)
