@@ -122,7 +122,7 @@ async def _unless_gone(
     work = asyncio.create_task(answer, name="control handler")
     gone = asyncio.create_task(_end_of(reader), name="control client's end")
     try:
-        await asyncio.wait((work, gone), return_when=asyncio.ALL_COMPLETED)
+        await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
     finally:
         work.cancel()
         gone.cancel()

@@ -36,7 +36,7 @@ from tests.fabric.peer import FAMILIES, Neighbor, Options, many_prefixes
 from tests.fabric.process import Process, poll
 
 ASN = 64512
-TOR, NODE, NODE6 = "10.0.0.1", "10.0.0.2", "fd00:0:0:0::2"
+TOR, NODE, NODE6 = "10.0.0.1", "10.0.0.2", "fd00::2"
 TOR_B, NODE_B = "10.0.1.1", "10.0.1.2"
 V4, V6 = "188.188.0.0/24", "2001:db8::/64"
 PIPE_BYTES = 65536  # a pipe's capacity, pipe(7)
@@ -138,9 +138,10 @@ class Rig:
         """Starts ExaBGP; returns its helper. `env` is added to the settings, without their `exabgp_`."""
         (self.lab.directory / "helper.py").write_text(_HELPER)
         self.configure(*blocks)
-        settings = {f"exabgp_{key}": value for key, value in env.items()}
-        argv = [str(exabgp.PROGRAM), "server", str(self.file)]
-        self.process = self.node.popen(argv, name="exabgp", env={**exabgp.ENVIRONMENT, **settings})
+        # by `env`, because the shell around it drops names with a dash
+        settings = [f"exabgp_{key}={value}" for key, value in env.items()]
+        argv = ["env", *settings, str(exabgp.PROGRAM), "server", str(self.file)]
+        self.process = self.node.popen(argv, name="exabgp", env=exabgp.ENVIRONMENT)
         return self.helper()
 
     def helper(self, timeout_s: float = 10.0) -> Helper:
@@ -182,9 +183,18 @@ def neighbor(
 
 
 def kill(helper: Helper) -> None:
-    """Ends a helper by SIGKILL; nobody else holds its pipes."""
+    """Ends a helper by SIGKILL and waits until it is dead; nobody else holds its pipes."""
     helper.close()
     os.kill(helper.pid, signal.SIGKILL)
+    poll(lambda: not alive(helper.pid), 5, lambda: "the helper survives SIGKILL")
+
+
+def alive(pid: int) -> bool:
+    """Whether a process still runs; one that nobody has waited for yet does not."""
+    try:
+        return " Z " not in Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def running(rig: Rig) -> bool:
@@ -264,12 +274,12 @@ def test_the_adj_rib_tells_next_hop_and_attributes_in_v2_only(rig: Rig, form: st
 
 
 def test_ipv6_over_an_ipv4_session_needs_a_next_hop(rig: Rig) -> None:
-    """`next-hop self` makes an IPv4 next hop for an IPv6 route: the peer cannot use it. `bgp.plan` names one."""
+    """`next-hop self` is refused there, so `bgp.plan` always names the next hop."""
     bird = rig.tor()
     helper = rig.start(neighbor())
     bird.wait_established(NODE)
     helper.send(f"neighbor {TOR} announce route {V6} next-hop self")
-    print(helper.answer())
+    assert helper.answer()[0] == "error"
     helper.command(f"neighbor {TOR} announce route {V6} next-hop {NODE6}")
     assert bird.wait_route(V6).next_hop == NODE6
 
@@ -278,7 +288,7 @@ def test_ipv6_over_an_ipv4_session_needs_a_next_hop(rig: Rig) -> None:
 
 
 def test_a_helper_that_does_not_read_stops_the_keepalives(rig: Rig) -> None:
-    """64 KiB of acknowledgements, 13,107 of them, and ExaBGP stands still until somebody reads them.
+    """64 KiB of acknowledgements, 13,100 of them, and ExaBGP stands still until somebody reads them.
 
     With a hold time of 3 s the peer takes the session down. So the bridge reads always, whatever its clients do.
     """
@@ -287,7 +297,7 @@ def test_a_helper_that_does_not_read_stops_the_keepalives(rig: Rig) -> None:
     bird.wait_established(NODE)
     helper.send("#\n" * 20_000)
     assert bird.wait_down(NODE, 10).notification == (4, 0)
-    assert waiting(helper.input) == PIPE_BYTES
+    assert waiting(helper.input) > PIPE_BYTES - 4096  # a page may be left unfilled
     for _ in range(20_000):
         assert helper.line() == "done"
     bird.wait_established(NODE)
@@ -319,6 +329,7 @@ def test_deaths_are_counted_in_windows_of_the_wall_clock(monkeypatch: pytest.Mon
     monkeypatch.setattr(processes.time, "time", lambda: clock[0])
     counter = processes.Processes.__new__(processes.Processes)
     counter._respawning, counter.respawn_number = {}, 5
+    monkeypatch.setattr(processes.log, "critical", lambda message, source: None)
     for _ in range(5):
         counter._record_respawn("helper")
     clock[0] += 1
@@ -359,11 +370,13 @@ def test_a_new_helper_hears_answers_to_its_predecessor(rig: Rig) -> None:
 def test_a_helper_that_dies_unread_takes_all_peers_with_it(rig: Rig, terminate: str) -> None:
     """More than 8 KiB on the way to a dead helper, and ExaBGP drops its peers for good and says it is well.
 
-    No FIN, no NOTIFICATION, no event, no reload brings them back. With `api.terminate` it ends instead and can
-    be started anew. So somebody must hold the helper's pipes whatever happens to it: the bridge's guardian.
+    No FIN, no event, no reload brings them back; peers find out by their hold timer and drop every route,
+    graceful restart or not. With `api.terminate` it ends instead, by FIN, and can be started anew. So somebody
+    must hold the helper's pipes whatever happens to it: the bridge's guardian.
     """
-    bird = rig.tor()
-    helper = rig.start(neighbor(), **{"api_show-routes-format": "v2", "api_terminate": terminate, "api_chunk": "50"})
+    bird = rig.tor(hold_time_s=3, keepalive_s=1)
+    settings = {"api_show-routes-format": "v2", "api_chunk": "50", "api_terminate": terminate}
+    helper = rig.start(neighbor(hold_s=3), **settings)
     bird.wait_established(NODE)
     prefixes = list(many_prefixes(1000))
     for start in range(0, 1000, 100):
@@ -374,13 +387,15 @@ def test_a_helper_that_dies_unread_takes_all_peers_with_it(rig: Rig, terminate: 
     kill(helper)
     if terminate == "true":
         poll(lambda: not running(rig), 10, lambda: "ExaBGP lives on")
+        bird.wait_down(NODE)
+        assert bird.route(prefixes[0])
         return
     helper = rig.helper()
     poll(lambda: helper.command("show neighbor json") == ["[]"], 5, lambda: "the peers are still there")
     rig.reload()
     assert helper.command("show neighbor json") == ["[]"]
-    assert running(rig)
-    assert helper.events == []
+    assert bird.wait_down(NODE).notification == (4, 0)
+    assert (helper.events, bird.paths(), running(rig)) == ([], [], True)
 
 
 def test_it_fits_into_60_megabytes(rig: Rig) -> None:

@@ -25,7 +25,7 @@ from tests.fabric.frr import Frr
 from tests.fabric.gobgp import Gobgp
 from tests.fabric.netns import Lab, Namespace, missing
 from tests.fabric.node import BgpdNode
-from tests.fabric.peer import IPV4, Neighbor, Options, PeerSession, ReceivedRoute, Speaker
+from tests.fabric.peer import IPV4, IPV6, Neighbor, Options, PeerSession, ReceivedRoute, Speaker
 from tests.fabric.process import poll
 from tests.fabric.topology import NodePlace
 
@@ -137,7 +137,7 @@ class Bench:
             "local_address": case.place.tor(index),
             "hold_time_s": 90,  # so that ours is the lower one
             "keepalive_s": 30,
-            "families": tuple(case.ours.get("families", (IPV4,))),
+            "families": tuple(case.ours.get("families", (IPV6 if case.place is Place.NEAR6 else IPV4,))),
         }
         return Neighbor(**told | case.theirs)
 
@@ -154,7 +154,7 @@ class Bench:
                 **case.ours,
             }
             if case.password is not None:
-                peer["authPasswordFile"] = str(self.node.directory / f"{case.name}.md5") 
+                peer["authPasswordFile"] = str(self.node.directory / f"{case.name}.md5")
             peers.append({key: value for key, value in peer.items() if value is not None})
             if case.attributes is not None:
                 what = {"advertisementType": "PodCIDR", "peers": [case.name]}
