@@ -103,6 +103,7 @@ class Daemon:
         http.start()
         stack.callback(http.stop)
         control = ControlServer(config.paths.run / "status.sock", console.handlers)
+        control.open()
         tasks: dict[str, Coroutine[Any, Any, Any]] = {
             "source": source.run(),
             "speaker": speaker.run(),

@@ -42,7 +42,6 @@ ACK_TIMEOUT_S = 60.0  # no answer for so long: the pair is out of step, start ov
 EOR_RETRY_S = 5.0
 LOOK = "look"  # the id of the bridge's own first command
 FAMILY = {"ipv4 unicast": "ipv4 unicast", "ipv6 unicast": "ipv6 unicast"}
-RECALL = "show neighbor json"  # ExaBGP replays no event to a helper that takes a dead one's place
 
 
 class Lines:
@@ -107,7 +106,7 @@ class Bridge:
         self.reserved: Client | None = None  # the one client that may give commands, if any
         self.running: Entry | None = None  # the command ExaBGP has not answered yet
         self.running_since = 0.0
-        self.recalled = False  # whether ExaBGP has answered this life's first question
+        self.has_looked = False  # whether ExaBGP has shown its neighbors to this bridge
         self.peers: dict[str, dict[str, Any]] = {}  # peer address -> memory
         # a bridge that was killed finds sessions it has never heard of: ask before anybody else does
         self.queue.append((None, LOOK, "show neighbor json"))
@@ -140,25 +139,14 @@ class Bridge:
         """Takes ExaBGP's list of neighbors: the sessions that came up before this bridge did."""
         for neighbor in json.loads(text):
             address = neighbor["peer"]["address"]
-            if neighbor["state"] == "up" and address not in self.peers:
-                age_s, families = neighbor["duration"], neighbor["families"]
+            # not "state": ExaBGP calls a session of less than a second down
+            if neighbor["fsm"] == "ESTABLISHED" and address not in self.peers:
+                age_s, families = max(0, neighbor["duration"]), neighbor["families"]
                 eor = families if age_s > self.eor_after_s else []  # by then somebody has sent it
                 holds = [hold for hold in (neighbor["local"]["hold"], neighbor["peer"]["hold"]) if hold is not None]
                 negotiated = {"families": families, "hold_time": min(holds, default=None)}
                 known = {"state": "up", "since": self.now() - age_s, "ups": 1, "eor": list(eor)}
                 self.peer(address).update(known, negotiated=negotiated)
-
-    def recall(self, line: str) -> None:
-        """Takes the sessions of a former life from ExaBGP's list; what was heard in this one is newer."""
-        self.recalled = True
-        for entry in json.loads(line):
-            address = str(entry["peer"]["address"])
-            if entry["fsm"] != "ESTABLISHED" or address in self.peers:
-                continue
-            hold_s = min(entry["local"]["hold"], entry["peer"]["hold"])
-            peer = self.peer(address)
-            peer.update(state="up", since=self.now() - max(0, entry["duration"]), ups=1)
-            peer["negotiated"] = {"hold_time": hold_s, "families": entry["families"]}
 
     def note_done(self, command: str) -> None:
         """Remembers an End-of-RIB that ExaBGP accepted."""
@@ -190,10 +178,11 @@ class Bridge:
         if self.running is None:
             return
         client, ident, command = self.running
-        if client is None and command == RECALL and not self.recalled:
-            # until the list comes, all this is what a dead helper had asked for, its ends included
-            if line.startswith("["):
-                self.recall(line)
+        if ident == LOOK and client is None and not self.has_looked:
+            # what comes before the list, ends of commands included, a dead bridge had asked for
+            self.has_looked = line.startswith("[")
+            if self.has_looked:
+                self.note_neighbors(line)
             return
         if line in ("done", "error"):
             self.running = None
@@ -202,8 +191,6 @@ class Bridge:
             if client is not None:
                 client.say(f"{line} {ident}")
             self.next_command()
-        elif ident == LOOK:
-            self.note_neighbors(line)
         elif client is not None and line:
             client.say(f"line {ident} {line}")
 
@@ -263,7 +250,9 @@ class Bridge:
             data, lines = b"", []
         for line in lines:
             ident, _, command = line.partition(" ")
-            if command and len(command) < MAX_LINE:
+            if command.startswith("#") and self.has_looked:
+                self.answer(client, ident, command)  # also while ExaBGP does not answer
+            elif command and len(command) < MAX_LINE:
                 self.queue.append((client, ident, command))
             elif ident:
                 client.say(f"error {ident}")

@@ -43,6 +43,7 @@ class Speaker:
         self._writer: asyncio.StreamWriter | None = None
         self.identity = ""
         self._quiet_until = 0.0
+        self._blame = ""  # why we gave this connection up ourselves
 
     async def run(self) -> None:
         """Keeps the connection for ever; cancel it."""
@@ -58,7 +59,7 @@ class Speaker:
                 except (OSError, ValueError) as error:
                     self._lost(f"{self.path}: {error}")
                 else:
-                    self._lost(f"{self.path}: the speaker closed the connection")
+                    self._lost(self._blame or f"{self.path}: the speaker closed the connection")
                 finally:
                     writer.close()
             await asyncio.sleep(RECONNECT_S)
@@ -75,8 +76,9 @@ class Speaker:
             async with asyncio.timeout(timeout_s):
                 accepted = await pending.end
         except TimeoutError:
+            self._blame = f"ExaBGP did not answer in {timeout_s:.0f} s; is it stopped or overloaded?"
             writer.transport.abort()  # the answer may still come: never let it meet another command
-            raise TargetError(f"ExaBGP did not answer in {timeout_s:.0f} s; is it stopped or overloaded?") from None
+            raise TargetError(self._blame) from None
         finally:
             del self._pending[ident]
         if not accepted:
@@ -95,7 +97,7 @@ class Speaker:
         hello = await reader.readline()
         if not hello.startswith(b"hello "):
             raise ValueError("whatever listens there is not the bridge")
-        self.identity = hello.decode().strip()
+        self.identity, self._blame = hello.decode().strip(), ""
         self._writer = writer
         memory = asyncio.ensure_future(self._recall())
         try:

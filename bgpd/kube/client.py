@@ -36,6 +36,7 @@ from bgpd.model.fault import Fault, FaultsError
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 CONNECT_S = 10.0  # TCP, TLS and the response's head; a healthy server takes a tenth of a second
+PLUGIN_S = 30.0  # an exec plugin asks its cloud for a token; everything else is local files
 DEAD_AFTER_S = 20.0  # a silent network: TCP probes go unanswered for so long
 _ERROR_BODY = 64 * 1024
 
@@ -175,8 +176,12 @@ class ApiServer:
         place = str(self._kubeconfig or self._service_account)
         try:
             if self._kubeconfig is None:
-                return await self._read_in_cluster(configuration)
-            return await self._read_kubeconfig(self._kubeconfig, configuration)
+                return self._read_in_cluster(configuration)
+            async with asyncio.timeout(PLUGIN_S):
+                return await self._read_kubeconfig(self._kubeconfig, configuration)
+        except TimeoutError:
+            text = f"the credential plugin did not answer in {PLUGIN_S:g} s"
+            raise FaultsError((Fault(place, 0, 0, "users.user.exec", text),)) from None
         except (ConfigException, ssl.SSLError, OSError, ValueError) as error:
             text = f"these credentials cannot be used: {error}"
             raise FaultsError((Fault(place, 0, 0, "", text),)) from None
@@ -193,7 +198,7 @@ class ApiServer:
             _check_exec(path, found, configuration)
             return self._login_with(configuration, found.files, marks)
 
-    async def _read_in_cluster(self, configuration: Configuration) -> _Login:
+    def _read_in_cluster(self, configuration: Configuration) -> _Login:
         token, authority = self._service_account / "token", self._service_account / "ca.crt"
         files = (token, authority)
         marks = signature(files)

@@ -21,13 +21,20 @@ T = TypeVar("T")
 class Feed(Generic[T]):
     """The objects of one kind, by name or namespace/name, go into `store` as one mapping.
 
-    `name` None: all of them; else only the object of that name. `store.newest.synced` turns true with the
-    first mapping that is complete, that is when every object the source holds could be read, and stays.
+    `name` None: all of them; else only the object that has this as its key. `store.newest.synced` turns true
+    with the first mapping that is complete, that is when every object the source holds could be read, and stays.
     """
 
     kind: Kind[T]
     store: Store[Mapping[str, T]]
     name: str | None = None
+
+    @property
+    def emptiness(self) -> str:
+        """Says that there is nothing, when there is nothing: allowed, and seldom meant."""
+        if self.store.newest.value:
+            return ""
+        return f"there is no {self.kind.name}{f' named {self.name}' if self.name else ''}"
 
 
 class SourceState(StrEnum):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -113,12 +113,10 @@ class ManifestSource:
         current = self.status.newest.value
         state = SourceState.SYNCED if whole else SourceState.STARTING
         error = current.last_error if whole or not faults else str(faults[0])
-        warning = "; ".join(f"{self._directory} holds no {_wanted(feed)}" for feed in self._empty())
+        lacks = "; ".join(filter(None, (feed.emptiness for feed in self._feeds)))
+        warning = f"{self._directory}: {lacks}" if lacks else ""
         current = replace(current, last_error=error, faults=faults, warning=warning)
         self.status.publish(entered(current, state, now))
-
-    def _empty(self) -> Iterator[Feed[Any]]:
-        return (feed for feed in self._feeds if not feed.store.newest.value)
 
     def _unreachable(self, error: OSError, now: float) -> None:
         """The directory is missing, which says nothing about what was in it: unlike an empty one."""
@@ -183,7 +181,3 @@ def _merged(files: dict[str, _File]) -> tuple[dict[ObjectKey, Found], list[Fault
 def _counts(path: Path) -> bool:
     """Editors' files and kubelet's links begin with a dot, or do not end like this."""
     return path.suffix in SUFFIXES and not path.name.startswith((".", "#"))
-
-
-def _wanted(feed: Feed[Any]) -> str:
-    return f"{feed.kind.name} named {feed.name}" if feed.name else feed.kind.name

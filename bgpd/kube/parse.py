@@ -91,10 +91,10 @@ class Kind(Generic[T]):
         """The API group as RBAC rules name it: the core group is the empty string."""
         return self.api_version.rpartition("/")[0]
 
-    @property
-    def path(self) -> str:
-        """The collection, cluster-wide."""
-        return f"/{'apis' if self.group else 'api'}/{self.api_version}/{self.resource}"
+    def path(self, namespace: str = "") -> str:
+        """The collection, of one namespace or of all."""
+        root = f"/{'apis' if self.group else 'api'}/{self.api_version}"
+        return f"{root}/namespaces/{namespace}/{self.resource}" if namespace else f"{root}/{self.resource}"
 
     def decode(self, data: bytes | msgspec.Raw) -> RawObject:
         """One object of a list or an event. Raises `Malformed`, for bytes that are no JSON as well."""

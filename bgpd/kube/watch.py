@@ -71,6 +71,9 @@ class ApiSource(Generic[T]):
         self._server, self._feed, self._timing = server, feed, timing or Timing()
         self._clock, self._rand, self._pause = clock, rand, pause
         self._mirror = Mirror(feed.kind)
+        namespace, _, name = (feed.name or "").rpartition("/")
+        self._path = feed.kind.path(namespace)
+        self._selector = {"fieldSelector": f"metadata.name={name}"} if name else {}
         self._verb = "list"
         self._listed_at = clock()
         self._watching_since = math.inf  # infinity: not watching
@@ -108,10 +111,9 @@ class ApiSource(Generic[T]):
 
     async def _list(self) -> None:
         self._verb = "list"
-        kind = self._feed.kind
-        listing = Listing(kind)
-        query = {"limit": str(PAGE_LIMIT)} | self._selector()
-        while more := listing.add(await self._server.get(kind.path, query, self._timing.list_s)):
+        listing = Listing(self._feed.kind)
+        query = {"limit": str(PAGE_LIMIT)} | self._selector
+        while more := listing.add(await self._server.get(self._path, query, self._timing.list_s)):
             query["continue"] = more
         self._listed_at = self._clock()
         self._mirror.adopt(listing)
@@ -127,9 +129,9 @@ class ApiSource(Generic[T]):
             "allowWatchBookmarks": "true",
             "resourceVersion": self._mirror.version,
             "timeoutSeconds": str(seconds),
-        } | self._selector()
+        } | self._selector
         lines = Lines()
-        async with self._server.stream(self._feed.kind.path, query, seconds + self._timing.slack_s) as pieces:
+        async with self._server.stream(self._path, query, seconds + self._timing.slack_s) as pieces:
             self._watching_since = self._clock()
             self._reached()
             async for piece in pieces:
@@ -141,9 +143,6 @@ class ApiSource(Generic[T]):
                     self._publish(received)  # what came before a bad line still counts
         if lines.rest:
             raise UnreachableError("the watch ended in the middle of an event")
-
-    def _selector(self) -> dict[str, str]:
-        return {"fieldSelector": f"metadata.name={self._feed.name}"} if self._feed.name else {}
 
     def _publish(self, received: float) -> None:
         store = self._feed.store
@@ -161,7 +160,8 @@ class ApiSource(Generic[T]):
 
     def _note_faults(self) -> None:
         faults = (*self._mirror.faults, *self._server.faults)
-        self.status.publish(replace(self.status.newest.value, faults=faults))
+        warning = self._feed.emptiness if self._feed.store.newest.synced else ""
+        self.status.publish(replace(self.status.newest.value, faults=faults, warning=warning))
 
     def _failed(self, failure: _Failure) -> None:
         """Prepares the next attempt and says what went wrong with this one."""

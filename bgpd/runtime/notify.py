@@ -43,7 +43,7 @@ class Notifier:
         if self._address is None:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
-            pass  # systemd may be slow; the event loop must not be
+            channel.setblocking(False)  # systemd may be slow; the event loop must not be
             try:
                 channel.sendto("\n".join(assignments).encode(), self._address)
             except OSError:

@@ -8,12 +8,16 @@ lies in one directory per node, so that several nodes run side by side.
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bgpd.cli.client import NotReachable, request
 from tests.fabric.netns import Namespace
 from tests.fabric.process import Process, poll
 from tests.fabric.topology import ASN, NodePlace, Seed3Fabric
@@ -131,6 +135,65 @@ class BgpdNode:
         argv = [str(BIN / "bgpd"), *words, "--config", str(self.config_file)]
         return str(self.namespace.run(argv, check=check).stdout)
 
+    def try_bgpd(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """As `bgpd`, for a test that looks at the exit code and at both outputs."""
+        argv = [str(BIN / "bgpd"), *words, "--config", str(self.config_file)]
+        return self.namespace.run(argv, check=False)
+
+    def status(self) -> dict[str, Any]:
+        """What `bgpd status -o json` prints, asked for without the time that a command takes to start."""
+        return request(self.directory / "run" / "status.sock", "status", {}, lambda text: None)
+
+    def peer(self, name: str) -> dict[str, Any]:
+        """One row of `bgpd peers`."""
+        return next(row for row in self.status()["peers"] if row["peer"] == name)
+
+    def wait_status(
+        self, what: str, wanted: Callable[[dict[str, Any]], bool], timeout_s: float = 20.0
+    ) -> dict[str, Any]:
+        """The first status for which `wanted` holds; `what` names it if none comes."""
+
+        def probe() -> dict[str, Any] | None:
+            try:
+                status = self.status()
+            except NotReachable:
+                return None
+            return status if wanted(status) else None
+
+        return poll(
+            probe, timeout_s, lambda: f"{what}; {self.bgpd('status', check=False)}{self._tail(self.daemon)}"
+        )
+
+    def wait_problem(self, text: str, timeout_s: float = 20.0) -> str:
+        """The problem in `bgpd status` that holds `text`."""
+        status = self.wait_status(
+            f"no problem names {text!r}", lambda it: any(text in line for line in it["problems"]), timeout_s
+        )
+        return next(str(line) for line in status["problems"] if text in line)
+
+    def wait_healthy(self, timeout_s: float = 30.0) -> dict[str, Any]:
+        """Waits until there is no problem, every session is up and carries all its routes and its End-of-RIB."""
+        return self.wait_status("not healthy", _is_healthy, timeout_s)
+
+    def metric(self, line: str) -> float:
+        """The value of one time series of /metrics, named as it is written there."""
+        with self.namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as channel:
+            channel.connect(("127.0.0.1", 9179))
+            channel.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            text = channel.makefile().read()
+        found = [it.rpartition(" ")[2] for it in text.splitlines() if it.rpartition(" ")[0] == line]
+        assert found, f"no metric {line}"
+        return float(found[0])
+
+    def bridge_pid(self) -> int | None:
+        """ExaBGP's helper, as ExaBGP's child; None while there is none."""
+        assert self.speaker is not None
+        try:
+            children = Path(f"/proc/{self.speaker.pid}/task/{self.speaker.pid}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        return next((int(pid) for pid in children if b"bridge.py" in _command_line(pid)), None)
+
     def ask(self, *words: str) -> Any:
         """A command's JSON, whatever its exit code."""
         return json.loads(self.bgpd(*words, "-o", "json", check=False))
@@ -144,6 +207,21 @@ class BgpdNode:
 
         poll(probe, timeout_s, lambda: self.bgpd("status", check=False) + self._tail(self.daemon))
 
+    @classmethod
+    def announcing(cls, fabric: Seed3Fabric, bgp: dict[str, Any] | None = None, **sections: Any) -> BgpdNode:
+        """The fabric's first node with both its pod CIDRs at both ToRs, and nothing left to do."""
+        place = fabric.nodes[0]
+        node = cls.at(place, bgp or seed3_bgp(fabric), *place.pod_cidrs, **sections)
+        if node.config["bgp"].get("speaker") == "managed":
+            node.start_daemon()
+        else:
+            node.start()
+        for tor in fabric.tors:
+            for prefix in place.pod_cidrs:
+                tor.speaker.wait_route(prefix)
+        node.wait_healthy()
+        return node
+
     @staticmethod
     def _tail(process: Process | None) -> str:
         return process.log_tail() if process is not None else "(never started)"
@@ -154,3 +232,20 @@ class BgpdNode:
         temporary = file.with_name(f".{file.name}.new")
         temporary.write_text(text)
         temporary.rename(file)
+
+
+def _is_healthy(status: dict[str, Any]) -> bool:
+    carried = (
+        row["state"] == "up"
+        and row["announced"] == row["wanted"]
+        and sorted(row["endOfRIB"]) == sorted(row["families"])
+        for row in status["peers"]
+    )
+    return not status["problems"] and all(carried)
+
+
+def _command_line(pid: str) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""

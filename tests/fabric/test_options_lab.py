@@ -52,13 +52,15 @@ class Place(Enum):
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One session. `ours` is added to the peer in bgpd.yaml (None takes a key out), `theirs` to the speaker's
-    neighbor. `attributes` are those of the advertisement; None: nothing is announced to this peer. `password`
-    is what our password file holds; None: no such file.
+    neighbor, `extra` too, in the speaker's own language, by its kind. `attributes` are those of the
+    advertisement; None: nothing is announced to this peer. `password` is what our password file holds; None: no
+    such file.
     """
 
     name: str
     ours: Mapping[str, Any] = field(default_factory=dict)
     theirs: Mapping[str, Any] = field(default_factory=dict)
+    extra: Mapping[str, str] = field(default_factory=dict)
     attributes: Mapping[str, Any] | None = field(default_factory=dict)
     place: Place = Place.NEAR
     password: str | None = None
@@ -82,8 +84,8 @@ class Bench:
             namespace=lab.namespace("node"),
         )
         _wire(lab, self.tor, self.place.namespace, cases)
-        told = {"asn": ASN, "router_id": Place.NEAR.tor(0)} | tor
-        listen = int(bgp.get("listenPort", 179))
+        told: dict[str, Any] = {"asn": ASN, "router_id": Place.NEAR.tor(0), **tor}
+        listen = int(bgp.get("listenPort", 0)) or 179
         neighbors = tuple(self._neighbor(case, bgp.get("localASN", ASN), listen) for case in cases)
         self.speaker = kind(self.tor, Options(**told, neighbors=neighbors))
         self.node = BgpdNode(self.place.namespace, self.place.name, self._bgp(bgp, self.speaker.options))
@@ -124,13 +126,20 @@ class Bench:
             del peer[key]
         self.reload()
 
+    def readvertise(self, name: str, **attributes: Any) -> None:
+        """Replaces the attributes of what is announced to this peer, in the file and in the daemon."""
+        for advertisement in self.node.config["bgp"]["advertisements"]:
+            if advertisement["peers"] == [name]:
+                advertisement["attributes"] = attributes
+        self.reload()
+
     def reload(self) -> None:
         self.node.write_config()
         self.node.bgpd("reload")
 
     def _neighbor(self, case: Case, asn: int, port: int) -> Neighbor:
         index = self._index[case.name]
-        told: dict[str, Any] = {
+        return Neighbor(**{
             "address": case.place.node(index),
             "asn": case.ours.get("localASN", asn),
             "port": port,
@@ -138,8 +147,9 @@ class Bench:
             "hold_time_s": 90,  # so that ours is the lower one
             "keepalive_s": 30,
             "families": tuple(case.ours.get("families", (IPV6 if case.place is Place.NEAR6 else IPV4,))),
-        }
-        return Neighbor(**told | case.theirs)
+            "extra": case.extra.get(self.kind.kind, "").replace("ADDRESS", case.place.node(index)),
+            **case.theirs,
+        })
 
     def _bgp(self, bgp: Mapping[str, Any], speaker: Options) -> dict[str, Any]:
         peers, advertisements = [], []

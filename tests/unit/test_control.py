@@ -201,13 +201,29 @@ def test_a_client_that_says_nothing_is_dropped(tmp_path: Path) -> None:
     serve(tmp_path / "s", scenario, idle_s=0.05)
 
 
-def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
-    """Progress that nobody reads is dropped, and so in the end is the client; others are served meanwhile."""
+async def talkative(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    for _ in range(500):
+        progress("x" * 10_000)
+    return {"told": True}
 
-    async def talkative(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        for _ in range(500):
-            progress("x" * 10_000)
-        return {}
+
+def test_progress_that_nobody_reads_is_left_out(tmp_path: Path) -> None:
+    """Five megabytes of progress do not pile up in the daemon; the result still comes."""
+
+    async def scenario() -> None:
+        reader, writer = await asyncio.open_unix_connection(str(tmp_path / "s"), limit=1 << 16)
+        writer.write(b'{"command": "talkative"}\n')
+        await asyncio.sleep(0.2)  # meanwhile the handler has said all it has to say
+        received = await reader.read()
+        assert len(received) < 2 * LINE_LIMIT
+        assert json.loads(received.splitlines()[-1]) == {"result": {"told": True}}
+        writer.close()
+
+    serve(tmp_path / "s", scenario, {"talkative": talkative})
+
+
+def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
+    """A client that takes no answer loses the connection before its end; others are served meanwhile."""
 
     async def scenario() -> None:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
@@ -216,10 +232,10 @@ def test_a_client_that_does_not_read_is_dropped(tmp_path: Path) -> None:
             await asyncio.sleep(0.3)
             assert (await ask(tmp_path / "s", "greet"))[0] == {"hello": "nobody"}
             deaf.settimeout(1)
-            received = 0
+            received = b""
             while data := deaf.recv(1 << 20):
-                received += len(data)
-            assert received < 2 * LINE_LIMIT
+                received += data
+            assert b"result" not in received
 
     serve(tmp_path / "s", scenario, {"talkative": talkative, "greet": greet}, idle_s=0.1)
 

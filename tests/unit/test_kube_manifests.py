@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -214,7 +216,7 @@ def test_emptied_directory_is_published_with_a_warning(bench: Bench) -> None:
     (bench.directory / "a.yaml").unlink()
     assert bench.settled() == {}
     assert bench.store.newest.synced
-    assert bench.status.warning == f"{bench.directory} holds no Node"
+    assert bench.status.warning == f"{bench.directory}: there is no Node"
     assert bench.status.state is SourceState.SYNCED
 
 
@@ -278,7 +280,7 @@ def test_name_filter_also_holds_for_faults(tmp_path: Path) -> None:
     assert (bench.faults, bench.store.newest.synced) == ([], True)
     (bench.directory / "n.yaml").unlink()
     bench.settled()
-    assert bench.status.warning == f"{tmp_path} holds no Node named a"
+    assert bench.status.warning == f"{tmp_path}: there is no Node named a"
 
 
 def test_only_changed_files_are_read_again(bench: Bench) -> None:
@@ -360,3 +362,19 @@ def test_running_source_notices_writers_and_renames(tmp_path: Path) -> None:
             await until(store, lambda nodes: set(nodes) == {"b"})
 
     asyncio.run(scenario())
+
+
+def test_manifests_do_not_load_the_kubernetes_client() -> None:
+    """A node without an API server does not pay its 30 MB, nor aiohttp's."""
+    script = """
+import sys
+from pathlib import Path
+from bgpd.kube.feed import Feed
+from bgpd.kube.parse import NODE
+from bgpd.kube.sources import manifest_source
+from bgpd.runtime.store import Store
+manifest_source(Path("."), [Feed(NODE, Store({}))])
+print(sorted({"kubernetes", "aiohttp", "pydantic"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

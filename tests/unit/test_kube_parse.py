@@ -136,8 +136,9 @@ def test_bytes_that_are_no_json(data: bytes) -> None:
 def test_kind_knows_its_place_in_the_api() -> None:
     """Core kinds live under /api, the others under /apis; keys carry the namespace where there is one."""
     claim = Kind("Widget", "example.test/v1", "widgets", namespaced=True, raw=RawObject, to_model=lambda raw: raw)
-    assert (NODE.path, NODE.group) == ("/api/v1/nodes", "")
-    assert (claim.path, claim.group) == ("/apis/example.test/v1/widgets", "example.test")
+    assert (NODE.path(), NODE.group) == ("/api/v1/nodes", "")
+    assert (claim.path(), claim.group) == ("/apis/example.test/v1/widgets", "example.test")
+    assert claim.path("b") == "/apis/example.test/v1/namespaces/b/widgets"
     assert NODE.key(NODE.convert({"metadata": {"name": "a"}})) == "a"
     assert claim.key(claim.convert({"metadata": {"name": "a", "namespace": "b"}})) == "b/a"
     assert claim.key(claim.convert({"metadata": {"name": "a"}})) == "default/a"

@@ -1,0 +1,30 @@
+"""The README is true where a machine can tell."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from bgpd.cli.main import COMMANDS
+from tests.readme import README, between, metrics_table
+
+TEXT = README.read_text()
+
+
+def test_every_metric_is_in_the_readme() -> None:
+    """Name, type and meaning as they are scraped; `python -m tests.readme` writes the table."""
+    assert between(TEXT, "metrics") == metrics_table()
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - {"run", "speaker", "demo", "version"}))
+def test_every_command_for_operators_is_in_the_readme(command: str) -> None:
+    """What an operator can type, he can find."""
+    assert f"bgpd {command}" in TEXT
+
+
+def test_every_file_the_readme_points_to_exists() -> None:
+    """Links and commands name files of this tree."""
+    named = set(re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)) | set(re.findall(r"(?:tests|systemd|config)/[\w./]+\w", TEXT))
+    assert [name for name in sorted(named) if not (Path(README.parent) / name).exists()] == []
