@@ -122,8 +122,9 @@ class Console:
             found += [f"node {node.name}: {problem}" for problem in node.problems]
         elif source.state == "synced":
             found.append(f"Kubernetes has no node {self.routing.node_name}; set node.name to the name kubectl shows")
-        if not speaker.connected:
-            found.append(f"speaker: {speaker.reason}")
+        silence = speaker.reason if not speaker.connected else routing.speaker.silence
+        if silence:
+            found.append(f"speaker: {silence}")
         for row in self.peer_rows():
             if row["why"]:
                 found.append(f"peer {row['peer']} is {row['state']}: {row['why']}")

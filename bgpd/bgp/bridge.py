@@ -11,7 +11,8 @@ a peer under graceful restart does not keep stale routes for ever (RFC 4724 sect
 
 Client to bridge, a line each:  `ID COMMAND`            ID: any word; COMMAND: ExaBGP's API, or one of
                                 `#memory`               every peer's memory
-                                `#reserve`              until it leaves, only this client may give commands
+                                `#reserve`              only this client may give commands, and for
+                                                        RESERVED_S after it has left, nobody
 Bridge to client, a line each:  `hello JSON`            once, on connecting: the bridge's identity
                                 `line ID TEXT`          output of the command ID
                                 `done ID` | `error ID`  its end
@@ -40,6 +41,7 @@ MAX_LINE = 1 << 20  # ExaBGP kills a helper whose command is longer
 MAX_BACKLOG = 64 << 20  # bytes waiting for one client: an adj-rib of 100,000 routes fits
 ACK_TIMEOUT_S = 60.0  # no answer for so long: the pair is out of step, start over with fresh pipes
 EOR_RETRY_S = 5.0
+RESERVED_S = 30.0  # the unit's TimeoutStopSec: between ExecStop and SIGTERM nobody may announce again
 LOOK = "look"  # the id of the bridge's own first command
 FAMILY = {"ipv4 unicast": "ipv4 unicast", "ipv6 unicast": "ipv6 unicast"}
 
@@ -104,6 +106,7 @@ class Bridge:
         self.clients: dict[int, Client] = {}
         self.queue: collections.deque[Entry] = collections.deque()
         self.reserved: Client | None = None  # the one client that may give commands, if any
+        self.reserved_until = 0.0  # when it has left
         self.running: Entry | None = None  # the command ExaBGP has not answered yet
         self.running_since = 0.0
         self.has_looked = False  # whether ExaBGP has shown its neighbors to this bridge
@@ -210,7 +213,8 @@ class Bridge:
     def next_command(self) -> None:
         while self.queue and self.running is None:
             client, ident, command = self.queue.popleft()
-            if client is not None and self.reserved not in (None, client):
+            if client is not None and self.refuses(client, command):
+                client.say(f"line {ident} the speaker is being stopped")
                 client.say(f"error {ident}")
                 continue
             if client is not None and command.startswith("#"):
@@ -219,6 +223,14 @@ class Bridge:
             self.running = (client, ident, command)
             self.running_since = self.now()
             self.to_exabgp += command.encode("ascii", "replace") + b"\n"
+
+    def refuses(self, client: Client, command: str) -> bool:
+        """Whether somebody else stops the speaker, or has just withdrawn everything for that purpose."""
+        if self.reserved in (None, client) or command == "#memory":
+            return False
+        if self.reserved in self.clients.values():
+            return True
+        return command != "#reserve" and self.now() < self.reserved_until
 
     def answer(self, client: Client, ident: str, command: str) -> None:
         """The commands that are for the bridge itself."""
@@ -266,7 +278,7 @@ class Bridge:
         self.poll.unregister(fd)
         client.sock.close()
         if self.reserved is client:
-            self.reserved = None
+            self.reserved_until = self.now() + RESERVED_S
         self.queue = collections.deque(entry for entry in self.queue if entry[0] is not client)
         if self.running is not None and self.running[0] is client:
             self.running = (None, *self.running[1:])

@@ -37,7 +37,8 @@ class Drainer:
         """Runs the whole drain; the number of routes withdrawn. Repeating it is harmless."""
         async with self._busy:
             announced = sum(map(is_route, routing.routes.have))
-            if self._state.newest.value is Drain.NO:
+            if self._state.newest.value is not Drain.WITHDRAWN:
+                # also when a former drain was broken off here: nobody knows how long the fabric has had
                 self._enter(Drain.SHUTDOWN)
                 if not await routing.confirm(CONFIRM_S):
                     raise DrainError(f"graceful-shutdown is not confirmed: {_why(routing)}; still announcing")
@@ -60,14 +61,22 @@ class Drainer:
             progress(f"{announced} routes announced")
             return announced
 
+    @property
+    def broken_off(self) -> bool:
+        """Whether a drain was left (Ctrl-C, a lost connection) while it waited: still announcing, as going away."""
+        return self._state.newest.value is Drain.SHUTDOWN and not self._busy.locked()
+
     def _enter(self, phase: Drain) -> None:
         """Writes the phase down before acting on it: a crash in between repeats the step, never undoes it."""
-        if phase is Drain.NO:
-            self._file.unlink(missing_ok=True)
-        else:
-            temporary = self._file.with_suffix(".new")
-            temporary.write_text(phase.value + "\n")
-            temporary.replace(self._file)
+        try:
+            if phase is Drain.NO:
+                self._file.unlink(missing_ok=True)
+            else:
+                temporary = self._file.with_suffix(".new")
+                temporary.write_text(phase.value + "\n")
+                temporary.replace(self._file)
+        except OSError as error:
+            raise DrainError(f"{self._file}: {error.strerror}; nothing has been changed") from None
         self._state.publish(phase)
 
 

@@ -18,6 +18,7 @@ import asyncio
 import contextlib
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import TypeAlias
@@ -88,7 +89,7 @@ class Sessions:
     ) -> None:
         self._speaker, self._file, self._header, self._exabgp = speaker, file, header, exabgp
         self._neighbors, self._settled = neighbors, settled
-        self._reset_at: dict[str, int] = {}  # how often a peer had come up when we reset it
+        self._reset_at: dict[str, float] = {}  # when this daemon last reset a peer's session, monotonic seconds
 
     async def observe(self) -> Mapping[str, str]:
         shown = await self._speaker.command("show neighbor configuration")
@@ -111,9 +112,10 @@ class Sessions:
                 update = change.key
                 _place(blocks, update, wanted)
         if len(held) < len(changes):
-            if update:
-                self._reset_at[update] = self._ups(update)
+            started = time.monotonic()
             await self._load(blocks)
+            if update:
+                self._reset_at[update] = started
         return [Retry(held[change.key], WAIT_S) if change.key in held else DONE for change in changes]
 
     def _hold(self, name: str) -> str:
@@ -127,13 +129,12 @@ class Sessions:
         if name not in neighbors or not is_up(state, neighbors[name].peer_address):
             return ""
         for other in sorted(neighbors.keys() - {name}):
-            if self._ups(other) and (self._ups(other) == self._reset_at.get(other) or not self._settled(other)):
+            session = state.sessions.get(neighbors[other].peer_address)
+            if session is None or not session.ups:
+                continue  # it has never been there
+            if session.since <= self._reset_at.get(other, 0.0) or not self._settled(other):
                 return f"waits for {other} to be Established with its routes; take {other} out to go ahead"
         return ""
-
-    def _ups(self, name: str) -> int:
-        session = self._speaker.state.newest.value.sessions.get(self._neighbors()[name].peer_address)
-        return session.ups if session else 0
 
     def _read(self) -> str:
         try:

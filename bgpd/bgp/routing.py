@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bgpd.bgp import launch, render
@@ -23,7 +23,7 @@ from bgpd.bgp.reconcile import (
 )
 from bgpd.bgp.speaker import Speaker
 from bgpd.config.load import Loaded
-from bgpd.model.bgp import Announcement, AnnouncementKey, EndOfRibKey, RouteKey
+from bgpd.model.bgp import Announcement, AnnouncementKey, EndOfRib, EndOfRibKey, RouteKey
 from bgpd.model.node import Node
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
@@ -47,6 +47,7 @@ class Routing:
     ) -> None:
         self.node_name, self._inputs, self.speaker = node_name, inputs, speaker
         self._planned: tuple[tuple[Revision, ...], BgpPlan] | None = None
+        self._last_seen: Node | None = None
         files = launch.SpeakerFiles(inputs.config.newest.value.config.paths.run)
         sessions = Sessions(
             speaker,
@@ -78,7 +79,7 @@ class Routing:
             self._planned = revisions, plan(
                 loaded.config.bgp,
                 loaded.passwords,
-                self.node,
+                self._node_or_its_remains(),
                 inputs.drain.newest.value,
                 inputs.health.newest.value.reason,
             )
@@ -92,6 +93,14 @@ class Routing:
     def node(self) -> Node | None:
         """Our own node as Kubernetes has it; None while it has none."""
         return self._inputs.nodes.newest.value.get(self.node_name)
+
+    def _node_or_its_remains(self) -> Node | None:
+        """Our node; once it is deleted, its addresses and labels: its sessions must stay to carry withdrawals."""
+        if self.node is not None:
+            self._last_seen = self.node
+        elif self._last_seen is not None:
+            self._last_seen = replace(self._last_seen, pod_cidrs=(), problems=())
+        return self._last_seen
 
     def carries_its_routes(self, peer: str) -> bool:
         """Whether this peer's session is up and has everything the plan wants it to have."""
@@ -125,9 +134,13 @@ class Routing:
         nodes, drain, health = self._inputs.nodes.newest, self._inputs.drain.newest, self._inputs.health.newest
         if not health.value.known:
             return Desired({}, complete=False)  # as it is, until every check has had its first result
-        want = announcements(
-            self.plan.routes, self.plan.neighbors, self.speaker.state.newest.value, complete=nodes.synced
-        )
+        # A node that Kubernetes does not show may come yet: only the bridge's timer then ends a graceful restart.
+        complete = nodes.synced and self.node is not None
+        neighbors = self.plan.neighbors
+        want = announcements(self.plan.routes, neighbors, self.speaker.state.newest.value, complete=complete)
+        for key in self.routes.have:
+            if isinstance(key, EndOfRibKey) and key.peer in neighbors:
+                want[key] = EndOfRib()  # sent; nothing takes it back
         has_routes = any(isinstance(key, RouteKey) for key in want)
         return Desired(
             want,

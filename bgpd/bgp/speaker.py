@@ -24,6 +24,8 @@ from bgpd.runtime.store import Store
 COMMAND_TIMEOUT_S = 20.0  # ExaBGP answers in milliseconds; 40,000 routes are listed in two seconds
 RECONNECT_S = 0.1
 START_S = 2.0  # ExaBGP listens half a second after it was started
+PULSE_S = 5.0
+SILENCE_S = 3.0  # ExaBGP answers in milliseconds; lists of very many routes take seconds
 LINE_LIMIT = 1 << 24  # `show neighbor json` is one line for all neighbors
 
 
@@ -70,7 +72,7 @@ class Speaker:
         if writer is None:
             raise TargetError(self.state.newest.value.reason)
         ident = str(next(self._ids))
-        pending = self._pending[ident] = _Pending(asyncio.get_running_loop().create_future())
+        pending = self._pending[ident] = _Pending(asyncio.get_running_loop().create_future(), self._clock())
         try:
             writer.write(f"{ident} {text}\n".encode())
             async with asyncio.timeout(timeout_s):
@@ -82,8 +84,15 @@ class Speaker:
         finally:
             del self._pending[ident]
         if not accepted:
-            raise CommandError(f"ExaBGP refused: {text[:120]}")
+            raise CommandError(": ".join(["ExaBGP refused", text[:120], *pending.lines[:1]]))
         return pending.lines
+
+    @property
+    def silence(self) -> str:
+        """Why a speaker that is connected is of no use: ExaBGP hangs. Empty when it answers."""
+        since = min((pending.since for pending in self._pending.values()), default=self._clock())
+        waiting_s = self._clock() - since
+        return f"ExaBGP has not answered for {waiting_s:.0f} s" if waiting_s > SILENCE_S else ""
 
     async def sessions(self) -> dict[Address, Session]:
         """Every session as the bridge remembers it now, End-of-RIB included."""
@@ -99,14 +108,22 @@ class Speaker:
             raise ValueError("whatever listens there is not the bridge")
         self.identity, self._blame = hello.decode().strip(), ""
         self._writer = writer
-        memory = asyncio.ensure_future(self._recall())
+        tasks = [asyncio.ensure_future(self._recall()), asyncio.ensure_future(self._pulse())]
         try:
             while line := await reader.readline():
                 self._hear(line.decode().rstrip("\n"))
         finally:
-            memory.cancel()
-            with contextlib.suppress(asyncio.CancelledError, TargetError):
-                await memory
+            for task in tasks:
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, TargetError):
+                    await task
+
+    async def _pulse(self) -> None:
+        """Asks now and then: an ExaBGP that hangs, its sessions lost to the hold timer, says so to nobody."""
+        while True:
+            await asyncio.sleep(PULSE_S)
+            with contextlib.suppress(CommandError):
+                await self.command("version")
 
     async def _recall(self) -> None:
         """What happened before we came. Events that arrive meanwhile are newer and are kept."""
@@ -152,8 +169,9 @@ class Speaker:
 class _Pending:
     """A command in flight: its output so far and the future of its end (True: done, False: refused)."""
 
-    __slots__ = ("end", "lines")
+    __slots__ = ("end", "lines", "since")
 
-    def __init__(self, end: asyncio.Future[bool]) -> None:
+    def __init__(self, end: asyncio.Future[bool], since: float) -> None:
         self.end = end
+        self.since = since
         self.lines: list[str] = []

@@ -22,6 +22,8 @@ from bgpd.model.bgp import (
 )
 from bgpd.model.outcome import Blocked, Retry
 
+BACK_S = 10.0  # a session that only flapped is back by then
+
 Trouble = Mapping[Any, Retry | Blocked]
 
 
@@ -108,10 +110,29 @@ def _session(neighbor: Neighbor, state: SpeakerState, now: float) -> dict[str, A
     if not state.connected:
         row["why"] = state.reason
     elif session is None:
-        row["why"] = f"never established: does {neighbor.peer_address}:{neighbor.peer_port} answer, is the ASN right?"
+        row["why"] = f"never established: {_look_at(neighbor)}"
     elif not session.up:
         row["why"] = session.reason
+        if session.ups == 0 or now - session.since > BACK_S:
+            row["why"] = "; ".join(filter(None, (session.reason, _look_at(neighbor))))
     return row
+
+
+def _look_at(neighbor: Neighbor) -> str:
+    """The questions about a session that does not come up: one for each option that keeps it down in silence."""
+    peer, ours = neighbor.peer_address, neighbor.local_address
+    questions = [f"does {peer}:{neighbor.peer_port} answer {ours}"]
+    if neighbor.passive:
+        questions = [f"we wait for {peer} to dial {ours}:{neighbor.listen_port}: does it"]
+    questions += [
+        f"is it AS {neighbor.peer_asn} and are we AS {neighbor.local_asn} to it",
+        "does it want a password" if neighbor.password is None else "is the password the same there",
+    ]
+    if neighbor.ttl_security:
+        questions.append("has it TTL security too, with no router in between")
+    elif not neighbor.internal and neighbor.multihop is None:
+        questions.append("is it on our link (else ebgpMultihop)")
+    return ", ".join(questions) + "?"
 
 
 def _counts(name: str, plan: BgpPlan, have: Mapping[AnnouncementKey, Announcement]) -> dict[str, Any]:

@@ -29,6 +29,7 @@ import pytest
 from exabgp.reactor.api import processes
 
 from tests.fabric import exabgp
+from tests.fabric.bgp_wire import BgpMessage, BgpType
 from tests.fabric.bird import Bird
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.observe import BgpCapture
@@ -203,6 +204,11 @@ def running(rig: Rig) -> bool:
     return rig.process is not None and rig.process.running()
 
 
+def withdrawn(message: BgpMessage) -> bool:
+    """Whether this UPDATE withdraws an IPv4 prefix (RFC 4271 section 4.3)."""
+    return message.type is BgpType.UPDATE and message.body[:2] != b"\0\0"
+
+
 def waiting(descriptor: int) -> int:
     """How many bytes wait to be read in a pipe."""
     size = array.array("i", [0])
@@ -273,7 +279,6 @@ def test_the_adj_rib_tells_next_hop_and_attributes_in_v2_only(rig: Rig, form: st
     (line,) = helper.command("show adj-rib out json")
     assert V4.partition("/")[0] in line
     assert (f'"nexthop": "{NODE}"' in line, '"med": 7' in line) == (told, told)
-
 
 
 # --- the helper's life

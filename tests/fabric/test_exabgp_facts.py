@@ -6,13 +6,11 @@ that place has to be looked at again; the test is changed with it, never by itse
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tests.fabric import exabgp
 from tests.fabric.bgp_wire import BgpMessage, BgpType
-from tests.fabric.bird import Bird, protocol_name
+from tests.fabric.bird import protocol_name
 from tests.fabric.observe import BgpCapture, RouteSampler
 from tests.fabric.process import poll
 from tests.fabric.test_exabgp_api import (
@@ -26,10 +24,10 @@ from tests.fabric.test_exabgp_api import (
     V6,
     Helper,
     Rig,
-    kill,
     neighbor,
     resident_mb,
     rig,
+    withdrawn,
 )
 
 __all__ = ["rig"]
@@ -49,11 +47,6 @@ def end_of_rib(helper: Helper, *families: str) -> None:
     """Sends End-of-RIB for these families, all when none is named."""
     for family in families or FAMILY_NAMES:
         helper.command(f"neighbor {TOR} announce eor {family}")
-
-
-def withdrawn(message: BgpMessage) -> bool:
-    """Whether this UPDATE withdraws an IPv4 prefix (RFC 4271 section 4.3)."""
-    return message.type is BgpType.UPDATE and message.body[:2] != b"\0\0"
 
 
 def updates(capture: BgpCapture) -> list[BgpMessage]:
@@ -87,7 +80,7 @@ def test_automatic_end_of_rib_loses_routes_in_a_restart(rig: Rig) -> None:
         stop(rig)
         helper = rig.start(neighbor(manual_eor=False))
         wait_up(helper)
-        bird.wait_no_route(V4)
+        poll(lambda: V4 in sampler.result().lost, 10, lambda: f"never lost: {sampler.result()}")
         announce(helper, V4)
         bird.wait_route(V4)
         sampler.wait_samples()

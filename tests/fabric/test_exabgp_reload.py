@@ -8,6 +8,7 @@ from __future__ import annotations
 import pytest
 
 from tests.fabric import exabgp
+from tests.fabric.bgp_wire import BgpType
 from tests.fabric.bird import Bird
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import poll
@@ -21,6 +22,7 @@ from tests.fabric.test_exabgp_api import (
     Rig,
     neighbor,
     rig,
+    withdrawn,
 )
 
 __all__ = ["rig"]
@@ -65,7 +67,7 @@ def test_a_reload_resets_the_session_that_changed_and_no_other(rig: Rig, way: st
 
 
 def test_a_reload_without_a_change_is_not_seen_by_any_peer(rig: Rig) -> None:
-    """A description is no change either: `render` keeps a digest there. `Sessions` may reload as often as it likes."""
+    """A description is no change either: `render` keeps a digest there. `Sessions` may reload at any time."""
     bird, bird_b, helper = two_tors(rig)
     with BgpCapture(bird.namespace, "eth0") as capture, BgpCapture(bird_b.namespace, "eth0") as capture_b:
         helper.command("reload")
@@ -113,18 +115,24 @@ def test_validate_says_beforehand_whether_a_reload_would_fail(rig: Rig, block: s
     assert (rig.node.run(argv, check=False).returncode == 0) is fine
 
 
-def test_a_static_route_taken_out_of_the_file_is_not_withdrawn(rig: Rig) -> None:
-    """The session stays and so does the route: `render` writes no routes, the API announces them all."""
+def test_a_static_route_taken_out_of_the_file_stays_until_the_peer_speaks(rig: Rig) -> None:
+    """The withdrawal is not sent before the peer's next message: with a hold time of 90 s, half a minute.
+
+    So `render` writes no routes: all are announced and withdrawn by the API, at once.
+    """
     bird = rig.tor()
     static = [f"route {it} next-hop {NODE}" for it in (V4, OTHER)]
     helper = rig.start(neighbor(TOR, routes=static))
     bird.wait_route(OTHER)
-    rig.configure(neighbor(TOR, routes=static[:1]), neighbor(TOR_B))
-    helper.command("reload")
-    wait_loaded(helper, TOR_B)
-    helper.command(f"neighbor {TOR} announce route 188.188.2.0/24 next-hop {NODE}")
-    bird.wait_route("188.188.2.0/24")
-    assert bird.route(OTHER)
+    with BgpCapture(bird.namespace, "eth0") as capture:
+        capture.wait(lambda it: it.type is BgpType.KEEPALIVE and it.src == TOR)
+        rig.configure(neighbor(TOR, routes=static[:1]), neighbor(TOR_B))
+        helper.command("reload")
+        wait_loaded(helper, TOR_B)
+        heard = len(capture.messages(src=TOR))
+        withdrawal = capture.wait(withdrawn, what="withdrawal")
+    assert capture.messages(src=TOR)[heard].time < withdrawal.time
+    bird.wait_no_route(OTHER)
 
 
 def test_a_route_queued_for_a_peer_that_is_down_blocks_every_reload(rig: Rig) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,7 +73,7 @@ class Bench:
     def __init__(
         self, lab: Lab, kind: type[Speaker], cases: Sequence[Case], tor: Mapping[str, Any], bgp: Mapping[str, Any]
     ) -> None:
-        self.kind = kind
+        self.kind, self._directory = kind, lab.directory
         self._index = {case.name: index for index, case in enumerate(cases)}
         self._cases = {case.name: case for case in cases}
         self.tor = lab.namespace("tor")
@@ -113,8 +114,11 @@ class Bench:
         """The speaker's address of this session."""
         return self._cases[name].place.tor(self._index[name])
 
+    def password_file(self, name: str) -> Path:
+        return self._directory / f"{name}.md5"
+
     def write_password(self, name: str, password: str) -> None:
-        file = self.node.directory / f"{name}.md5"
+        file = self.password_file(name)
         file.touch(mode=0o600)
         file.write_text(password + "\n")
 
@@ -139,17 +143,19 @@ class Bench:
 
     def _neighbor(self, case: Case, asn: int, port: int) -> Neighbor:
         index = self._index[case.name]
-        return Neighbor(**{
-            "address": case.place.node(index),
-            "asn": case.ours.get("localASN", asn),
-            "port": port,
-            "local_address": case.place.tor(index),
-            "hold_time_s": 90,  # so that ours is the lower one
-            "keepalive_s": 30,
-            "families": tuple(case.ours.get("families", (IPV6 if case.place is Place.NEAR6 else IPV4,))),
-            "extra": case.extra.get(self.kind.kind, "").replace("ADDRESS", case.place.node(index)),
-            **case.theirs,
-        })
+        return Neighbor(
+            **{
+                "address": case.place.node(index),
+                "asn": case.ours.get("localASN", asn),
+                "port": port,
+                "local_address": case.place.tor(index),
+                "hold_time_s": 90,  # so that ours is the lower one
+                "keepalive_s": 30,
+                "families": tuple(case.ours.get("families", (IPV6 if case.place is Place.NEAR6 else IPV4,))),
+                "extra": case.extra.get(self.kind.kind, "").replace("ADDRESS", case.place.node(index)),
+                **case.theirs,
+            }
+        )
 
     def _bgp(self, bgp: Mapping[str, Any], speaker: Options) -> dict[str, Any]:
         peers, advertisements = [], []
@@ -164,7 +170,7 @@ class Bench:
                 **case.ours,
             }
             if case.password is not None:
-                peer["authPasswordFile"] = str(self.node.directory / f"{case.name}.md5")
+                peer["authPasswordFile"] = str(self.password_file(case.name))
             peers.append({key: value for key, value in peer.items() if value is not None})
             if case.attributes is not None:
                 what = {"advertisementType": "PodCIDR", "peers": [case.name]}

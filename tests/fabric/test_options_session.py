@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fabric.peer import FAMILIES, IPV4, IPV6, Capabilities
-from tests.fabric.test_options_lab import ASN, V4, Bench, Case, Place, benches
+from tests.fabric.gobgp import Gobgp
+from tests.fabric.peer import FAMILIES, IPV4, Capabilities
+from tests.fabric.test_options_lab import ASN, UP_S, V4, Bench, Case, Place, benches
 
 BOTH = {"families": list(FAMILIES)}
 RACK, LARGE = 65010, 4200000001
@@ -42,16 +43,30 @@ bench = benches(
         ("hold-9-keepalive", 9, 3),
         ("hold-30", 30, 10),
         ("hold-theirs", 12, 4),
-        ("hold-0", 0, 0),
     ],
 )
 def test_the_hold_time_is_the_lower_one(bench: Bench, name: str, hold: int, keepalive: int) -> None:
     """RFC 4271 section 4.2; keepalives at a third of it, and both sides agree."""
     session = bench.session(name)
-    print(session)
     assert session.hold_time_s == hold
     assert session.keepalive_s == keepalive
     assert bench.row(name)["holdTime_s"] == hold
+
+
+def test_a_hold_time_of_0_is_no_timer_at_all(bench: Bench) -> None:
+    """RFC 4271 section 4.2: no keepalives, no expiry. GoBGP 3.10 takes 0 for the time it has to write a message:
+    it comes up and fails at once, whoever the peer is.
+    """
+    if bench.kind is Gobgp:
+        assert bench.speaker.process is not None
+        bench.speaker.process.wait_log(f"->{bench.ours('hold-0')}:", UP_S)
+        failure = [line for line in bench.speaker.process.log().splitlines() if f"->{bench.ours('hold-0')}:" in line]
+        assert "i/o timeout" in failure[0]
+        return
+    session = bench.session("hold-0")
+    assert (session.hold_time_s, session.keepalive_s) == (0, 0)
+    row = bench.row("hold-0")
+    assert (row["state"], row["holdTime_s"], row["flaps"]) == ("up", 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -82,8 +97,8 @@ def test_what_else_is_offered(bench: Bench, name: str) -> None:
         families=families,
         four_octet_asn=True,
         route_refresh=True,
-        enhanced_refresh=offered.enhanced_refresh,
-        extended_message=offered.extended_message,
+        enhanced_refresh=True,
+        extended_message=True,
         graceful_restart=True,
         restart_time_s=77 if name == "restart-77" else 120,
         restart_families=families,
