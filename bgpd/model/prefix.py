@@ -7,6 +7,7 @@ have been right, because they end up in front of an operator.
 from __future__ import annotations
 
 import ipaddress
+import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
@@ -32,8 +33,12 @@ def parse_address(text: str) -> Address:
 
 def parse_prefix(text: str) -> Prefix:
     """A CIDR without host bits, as RFC 4632 section 3.1 wants it. A bare address is refused: /32 must be meant."""
-    if "/" not in text:
+    network, slash, length = text.partition("/")
+    if not slash:
         raise PrefixError(f"{text!r} has no length; write it like 192.0.2.0/24 or 2001:db8::/64")
+    # the standard library also takes netmasks, leading zeros and scopes, which other speakers do not
+    if "%" in network or not re.fullmatch(r"0|[1-9][0-9]{0,2}", length):
+        raise PrefixError(f"{text!r} is not a CIDR; write it like 192.0.2.0/24 or 2001:db8::/64")
     try:
         return ipaddress.ip_network(text)
     except ValueError:
