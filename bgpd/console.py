@@ -20,6 +20,7 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
 from bgpd.config.schema import Config
 from bgpd.kube.sources import Source
+from bgpd.model.bgp import RouteKey
 from bgpd.model.fault import FaultsError
 from bgpd.observe.control import ControlError, Handler, Progress
 
@@ -119,7 +120,7 @@ class Console:
             found.append(f"source: {source.warning}")
         node = routing.node
         if node is not None:
-            found += [f"node {node.name}: {problem}" for problem in node.problems]
+            found += node.problems
         elif source.state == "synced":
             found.append(f"Kubernetes has no node {self.routing.node_name}; set node.name to the name kubectl shows")
         silence = speaker.reason if not speaker.connected else routing.speaker.silence
@@ -133,6 +134,11 @@ class Console:
             found.append(f"unhealthy, everything is withdrawn: {health.reason}")
         elif self.drain is not Drain.WITHDRAWN:
             found += [f"{key.prefix} to {key.peer} is refused: {reason}" for key, reason in plan.refused.items()]
+        if self._drainer.broken_off:
+            found.append("a drain was broken off: `bgpd drain` takes it up again, `bgpd undrain` takes it back")
+        for key, outcome in routing.routes.trouble.items():
+            if isinstance(key, RouteKey):
+                found.append(f"{key.prefix} to {key.peer} is not as wanted: {outcome.reason}")
         for loop in (routing.sessions, routing.routes):
             if loop.error and speaker.connected:
                 found.append(f"{loop.name}: {loop.error}")

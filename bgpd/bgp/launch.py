@@ -91,6 +91,7 @@ def environment(files: SpeakerFiles) -> dict[str, str]:
         "exabgp_api_show-routes-format": "v2",
         "exabgp_log_level": "ERROR",
         "exabgp_log_destination": "stdout",
+        "exabgp_bgp_openwait": "10",  # until its OPEN has come, a peer also keeps ExaBGP from a reload
         "exabgp_reactor_speed": "0.1",
         "exabgp_tcp_bind": "",
     }

@@ -152,8 +152,10 @@ class Routing:
     # --- wake-ups -----------------------------------------------------------------------------------------
 
     def _inputs_changed(self) -> None:
+        """Of a peer that was not planned so far nobody knows what its session carries: that is read first."""
+        before = self._planned[1].neighbors if self._planned else {}
         self.sessions.kick()
-        self.routes.kick()
+        self.routes.kick(stale=not self.plan.neighbors.keys() <= before.keys())
 
     def _speaker_changed(self) -> None:
         """A session came or went: ExaBGP replays or forgets on its own then, so both are read again."""

@@ -18,9 +18,11 @@ from typing import Any
 import yaml
 
 from bgpd.cli.client import NotReachable, request
+from tests.fabric.bgp_wire import BgpMessage
 from tests.fabric.netns import Namespace
+from tests.fabric.observe import BgpCapture
 from tests.fabric.process import Process, poll
-from tests.fabric.topology import ASN, NodePlace, Seed3Fabric
+from tests.fabric.topology import ASN, CABLE, NodePlace, Seed3Fabric
 
 BIN = Path(sys.executable).parent
 
@@ -212,14 +214,17 @@ class BgpdNode:
         """The fabric's first node with both its pod CIDRs at both ToRs, and nothing left to do."""
         place = fabric.nodes[0]
         node = cls.at(place, bgp or seed3_bgp(fabric), *place.pod_cidrs, **sections)
-        if node.config["bgp"].get("speaker") == "managed":
-            node.start_daemon()
-        else:
-            node.start()
-        for tor in fabric.tors:
-            for prefix in place.pod_cidrs:
-                tor.speaker.wait_route(prefix)
-        node.wait_healthy()
+        with BgpCapture(place.namespace, CABLE) as capture:
+            if node.config["bgp"].get("speaker") == "managed":
+                node.start_daemon()
+            else:
+                node.start()
+            for tor in fabric.tors:
+                for prefix in place.pod_cidrs:
+                    tor.speaker.wait_route(prefix)
+            node.wait_healthy()
+            # both sides' End-of-RIB, two families at each ToR: after them nobody has anything left to say
+            _wait_messages(capture, lambda it: it.end_of_rib, 4 * len(fabric.tors))
         return node
 
     @staticmethod
@@ -232,6 +237,14 @@ class BgpdNode:
         temporary = file.with_name(f".{file.name}.new")
         temporary.write_text(text)
         temporary.rename(file)
+
+
+def _wait_messages(capture: BgpCapture, wanted: Callable[[BgpMessage], bool], count: int) -> None:
+    poll(
+        lambda: sum(map(wanted, capture.messages())) >= count,
+        20,
+        lambda: f"not {count} such messages: {[str(it) for it in capture.messages()[-20:]]}",
+    )
 
 
 def _is_healthy(status: dict[str, Any]) -> bool:

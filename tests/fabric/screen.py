@@ -53,9 +53,9 @@ class Screen:
 
     def shell(self, where: str, command: str, output: str) -> None:
         """A command as it would be typed on `where`, and what it answered, word for word."""
-        self.line(f"    {self._colour(_BOLD, f'{where}#')} {command}")
+        self.line(f"  {self._colour(_BOLD, f'{where}#')} {command}")
         for row in output.rstrip("\n").splitlines():
-            self.line(f"    {row.expandtabs()}")
+            self.line(f"  {row.expandtabs()}")
 
     def table(self, rows: list[tuple[str, str]]) -> None:
         """Moments and what happened then."""
@@ -75,9 +75,9 @@ class Screen:
             try:
                 yield
             except BaseException:
-                self._settle(text, began, "--")
+                self._settle(text, began, "failed")
                 raise
-        self._settle(text, began, "..")
+        self._settle(text, began, "done  ")
 
     def summary(self) -> bool:
         """The checks again, with the verdict; whether all of them passed and there were any."""
@@ -101,7 +101,7 @@ class Screen:
     def _settle(self, text: str, began: float, mark: str) -> None:
         clear = "\r\x1b[K" if self.is_terminal else ""
         seconds = f"{time.monotonic() - began:5.1f} s"
-        self.out.write(f"{clear}  {self._colour(_DIM, f'{mark} {seconds}')}  {text[: WIDTH - 14]}\n")
+        self.out.write(f"{clear}  {self._colour(_DIM, f'{mark} {seconds}')}  {text[: WIDTH - 18]}\n")
         self.out.flush()
 
     @contextmanager
@@ -113,7 +113,7 @@ class Screen:
 
         def tick() -> None:
             while True:
-                self.out.write(f"\r\x1b[K     {time.monotonic() - began:5.1f} s  {text[: WIDTH - 14]}")
+                self.out.write(f"\r\x1b[K         {time.monotonic() - began:5.1f} s  {text[: WIDTH - 18]}")
                 self.out.flush()
                 if over.wait(_TICK_S):
                     return

@@ -14,7 +14,6 @@ import pytest
 from tests.fabric.bgp_wire import BgpMessage, BgpType
 from tests.fabric.node import BgpdNode, seed3_bgp
 from tests.fabric.observe import BgpCapture, RouteSampler
-from tests.fabric.process import poll
 from tests.fabric.topology import CABLE, NodePlace, Seed3Fabric
 
 pytestmark = pytest.mark.needs("bird")
@@ -135,8 +134,7 @@ def test_a_stop_keeps_the_daemon_from_announcing_again(seed3: Seed3Fabric) -> No
     node.bgpd("speaker", "stop")
     with BgpCapture(place.namespace, CABLE) as capture:
         node.allocate(place, "188.188.9.0/24")
-        node.wait_status("the change is not seen", lambda it: it["podCIDRs"] == ["188.188.9.0/24"])
-        node.wait_problem("is being stopped")
+        node.wait_problem("the speaker is being stopped")
     assert [str(it) for it in capture.besides_keepalives()] == []
 
 
@@ -175,7 +173,7 @@ def test_a_daemon_without_its_source_withdraws_nothing(seed3: Seed3Fabric, expli
 def test_end_of_rib_waits_for_the_source_but_not_for_ever(seed3: Seed3Fabric) -> None:
     """No End-of-RIB before endOfRIBTimeoutSeconds without a source; then it goes, and the stale routes go too."""
     place = seed3.nodes[0]
-    node = BgpdNode.announcing(seed3, local_bgp(seed3, endOfRIBTimeoutSeconds=6))
+    node = BgpdNode.announcing(seed3, local_bgp(seed3, endOfRIBTimeoutSeconds=4))
     assert node.daemon is not None
     assert node.speaker is not None
     node.daemon.stop()
@@ -185,14 +183,14 @@ def test_end_of_rib_waits_for_the_source_but_not_for_ever(seed3: Seed3Fabric) ->
         node.start()
         up = [tor.speaker.wait_established(place.address) for tor in seed3.tors]
         assert all(it.capabilities.graceful_restart for it in up)
+        assert all(tor.speaker.wait_route(place.pod_cidrs[0]).stale for tor in seed3.tors)
         for tor in seed3.tors:
-            assert tor.speaker.wait_route(place.pod_cidrs[0]).stale
             tor.speaker.wait_no_route(place.pod_cidrs[0], timeout_s=30)
     for tor in seed3.tors:
         opened, *updates = sent_to(capture, place, tor.loopback)
         assert opened.type is BgpType.OPEN
         assert all(it.end_of_rib for it in updates)
-        assert updates[0].time - opened.time >= 6
+        assert updates[0].time - opened.time >= 4
 
 
 def test_an_empty_source_at_the_start_is_not_believed_at_once(seed3: Seed3Fabric) -> None:
@@ -209,7 +207,7 @@ def test_an_empty_source_at_the_start_is_not_believed_at_once(seed3: Seed3Fabric
         node.start()
         for tor in seed3.tors:
             tor.speaker.wait_established(place.address)
-        node.wait_problem("holds no Node named")
+        node.wait_problem("there is no Node named")
         capture.wait(lambda it: it.type is BgpType.KEEPALIVE and it.src == place.address, what="keepalive")
         assert not any(it.end_of_rib for it in capture.messages(src=place.address))
         (node.directory / "node.yaml").rename(manifest)
@@ -230,9 +228,9 @@ def test_a_deleted_node_is_withdrawn_after_its_grace(seed3: Seed3Fabric, explici
         assert node.daemon is not None
         node.daemon.wait_log("removals wait 10 s")
         assert [str(it) for it in capture.besides_keepalives()] == []
+        assert all(tor.speaker.route(prefix) for tor in seed3.tors for prefix in place.pod_cidrs)
         for tor in seed3.tors:
             for prefix in place.pod_cidrs:
-                assert tor.speaker.route(prefix) is not None
                 tor.speaker.wait_no_route(prefix)
             assert tor.speaker.session(place.address).established
     assert {it.type for it in capture.besides_keepalives()} == {BgpType.UPDATE}
@@ -254,4 +252,3 @@ def test_a_node_with_other_cidrs_is_announced_before_the_old_ones_go(seed3: Seed
         assert len(updates) == 2, updates
         assert updates[0].body[:2] == b"\0\0", "the first must withdraw nothing"
         assert updates[1].body[:2] != b"\0\0", "the second must withdraw"
-    poll(lambda: node.status()["podCIDRs"] == [new, place.pod_cidrs[1]], 5, lambda: "not the new CIDRs")

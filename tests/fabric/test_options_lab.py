@@ -84,7 +84,7 @@ class Bench:
             pod_cidrs=(V4, V6),
             namespace=lab.namespace("node"),
         )
-        _wire(lab, self.tor, self.place.namespace, cases)
+        self.router = _wire(lab, self.tor, self.place.namespace, cases)
         told: dict[str, Any] = {"asn": ASN, "router_id": Place.NEAR.tor(0), **tor}
         listen = int(bgp.get("listenPort", 0)) or 179
         neighbors = tuple(self._neighbor(case, bgp.get("localASN", ASN), listen) for case in cases)
@@ -229,8 +229,9 @@ class Bench:
 
 
 def counter(namespace: Namespace, name: str) -> int:
-    """A TCP counter of a namespace's kernel, by its name in /proc/net/netstat; 0 where the kernel has none."""
-    lines = [line.split() for line in namespace.run(["cat", "/proc/net/netstat"]).stdout.splitlines()]
+    """A counter of a namespace's kernel by its name in /proc/net; 0 where the kernel has none."""
+    text = namespace.run(["cat", "/proc/net/netstat", "/proc/net/snmp"]).stdout
+    lines = [line.split() for line in text.splitlines()]
     for names, values in zip(lines[::2], lines[1::2], strict=True):
         if name in names:
             return int(values[names.index(name)])
@@ -256,14 +257,14 @@ def benches(*cases: Case, tor: Mapping[str, Any] | None = None, **bgp: Any) -> A
     return bench
 
 
-def _wire(lab: Lab, tor: Namespace, node: Namespace, cases: Sequence[Case]) -> None:
-    """Cables and every address; the router only where a session needs it."""
+def _wire(lab: Lab, tor: Namespace, node: Namespace, cases: Sequence[Case]) -> Namespace | None:
+    """Cables and every address; the router, which is returned, only where a session needs it."""
     lab.link(node, "eth0", tor, "eth0")
     for index in range(len(cases)):
         node.add_address("eth0", f"{Place.NEAR.node(index)}/24", f"{Place.NEAR6.node(index)}/64")
         tor.add_address("eth0", f"{Place.NEAR.tor(index)}/24", f"{Place.NEAR6.tor(index)}/64")
     if all(case.place is not Place.FAR for case in cases):
-        return
+        return None
     router = lab.namespace("router", forwarding=True)
     lab.link(node, "eth1", router, "node")
     lab.link(tor, "eth1", router, "tor")
@@ -274,6 +275,7 @@ def _wire(lab: Lab, tor: Namespace, node: Namespace, cases: Sequence[Case]) -> N
         tor.add_address("eth1", f"{Place.FAR.tor(index)}/24")
     node.add_route("10.0.2.0/24", via="10.0.1.254")
     tor.add_route("10.0.1.0/24", via="10.0.2.254")
+    return router
 
 
 bench = benches(Case(name="near"), Case(name="six", place=Place.NEAR6), Case(name="far", place=Place.FAR))

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ AGGREGATIONS = ("sum", "min", "max", "count", "avg", "group", "topk")
 # --- what there is ------------------------------------------------------------------------------------------------
 
 
+@cache
 def samples() -> dict[str, set[str]]:
     """Every sample that a daemon can show, by name: a histogram's parts, a counter's `_total`, and their labels."""
     metrics = Metrics(("routes",))
@@ -66,6 +68,7 @@ def base_of(name: str) -> str:
     return re.sub(r"_(bucket|count|sum)$", "", name)
 
 
+@cache
 def groups() -> list[dict[str, Any]]:
     return list(yaml.safe_load(ALERTS.read_text())["groups"])
 
@@ -78,10 +81,12 @@ def alerts() -> list[dict[str, Any]]:
     return [rule for rule in rules() if "alert" in rule]
 
 
-def recorded() -> set[str]:
-    return {rule["record"] for rule in rules() if "record" in rule}
+def recorded() -> dict[str, str]:
+    """The expression behind each name that a rule records."""
+    return {rule["record"]: rule["expr"] for rule in rules() if "record" in rule}
 
 
+@cache
 def dashboard() -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads(DASHBOARD.read_text())
     return loaded
@@ -90,6 +95,11 @@ def dashboard() -> dict[str, Any]:
 def panels() -> list[dict[str, Any]]:
     """Every panel, those inside a collapsed row too."""
     return [inner for panel in dashboard()["panels"] for inner in (panel, *panel.get("panels", ()))]
+
+
+@cache
+def scenarios() -> list[dict[str, Any]]:
+    return list(yaml.safe_load(ALERTS_TEST.read_text())["tests"])
 
 
 def dashboard_expressions() -> Iterator[tuple[str, str]]:
@@ -131,6 +141,17 @@ def labels_in(expression: str) -> set[str]:
     grouped = itertools.chain.from_iterable(inside.split(",") for _, inside in GROUPING.findall(rest))
     found = {re.split(r"[=!]", matcher)[0].strip() for matcher in matchers} | {label.strip() for label in grouped}
     return found - {""}
+
+
+def labels_of(name: str) -> set[str]:
+    """The labels of a metric, or those that a recording keeps of the metrics it is made of."""
+    behind = recorded().get(name)
+    if behind is None:
+        return samples().get(name, set())
+    dropped = {
+        label.strip() for word, inside in GROUPING.findall(behind) if word == "without" for label in inside.split(",")
+    }
+    return {label for source in names_in(behind) for label in labels_of(source)} - dropped
 
 
 @pytest.mark.parametrize(
@@ -190,15 +211,13 @@ def test_only_metrics_that_exist(where: str, expression: str) -> None:
     """Every name in an expression is one that a daemon shows, that a rule records, or Prometheus' own."""
     names = names_in(expression)
     assert names, f"{where}: no metric in {expression!r}"
-    assert names <= samples().keys() | recorded() | PROMETHEUS_OWN, where
+    assert names <= samples().keys() | recorded().keys() | PROMETHEUS_OWN, where
 
 
 @pytest.mark.parametrize(("where", "expression"), expressions())
 def test_only_labels_that_exist(where: str, expression: str) -> None:
     """Every label that an expression selects or groups by is one that some metric in it has."""
-    known = samples()
-    from_rules = {label for name in recorded() & names_in(expression) for label in ("subsystem",) if name}
-    there = {label for name in names_in(expression) for label in known.get(name, ())} | from_rules
+    there = {label for name in names_in(expression) for label in labels_of(name)}
     assert labels_in(expression) <= there | LABELS_OF_TARGETS, where
 
 
@@ -212,7 +231,7 @@ def test_every_metric_is_used() -> None:
 def test_every_recording_is_used() -> None:
     """A rule that is recorded and not read costs storage for nothing."""
     used = {name for _, expression in expressions() for name in names_in(expression)}
-    assert recorded() <= used
+    assert recorded().keys() <= used
 
 
 # --- alerts -------------------------------------------------------------------------------------------------------
@@ -252,11 +271,8 @@ def test_an_alert_speaks_of_labels_that_it_has(alert: dict[str, Any]) -> None:
     """A label that the expression does not leave would be an empty place in the text."""
     text = " ".join(alert["annotations"].values())
     spoken = set(re.findall(r"\$labels\.(\w+)", text))
-    names = names_in(alert["expr"])
-    there = {label for name in names for label in samples().get(name, ())} | LABELS_OF_TARGETS
-    if "subsystem" in " ".join(names):
-        there |= {"subsystem"}
-    assert spoken <= there
+    there = {label for name in names_in(alert["expr"]) for label in labels_of(name)}
+    assert spoken <= there | LABELS_OF_TARGETS
     if by := re.findall(r"\bby \(([^)]*)\)", alert["expr"]):
         assert spoken <= {label.strip() for label in by[0].split(",")}
 
@@ -264,8 +280,9 @@ def test_an_alert_speaks_of_labels_that_it_has(alert: dict[str, Any]) -> None:
 @pytest.mark.parametrize("alert", alerts(), ids=lambda alert: str(alert["alert"]))
 def test_an_alert_is_tested_both_ways(alert: dict[str, Any]) -> None:
     """In one scenario it is silent at first, or in the end, and fires in between."""
-    firing, silent = set(), set()
-    for number, scenario in enumerate(yaml.safe_load(ALERTS_TEST.read_text())["tests"]):
+    firing: set[int] = set()
+    silent: set[int] = set()
+    for number, scenario in enumerate(scenarios()):
         for question in scenario["promql_expr_test"]:
             expected = " ".join(sample["labels"] for sample in question["exp_samples"])
             (firing if f'"{alert["alert"]}"' in expected else silent).add(number)
@@ -310,8 +327,10 @@ def test_the_dashboard_belongs_to_no_installation() -> None:
     board = dashboard()
     assert board["id"] is None
     assert not {"__inputs", "gnetId"} & board.keys()
-    used = re.findall(r'"datasource": (\{[^}]*\})', json.dumps(board))
-    assert {json.loads(each)["uid"] for each in used} == {"${datasource}"} or used == []
+    holders = (*panels(), *board["annotations"]["list"], *board["templating"]["list"])
+    holders += tuple(target for panel in panels() for target in panel.get("targets", ()))
+    used = {holder["datasource"]["uid"] for holder in holders if "datasource" in holder}
+    assert used == {"${datasource}"}
     assert {"datasource", "job", "instance"} <= {variable["name"] for variable in board["templating"]["list"]}
 
 
