@@ -198,7 +198,8 @@ class Daemon:
             tell("session", **fields)
         if before.connected != self._sessions.connected:
             tell = self.log.info if self._sessions.connected else self.log.warning
-            tell("speaker", connected=self._sessions.connected, **({"reason": self._sessions.reason} if self._sessions.reason else {}))
+            reason = {"reason": self._sessions.reason} if self._sessions.reason else {}
+            tell("speaker", connected=self._sessions.connected, **reason)
 
     def _note_change(self) -> None:
         self.changed = True

@@ -21,6 +21,7 @@ import yaml
 
 from tests.fabric.netns import Lab, missing
 from tests.fabric.node import BgpdNode, seed3_bgp
+from tests.fabric.observe import BgpCapture, RouteSampler
 from tests.fabric.topology import CABLE, GATEWAY, NodePlace, Seed3Fabric
 
 from .controlplane import ControlPlane
@@ -30,6 +31,8 @@ NODES: Final = "/api/v1/nodes"
 RBAC: Final = Path(__file__).parents[2] / "config" / "rbac.yaml"
 API_ADDRESS: Final = "11.8.37.10"
 USER: Final = "system:serviceaccount:kube-system:bgpd"
+OTHER_CIDRS: Final = ("188.188.100.0/24", "fd00:188:188:100::/64")
+BLIND_MS: Final = 1000.0  # a sampler that was kept from looking for longer has proved nothing; CI machines are busy
 AUDIT_POLICY: Final = {
     "apiVersion": "audit.k8s.io/v1",
     "kind": "Policy",
@@ -175,3 +178,39 @@ def announcing(cluster: Cluster, node: BgpdNode, place: NodePlace) -> None:
     for tor in cluster.fabric.tors:
         for prefix in place.pod_cidrs:
             tor.speaker.wait_route(prefix)
+
+
+@contextlib.contextmanager
+def unbroken(cluster: Cluster, place: NodePlace) -> Iterator[BgpCapture]:
+    """Asserts that at no sample inside the block a ToR was without a pod CIDR; yields what was on the wire."""
+    with contextlib.ExitStack() as stack:
+        capture = stack.enter_context(BgpCapture(place.namespace, CABLE))
+        samplers = [
+            stack.enter_context(RouteSampler(tor.speaker.directory / "ctl", place.pod_cidrs))
+            for tor in cluster.fabric.tors
+        ]
+        for sampler in samplers:
+            sampler.wait_samples()
+        yield capture
+        for sampler in samplers:
+            sampler.wait_samples()
+            result = sampler.result()
+            assert result.losses == 0, result
+            assert result.longest_blind_ms < BLIND_MS, result
+
+
+def follow_a_change(cluster: Cluster, node: BgpdNode, place: NodePlace) -> None:
+    """The Node is made anew with other CIDRs, and both ToRs have those instead of its first ones."""
+    cluster.unmake(place)
+    cluster.make(place, *OTHER_CIDRS)
+    wait_changed(cluster, node, place)
+
+
+def wait_changed(cluster: Cluster, node: BgpdNode, place: NodePlace, timeout_s: float = 20.0) -> None:
+    """Both ToRs have the other CIDRs, no longer the first ones, and the node has no problem."""
+    for tor in cluster.fabric.tors:
+        for prefix in OTHER_CIDRS:
+            tor.speaker.wait_route(prefix, timeout_s)
+        for prefix in place.pod_cidrs:
+            tor.speaker.wait_no_route(prefix)
+    node.wait_healthy()

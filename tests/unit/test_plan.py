@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.config.parse import parse
 from bgpd.config.schema import Bgp
-from bgpd.model.bgp import Family, Path, RouteKey
+from bgpd.model.bgp import ASN, Family, Path, RouteKey
 from bgpd.model.node import Node
 
 NODE = Node(
@@ -109,14 +109,19 @@ def test_attributes_are_attached_and_normalised() -> None:
         "asPathPrepend": 2,
     }
     assert path_of(planned(bgp(attributes=attributes)), "188.188.0.0/24") == Path(
-        ip_address("11.8.37.63"), (64512, 64512), 50, 7, ("64512:100", "65535:65281"), ("64512:1:2", "64512:9:9")
+        next_hop=ip_address("11.8.37.63"),
+        as_path=(ASN(64512), ASN(64512)),
+        local_preference=50,
+        med=7,
+        communities=("64512:100", "65535:65281"),
+        large_communities=("64512:1:2", "64512:9:9"),
     )
 
 
 def test_an_external_peer_gets_our_asn_once_more_and_no_local_preference() -> None:
     """A path given to ExaBGP is sent verbatim; LOCAL_PREF stays inside (RFC 4271 section 5.1.5)."""
     config = bgp({"peerASN": 65001, "localASN": 65002}, {"asPathPrepend": 1, "localPreference": 50})
-    assert path_of(planned(config), "188.188.0.0/24") == Path(ip_address("11.8.37.63"), (65002, 65002))
+    assert path_of(planned(config), "188.188.0.0/24") == Path(ip_address("11.8.37.63"), (ASN(65002), ASN(65002)))
 
 
 def test_draining_announces_graceful_shutdown_then_nothing() -> None:

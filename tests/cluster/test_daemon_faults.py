@@ -1,0 +1,333 @@
+"""The whole daemon while the API server, the way to it, or its credentials fail: the fabric must not notice.
+
+Every test announces first, has both ToRs asked for the routes every 10 ms meanwhile, and ends with the daemon
+following a change again. Times are the daemon's own defaults: 20 s for a silent network, 65 s at most for a
+server that is frozen, pauses of up to 30 s between attempts. Ten minutes without an API server are a unit
+test in virtual time (tests/unit/test_outage.py); here it is half a minute.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fabric.bgp_wire import BgpType
+from tests.fabric.node import BIN, BgpdNode
+from tests.fabric.process import poll
+from tests.fabric.topology import NodePlace
+
+from .node import (
+    API_ADDRESS,
+    OTHER_CIDRS,
+    Cluster,
+    announcing,
+    bgpd_node,
+    follow_a_change,
+    running_cluster,
+    unbroken,
+    wait_changed,
+)
+
+OUTAGE_S = 30.0
+PAUSE_S = 31.0  # the longest pause between two attempts, and one attempt
+SILENT_S = 30.0  # 20 s of unanswered probes (client.DEAD_AFTER_S), the probe before them, and a slow machine
+FROZEN_S = 75.0  # a watch of 60 s, its slack of 5 s, and a slow machine
+DAY_S = 86400
+
+
+@pytest.fixture(scope="module")
+def cluster(control_plane_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running_cluster(tmp_path_factory.mktemp("cluster"), control_plane_binaries) as running:
+        yield running
+
+
+@pytest.fixture
+def place(cluster: Cluster) -> NodePlace:
+    return cluster.fabric.nodes[0]
+
+
+@pytest.fixture
+def node(cluster: Cluster, place: NodePlace) -> Iterator[BgpdNode]:
+    """The product, not started; whatever the test did to the API server is made good afterwards."""
+    with bgpd_node(cluster, place) as made:
+        yield made
+        cluster.mend()
+        with suppress(RuntimeError):  # it is running
+            cluster.control_plane.start_apiserver()
+        cluster.control_plane.resume_apiserver()
+
+
+def wait_retrying(node: BgpdNode, timeout_s: float = 20.0) -> str:
+    """Waits until the source is retrying; checks that `bgpd status` says so and exits 4; returns the reason."""
+    status = node.wait_status("not retrying", lambda it: it["source"]["state"] == "retrying", timeout_s)
+    shown = node.try_bgpd("status")
+    assert shown.returncode == 4
+    assert "source: retrying: " in shown.stdout
+    return str(status["source"]["lastError"])
+
+
+def readyz(node: BgpdNode) -> tuple[int, str]:
+    """Status and body of /readyz."""
+    argv = ["curl", "-s", "-w", "%{http_code}", "http://127.0.0.1:9179/readyz"]
+    text = node.namespace.run(argv).stdout
+    return int(text[-3:]), text[:-3]
+
+
+def cpu_s(node: BgpdNode) -> float:
+    """Processor time that the daemon has used."""
+    assert node.daemon is not None
+    fields = Path(f"/proc/{node.daemon.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+# --- the API server --------------------------------------------------------------------------------------------
+
+
+def test_api_server_that_crashes(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """SIGKILL and a new start: said in the status, nothing on the wire, and changes are followed afterwards."""
+    announcing(cluster, node, place)
+    with unbroken(cluster, place) as capture:
+        cluster.control_plane.kill_apiserver()
+        assert cluster.control_plane.url in wait_retrying(node)
+        assert readyz(node)[0] == 200  # its routes can be relied on
+        cluster.control_plane.start_apiserver()
+        node.wait_healthy(PAUSE_S)
+    assert capture.besides_keepalives() == []
+    follow_a_change(cluster, node, place)
+
+
+def test_long_outage(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """Half a minute without an API server, stopped as for an upgrade: no route lost, no processor time wasted."""
+    announcing(cluster, node, place)
+    with unbroken(cluster, place) as capture:
+        cluster.control_plane.stop_apiserver()
+        wait_retrying(node)
+        begin, used = time.monotonic(), cpu_s(node)
+        poll(lambda: time.monotonic() - begin > OUTAGE_S, OUTAGE_S + 1, lambda: "time stands still", 0.1)
+        assert cpu_s(node) - used < 1.0
+        assert wait_retrying(node)
+        cluster.control_plane.start_apiserver()
+        node.wait_healthy(PAUSE_S)
+    assert capture.besides_keepalives() == []
+    follow_a_change(cluster, node, place)
+
+
+def test_history_that_is_gone(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """410 Gone leads to a new list, in which the Node that was made anew meanwhile replaces the old one."""
+    announcing(cluster, node, place)
+    cluster.control_plane.pause_apiserver()  # so that the last version that the daemon has seen becomes history
+    cluster.control_plane.resume_apiserver()
+    with unbroken(cluster, place):
+        for other in cluster.fabric.nodes[1:]:
+            cluster.make(other)
+            cluster.unmake(other)
+        cluster.control_plane.forget_history()
+        node.wait_status("no 410", lambda it: "410" in it["source"]["lastError"], PAUSE_S)
+        node.wait_healthy(PAUSE_S)
+    follow_a_change(cluster, node, place)
+
+
+def test_frozen_api_server(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """SIGSTOP: the watch stays open and nothing comes; it is found out within 65 s, and left for a new one."""
+    announcing(cluster, node, place)
+    with unbroken(cluster, place) as capture:
+        cluster.control_plane.pause_apiserver()
+        assert "fell silent" in wait_retrying(node, FROZEN_S)
+        node.wait_status("no second try", lambda it: "began no answer" in it["source"]["lastError"], PAUSE_S)
+        cluster.control_plane.resume_apiserver()
+        node.wait_healthy(PAUSE_S)
+    assert capture.besides_keepalives() == []
+    follow_a_change(cluster, node, place)
+
+
+# --- the way to it -----------------------------------------------------------------------------------------------
+
+
+def test_cable_to_the_api_server_is_cut(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """Found out by TCP's probes within 30 s; the Node that was made anew meanwhile is taken over afterwards."""
+    announcing(cluster, node, place)
+    with unbroken(cluster, place) as capture:
+        cluster.cut()
+        wait_retrying(node, SILENT_S)
+    assert capture.besides_keepalives() == []
+    cluster.unmake(place)
+    cluster.make(place, *OTHER_CIDRS)
+    cluster.mend()
+    wait_changed(cluster, node, place, PAUSE_S)
+
+
+def test_route_to_the_api_server_is_a_black_hole(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """As with the cable, though every link stays up; it is in step again soon after the route is."""
+    announcing(cluster, node, place)
+    with unbroken(cluster, place) as capture:
+        place.namespace.add_route(f"blackhole {API_ADDRESS}/32")
+        try:
+            wait_retrying(node, SILENT_S)
+        finally:
+            place.namespace.remove_route(f"{API_ADDRESS}/32")
+        node.wait_healthy(PAUSE_S)
+    assert capture.besides_keepalives() == []
+    follow_a_change(cluster, node, place)
+
+
+# --- who it is -----------------------------------------------------------------------------------------------------
+
+
+def token_file(node: BgpdNode) -> Path:
+    return node.namespace.lab.directory / f"{node.namespace.name}.token"
+
+
+def replace(file: Path, text: str) -> None:
+    """As the kubelet does it."""
+    temporary = file.with_suffix(".new")
+    temporary.write_text(text)
+    temporary.rename(file)
+
+
+def test_token_that_is_rotated(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """A new token in the file is used for the next request: the old one, revoked then, is never missed."""
+    secrets = "/api/v1/namespaces/kube-system/secrets"
+    admin = cluster.control_plane.admin
+    admin.create(secrets, {"metadata": {"name": "old"}})
+    old = cluster.control_plane.service_account_token("kube-system", "bgpd", secret="old")
+    replace(token_file(node), old)
+    announcing(cluster, node, place)
+    with unbroken(cluster, place) as capture:
+        replace(token_file(node), cluster.token())
+        admin.delete(f"{secrets}/old")
+        cluster.control_plane.kill_apiserver()  # ends the watch, and what the server remembers of tokens
+        wait_retrying(node)
+        cluster.control_plane.start_apiserver()
+        status = node.wait_healthy(PAUSE_S)
+        assert "401" not in status["source"]["lastError"]
+    assert capture.besides_keepalives() == []
+    follow_a_change(cluster, node, place)
+
+
+def test_token_that_expired(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """401 is said in the status; a fresh token in the file ends the trouble, without a restart or a signal."""
+    announcing(cluster, node, place)
+    with unbroken(cluster, place) as capture:
+        replace(token_file(node), cluster.control_plane.expiring_token("kube-system", "bgpd", 0))
+        cluster.control_plane.kill_apiserver()
+        cluster.control_plane.start_apiserver()
+        node.wait_status("no 401", lambda it: "(401)" in it["source"]["lastError"], PAUSE_S)
+        assert "does not accept the credentials (401)" in wait_retrying(node)
+        replace(token_file(node), cluster.token())
+        node.wait_healthy(PAUSE_S)
+    assert capture.besides_keepalives() == []
+    follow_a_change(cluster, node, place)
+
+
+# --- the start -------------------------------------------------------------------------------------------------------
+
+
+BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "missing": (lambda file: file.unlink(), "cannot be read: No such file or directory; is source.kubernetes"),
+    "not YAML": (lambda file: file.write_text("{"), "expected"),
+    "no kubeconfig": (lambda file: file.write_text("- 1\n"), "is not a kubeconfig"),
+    "no such token file": (lambda file: edit(file, "user", tokenFile="/nowhere"), "/nowhere cannot be read"),
+    "no server": (lambda file: edit(file, "cluster", server=""), "must be the API server's URL"),
+}
+
+
+def edit(kubeconfig: Path, section: str, **values: str) -> None:
+    """JSON is YAML."""
+    import yaml
+
+    content = yaml.safe_load(kubeconfig.read_text())
+    content[f"{section}s"][0][section].update(values)
+    kubeconfig.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_kubeconfig_that_is_no_good_at_the_start(node: BgpdNode, how: str) -> None:
+    """`bgpd run` ends with 1, so that systemd tries again, and one line that names the file and what is wrong."""
+    kubeconfig = Path(node.config["source"]["kubernetes"]["kubeconfig"])
+    spoil, message = BROKEN[how]
+    spoil(kubeconfig)
+    done = node.try_bgpd("run")
+    assert done.returncode == 1
+    said = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith(f"bgpd: {kubeconfig}:")
+    assert message in said[0]
+
+
+def test_daemon_that_starts_while_the_api_server_is_down(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """It waits and says so, and leaves alone what the speaker has announced since an earlier daemon's life."""
+    announcing(cluster, node, place)
+    assert node.daemon is not None
+    node.daemon.stop()
+    cluster.control_plane.kill_apiserver()
+    with unbroken(cluster, place) as capture:
+        node.start_daemon()
+        node.wait_problem("source: starting: " + cluster.control_plane.url)
+        assert node.try_bgpd("status").returncode == 4
+        poll(lambda: "source: kubernetes:" in readyz(node)[1], 5, lambda: str(readyz(node)))
+        assert readyz(node)[0] == 503
+        node.wait_status("no second try", lambda it: it["uptime_s"] > 3)
+        cluster.control_plane.start_apiserver()
+        node.wait_healthy(PAUSE_S)
+        poll(lambda: readyz(node)[0] == 200, 5, lambda: str(readyz(node)))
+    assert capture.besides_keepalives() == []
+    follow_a_change(cluster, node, place)
+
+
+def test_no_end_of_rib_before_the_source_is_there(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """Speaker and daemon start anew without an API server: the ToRs keep the routes, for nobody says it was all."""
+    announcing(cluster, node, place)
+    assert node.daemon is not None
+    assert node.speaker is not None
+    node.daemon.kill()
+    node.speaker.kill()
+    cluster.control_plane.kill_apiserver()
+    with unbroken(cluster, place) as capture:
+        node.start()
+        for tor in cluster.fabric.tors:
+            tor.speaker.wait_established(place.address)
+        node.wait_problem("source: starting: " + cluster.control_plane.url)
+        capture.wait(lambda it: it.type is BgpType.KEEPALIVE and it.src == place.address)
+        assert capture.messages(BgpType.UPDATE, src=place.address) == []
+        cluster.control_plane.start_apiserver()
+        node.wait_healthy(PAUSE_S)
+        for tor in cluster.fabric.tors:
+            for prefix in place.pod_cidrs:
+                tor.speaker.wait_route(prefix, where=lambda route: not route.stale)
+    for tor in cluster.fabric.tors:
+        said = capture.messages(BgpType.UPDATE, src=place.address, dst=tor.loopback)
+        assert [it.end_of_rib for it in said] == [False, False, True, True]
+
+
+# --- the clock -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Iterator[dict[str, Any]]:
+    """Environment that gives a process a wall clock of its own; `set_clock` moves it. The monotonic one is real."""
+    found = sorted(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
+    if not found:
+        pytest.skip("not installed: libfaketime")
+    yield {
+        "LD_PRELOAD": str(found[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(set_clock(tmp_path, 0)),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_RESET": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
+
+
+def set_clock(directory: Path, offset_s: int) -> Path:
+    """Moves the wall clock to so many seconds from the real one."""
+    temporary = directory / "clock.new"
+    temporary.write_text(f"{offset_s:+d}\n")
+    return temporary.rename(directory / "clock")
