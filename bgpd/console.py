@@ -59,6 +59,8 @@ class Console:
         self._source_error = ""
         self.source_error_at: float | None = None  # Unix seconds
         source.status.on_change(self._note_source_error)
+        # called after every attempt to reload, with the keys that a reload cannot change; see `config_state`
+        self.on_reload: Callable[[list[str]], None] = lambda keys: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
 
     @property
@@ -96,11 +98,13 @@ class Console:
             loaded = load(state.file)
         except FaultsError as error:
             state.faults = tuple(map(str, error.faults))
+            self.on_reload([])
             raise
         state.faults, state.warnings, state.loaded_at = (), tuple(map(str, loaded.warnings)), time.time()
         pending = {**NEEDS_RESTART, **NEEDS_SPEAKER_RESTART}
         changed = [key for key, get in pending.items() if get(loaded.config) != get(running.config)]
         self._inputs.config.publish(loaded)
+        self.on_reload(changed)
         return {"warnings": list(state.warnings), "needsRestart": changed}
 
     def problems(self) -> list[str]:

@@ -116,6 +116,7 @@ class Daemon:
         child = None
         if config.bgp.speaker is SpeakerMode.MANAGED:
             child = Child("speaker", launch.command(files), launch.environment(files))
+        console.on_reload = lambda keys: self._tell_reload(console, keys)
         for store in (inputs.config, inputs.nodes, inputs.drain, source.status, speaker.state):
             store.on_change(self._note_change)
         speaker.state.on_change(lambda: self._tell_sessions(routing))
@@ -200,6 +201,16 @@ class Daemon:
             tell = self.log.info if self._sessions.connected else self.log.warning
             reason = {"reason": self._sessions.reason} if self._sessions.reason else {}
             tell("speaker", connected=self._sessions.connected, **reason)
+
+    def _tell_reload(self, console: Console, needs_restart: list[str]) -> None:
+        """What became of a reload, whoever asked for it."""
+        state, self.changed = console.config_state, True
+        if state.faults:
+            self.log.error("configuration refused, the last good one stays in use", faults=state.faults)
+            return
+        self.log.info("configuration loaded", **({"needs_restart": needs_restart} if needs_restart else {}))
+        for warning in state.warnings:
+            self.log.warning("configuration", warning=warning)
 
     def _note_change(self) -> None:
         self.changed = True

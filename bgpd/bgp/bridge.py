@@ -1,8 +1,10 @@
 """ExaBGP's one helper: carries commands and answers between ExaBGP's pipes and a unix socket.
 
-ExaBGP starts this file (standard library only, `python3 -I -S`) and blocks for good once a helper stops reading
-its stdin. So the bridge reads always, never blocks on a client, and drops a client that does not keep up. It
-decides nothing about routes. Because it outlives every client, it remembers per peer what a client that
+ExaBGP starts this file (standard library only, `python3 -I -S`). It blocks for good once a helper stops reading
+its stdin, drops all peers when a helper dies that it has much to tell, and ends when helpers die too often. So
+what it starts is a guardian that only holds the pipes and the socket, and the bridge is the guardian's child,
+replaced when it dies. The bridge reads always, never blocks on a client, and drops a client that does not keep
+up. It decides nothing about routes. Because it outlives every client, it remembers per peer what a client that
 arrives later must know: the session's state, and for which families End-of-RIB was sent in this session. If
 nobody sends End-of-RIB (the daemon is dead or knows nothing) the bridge does after EOR_AFTER seconds, so that
 a peer under graceful restart does not keep stale routes for ever (RFC 4724 section 4.1).
@@ -18,7 +20,8 @@ Bridge to client, a line each:  `hello JSON`            once, on connecting: the
                                 `done ID` | `error ID`  its end
                                 `event JSON`            a session changed; the peer's memory after it
 
-Commands go to ExaBGP one at a time: its acknowledgements carry no id, and some commands overtake others.
+Commands go to ExaBGP one at a time: its acknowledgements carry no id, and some commands overtake others. What
+it still has to answer to a dead bridge is told from answers to the living one by a mark; see `look`.
 """
 
 from __future__ import annotations
@@ -34,28 +37,32 @@ import time
 
 TYPE_CHECKING = False  # as typing.TYPE_CHECKING, without paying for the import
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from typing import Any
 
-MAX_LINE = 1 << 20  # ExaBGP kills a helper whose command is longer
+MAX_LINE = 1 << 16  # an empty pipe takes it whole: a bridge that is killed leaves no half command
+MAX_CLIENTS = 500  # half the usual limit of open files
 MAX_BACKLOG = 64 << 20  # bytes waiting for one client: an adj-rib of 100,000 routes fits
-ACK_TIMEOUT_S = 60.0  # no answer for so long: the pair is out of step, start over with fresh pipes
+ACK_TIMEOUT_S = 60.0  # no answer for so long: the pair is out of step, start over with a fresh mark
+RESTART_S = 0.1  # a bridge that cannot even start must not keep a processor busy
 EOR_RETRY_S = 5.0
 RESERVED_S = 30.0  # the unit's TimeoutStopSec: between ExecStop and SIGTERM nobody may announce again
-LOOK = "look"  # the id of the bridge's own first command
-FAMILY = {"ipv4 unicast": "ipv4 unicast", "ipv6 unicast": "ipv6 unicast"}
+FAMILIES = ("ipv4 unicast", "ipv6 unicast")
+NEVER_ANSWERED = ("reset", "silence-ack", "disable-ack")  # ExaBGP looks for its commands anywhere in a line
+MARK = (b"show neighbor nobody configuration\n", b"show neighbor nobody summary\n")  # no output, and a line
+MARK_BITS = 32
 
 
 class Lines:
     """Bytes in, complete lines out."""
 
-    def __init__(self) -> None:
-        self._rest = b""
+    def __init__(self, longest: int) -> None:
+        self._rest, self._longest = b"", longest
 
     def feed(self, data: bytes) -> list[str]:
         lines = (self._rest + data).split(b"\n")
         self._rest = lines.pop()
-        if len(self._rest) > MAX_BACKLOG:
+        if len(self._rest) > self._longest:
             raise ValueError("a line without end")
         return [line.decode("utf-8", "replace").rstrip("\r") for line in lines]
 
@@ -65,7 +72,7 @@ class Client:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
-        self.lines = Lines()
+        self.lines = Lines(MAX_LINE)
         self.out = bytearray()
 
     def say(self, text: str) -> None:
@@ -88,20 +95,18 @@ Entry = tuple["Client | None", str, str]
 
 
 class Bridge:
-    """The event loop. `now` is monotonic seconds; the wall clock is never used."""
+    """The event loop. `exabgp` is a process id, `memory` a file that the next bridge gets too, `guardian` a
+    descriptor that hangs up when the guardian dies.
+    """
 
     def __init__(
-        self,
-        listener: socket.socket,
-        eor_after_s: float,
-        stdin: int = 0,
-        stdout: int = 1,
-        now: Callable[[], float] = time.monotonic,
+        self, listener: socket.socket, eor_after_s: float, exabgp: int, memory: int, guardian: int
     ) -> None:
-        self.listener = listener
-        self.eor_after_s = eor_after_s
-        self.stdin, self.stdout, self.now = stdin, stdout, now
-        self.from_exabgp = Lines()
+        self.listener, self.eor_after_s = listener, eor_after_s
+        self.exabgp, self.memory, self.guardian = exabgp, memory, guardian
+        self.stdin, self.stdout = 0, 1
+        self.now = time.monotonic  # the wall clock is never used
+        self.from_exabgp = Lines(MAX_BACKLOG)
         self.to_exabgp = bytearray()
         self.clients: dict[int, Client] = {}
         self.queue: collections.deque[Entry] = collections.deque()
@@ -109,10 +114,10 @@ class Bridge:
         self.reserved_until = 0.0  # when it has left
         self.running: Entry | None = None  # the command ExaBGP has not answered yet
         self.running_since = 0.0
-        self.has_looked = False  # whether ExaBGP has shown its neighbors to this bridge
+        self.mark: list[bool] | None = None  # until it was heard, answers may be for a dead bridge
+        self.heard: collections.deque[bool] = collections.deque(maxlen=MARK_BITS)
+        self.last_line = ""
         self.peers: dict[str, dict[str, Any]] = {}  # peer address -> memory
-        # a bridge that was killed finds sessions it has never heard of: ask before anybody else does
-        self.queue.append((None, LOOK, "show neighbor json"))
         self.poll = select.poll()
 
     # --- memory -------------------------------------------------------------------------------------------
@@ -120,6 +125,16 @@ class Bridge:
     def peer(self, address: str) -> dict[str, Any]:
         unknown = {"peer": address, "state": "down", "since": self.now(), "reason": "", "ups": 0, "eor": []}
         return self.peers.setdefault(address, unknown)
+
+    def keep(self) -> None:
+        """Writes the memory down for the next bridge."""
+        os.pwrite(self.memory, json.dumps(self.peers).encode() + b"\n", 0)
+
+    def recall(self) -> None:
+        """Takes over the memory of the bridge before us, if there was one."""
+        text = os.pread(self.memory, os.fstat(self.memory).st_size, 0).partition(b"\n")[0]
+        with contextlib.suppress(ValueError):
+            self.peers = json.loads(text or b"{}")
 
     def note_event(self, event: dict[str, Any]) -> str | None:
         """Takes one of ExaBGP's JSON events; returns the address of the peer whose memory it changed, if any."""
@@ -139,17 +154,23 @@ class Bridge:
         return address
 
     def note_neighbors(self, text: str) -> None:
-        """Takes ExaBGP's list of neighbors: the sessions that came up before this bridge did."""
+        """Takes ExaBGP's list of neighbors: what happened to sessions while no bridge was listening."""
         for neighbor in json.loads(text):
-            address = neighbor["peer"]["address"]
+            address, age_s = neighbor["peer"]["address"], max(0, neighbor["duration"])
+            known = self.peers.get(address)
+            was_up = known is not None and known["state"] == "up"
             # not "state": ExaBGP calls a session of less than a second down
-            if neighbor["fsm"] == "ESTABLISHED" and address not in self.peers:
-                age_s, families = max(0, neighbor["duration"]), neighbor["families"]
-                eor = families if age_s > self.eor_after_s else []  # by then somebody has sent it
+            if neighbor["fsm"] != "ESTABLISHED":
+                if was_up:
+                    self.peer(address).update(state="down", since=self.now(), eor=[])
+            elif not was_up or self.peer(address)["since"] < self.now() - age_s - 2:  # whole seconds
+                # one that we have never heard of has been there under another guardian, which sent End-of-RIB
+                eor = list(neighbor["families"]) if known is None and age_s > self.eor_after_s else []
                 holds = [hold for hold in (neighbor["local"]["hold"], neighbor["peer"]["hold"]) if hold is not None]
-                negotiated = {"families": families, "hold_time": min(holds, default=None)}
-                known = {"state": "up", "since": self.now() - age_s, "ups": 1, "eor": list(eor)}
-                self.peer(address).update(known, negotiated=negotiated)
+                negotiated = {"families": neighbor["families"], "hold_time": min(holds, default=None)}
+                peer = self.peer(address)
+                peer.update(state="up", since=self.now() - age_s, ups=peer["ups"] + 1, eor=eor, negotiated=negotiated)
+        self.keep()
 
     def note_done(self, command: str) -> None:
         """Remembers an End-of-RIB that ExaBGP accepted."""
@@ -159,13 +180,14 @@ class Bridge:
             sent = self.peers[words[1]]["eor"]
             if family not in sent:
                 sent.append(family)
+                self.keep()
 
     def unfinished(self) -> Iterator[tuple[str, str]]:
         """(peer, family) of every session that is up too long without its End-of-RIB."""
         for address, peer in self.peers.items():
             if peer["state"] == "up" and self.now() - peer["since"] >= self.eor_after_s:
                 for family in peer.get("negotiated", {}).get("families", []):
-                    if family in FAMILY and family not in peer["eor"]:
+                    if family in FAMILIES and family not in peer["eor"]:
                         yield address, family
 
     # --- ExaBGP's side ------------------------------------------------------------------------------------
@@ -178,15 +200,12 @@ class Bridge:
             except (ValueError, KeyError):
                 self.log(f"not understood from ExaBGP: {line[:200]}")
             return
+        if self.mark is not None:
+            self.hear_mark(line)
+            return
         if self.running is None:
             return
         client, ident, command = self.running
-        if ident == LOOK and client is None and not self.has_looked:
-            # what comes before the list, ends of commands included, a dead bridge had asked for
-            self.has_looked = line.startswith("[")
-            if self.has_looked:
-                self.note_neighbors(line)
-            return
         if line in ("done", "error"):
             self.running = None
             if line == "done":
@@ -197,8 +216,30 @@ class Bridge:
         elif client is not None and line:
             client.say(f"line {ident} {line}")
 
+    def look(self) -> None:
+        """Asks for the neighbors, behind a mark that no other bridge has said.
+
+        Answers carry no id and nothing echoes. So the mark is spelled: a command for each of its random bits, one
+        that is answered by a line or one that is not. Answers before it are for a dead bridge.
+        """
+        self.mark = [bool(byte >> bit & 1) for byte in os.urandom(MARK_BITS // 8) for bit in range(8)]
+        self.to_exabgp += b"".join(MARK[bit] for bit in self.mark) + b"show neighbor json\n"
+        self.running, self.running_since = (None, "-", "show neighbor json"), self.now()
+
+    def hear_mark(self, line: str) -> None:
+        if line not in ("done", "error"):
+            self.last_line = line
+        elif list(self.heard) != self.mark:
+            self.heard.append(self.last_line.startswith("Peer "))
+            self.last_line = ""
+        else:
+            self.note_neighbors(self.last_line)
+            self.mark = self.running = None
+            self.next_command()
+
     def tell_event(self, event: dict[str, Any]) -> None:
         address = self.note_event(event)
+        self.keep()
         if address is None:
             return
         text = "event " + json.dumps(self.age(self.peers[address]))
@@ -213,8 +254,9 @@ class Bridge:
     def next_command(self) -> None:
         while self.queue and self.running is None:
             client, ident, command = self.queue.popleft()
-            if client is not None and self.refuses(client, command):
-                client.say(f"line {ident} the speaker is being stopped")
+            why = self.refusal(client, command) if client is not None else ""
+            if client is not None and why:
+                client.say(f"line {ident} {why}")
                 client.say(f"error {ident}")
                 continue
             if client is not None and command.startswith("#"):
@@ -224,13 +266,16 @@ class Bridge:
             self.running_since = self.now()
             self.to_exabgp += command.encode("ascii", "replace") + b"\n"
 
-    def refuses(self, client: Client, command: str) -> bool:
-        """Whether somebody else stops the speaker, or has just withdrawn everything for that purpose."""
+    def refusal(self, client: Client, command: str) -> str:
+        """Why a command is not given to ExaBGP; empty when it is."""
+        if command.startswith("debug ") or any(word in command for word in NEVER_ANSWERED):
+            return "ExaBGP would never answer"
         if self.reserved in (None, client) or command == "#memory":
-            return False
-        if self.reserved in self.clients.values():
-            return True
-        return command != "#reserve" and self.now() < self.reserved_until
+            return ""
+        left = self.reserved not in self.clients.values()
+        if left and (command == "#reserve" or self.now() >= self.reserved_until):
+            return ""
+        return "the speaker is being stopped"
 
     def answer(self, client: Client, ident: str, command: str) -> None:
         """The commands that are for the bridge itself."""
@@ -243,12 +288,18 @@ class Bridge:
     # --- clients ------------------------------------------------------------------------------------------
 
     def accept(self) -> None:
-        sock, _ = self.listener.accept()
+        try:
+            sock, _ = self.listener.accept()
+        except OSError:
+            return  # it has left again
+        if len(self.clients) >= MAX_CLIENTS:
+            sock.close()
+            return
         sock.setblocking(False)
         client = Client(sock)
         self.clients[sock.fileno()] = client
         self.poll.register(sock, select.POLLIN)
-        identity = {"pid": os.getpid(), "exabgp": os.getppid(), "eor_after_s": self.eor_after_s}
+        identity = {"pid": os.getpid(), "exabgp": self.exabgp, "eor_after_s": self.eor_after_s}
         client.say("hello " + json.dumps(identity))
 
     def read_client(self, fd: int) -> None:
@@ -262,7 +313,7 @@ class Bridge:
             data, lines = b"", []
         for line in lines:
             ident, _, command = line.partition(" ")
-            if command.startswith("#") and self.has_looked:
+            if command.startswith("#") and self.mark is None and not self.refusal(client, command):
                 self.answer(client, ident, command)  # also while ExaBGP does not answer
             elif command and len(command) < MAX_LINE:
                 self.queue.append((client, ident, command))
@@ -286,12 +337,14 @@ class Bridge:
     # --- loop ---------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        """Returns when ExaBGP closes our input; SystemExit when it does not answer."""
         for fd in (self.stdin, self.stdout):
             os.set_blocking(fd, False)
-        self.poll.register(self.stdin, select.POLLIN)
-        self.poll.register(self.listener, select.POLLIN)
+        for readable in (self.stdin, self.listener.fileno(), self.guardian):
+            self.poll.register(readable, select.POLLIN)
         last_fallback = self.now()
-        self.next_command()
+        self.recall()
+        self.look()
         while True:
             self.arm()
             for fd, _ in self.poll.poll(1000):
@@ -300,17 +353,32 @@ class Bridge:
                         return
                 elif fd == self.listener.fileno():
                     self.accept()
+                elif fd == self.guardian:
+                    self.retire()
+                    return
                 elif fd in self.clients:
                     self.read_client(fd)
             if self.now() - last_fallback >= EOR_RETRY_S and not self.queue and self.running is None:
                 last_fallback = self.now()
-                for address, family in list(self.unfinished()):
-                    self.log(f"no End-of-RIB for {family} to {address} in {self.eor_after_s:.0f} s: sending it")
-                    self.queue.append((None, "-", f"neighbor {address} announce eor {family}"))
-                self.next_command()
+                self.send_end_of_rib()
             if self.running is not None and self.now() - self.running_since > ACK_TIMEOUT_S:
-                self.log(f"ExaBGP did not answer in {ACK_TIMEOUT_S:.0f} s: {self.running[2][:80]}")
-                return
+                sys.exit(f"bridge: ExaBGP did not answer in {ACK_TIMEOUT_S:.0f} s: {self.running[2][:80]}")
+
+    def send_end_of_rib(self) -> None:
+        for address, family in list(self.unfinished()):
+            self.log(f"no End-of-RIB for {family} to {address} in {self.eor_after_s:.0f} s: sending it")
+            self.queue.append((None, "-", f"neighbor {address} announce eor {family}"))
+        self.next_command()
+
+    def retire(self) -> None:
+        """The guardian is dead. ExaBGP learns it from the end of our output, and is read until it knows."""
+        self.listener.close()
+        for fd in list(self.clients):
+            self.drop(fd)
+        os.close(self.stdout)
+        os.set_blocking(self.stdin, True)
+        while os.read(self.stdin, 1 << 16):
+            pass
 
     def arm(self) -> None:
         """Writes what can be written and asks poll() about the rest."""
@@ -357,8 +425,21 @@ def listen(path: str) -> socket.socket:
 
 
 def main() -> None:
-    path, eor_after_s = sys.argv[1], float(sys.argv[2])
-    Bridge(listen(path), eor_after_s).run()
+    """The guardian. It ends when ExaBGP has ended, and by ExaBGP's SIGTERM."""
+    path, eor_after_s, exabgp = sys.argv[1], float(sys.argv[2]), os.getppid()
+    listener, memory = listen(path), os.memfd_create("memory")
+    hangup, alive = os.pipe()
+    while True:
+        child = os.fork()
+        if child == 0:
+            os.close(alive)
+            Bridge(listener, eor_after_s, exabgp, memory, hangup).run()
+            return
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == 0:
+            return
+        Bridge.log(f"the bridge has ended ({status}): starting another")
+        time.sleep(RESTART_S)
 
 
 if __name__ == "__main__":

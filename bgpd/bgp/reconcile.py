@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
@@ -36,7 +37,7 @@ from bgpd.model.bgp import (
     SpeakerState,
 )
 from bgpd.model.outcome import DONE, Outcome, Retry
-from bgpd.model.prefix import Address, sort_key
+from bgpd.model.prefix import Address, parse_address, sort_key
 from bgpd.runtime.diff import Change, Kind
 from bgpd.runtime.reconcile import TargetError
 
@@ -45,6 +46,7 @@ SessionChange: TypeAlias = Change[str, str]
 
 LOAD_TIMEOUT_S = 5.0
 WAIT_S = 0.25
+STILL_S, STILL_LOOKS = 0.05, 3  # counters that stand still in so many looks: the last message is out
 
 
 def announcement_order(key: AnnouncementKey) -> tuple[int, tuple[int, int, int], str]:
@@ -99,6 +101,7 @@ class Sessions:
         """Additions, removals and at most one update, in one reload."""
         wanted = {name: render.block(neighbor) for name, neighbor in self._neighbors().items()}
         blocks = render.blocks_of(self._read())
+        before = render.addresses(blocks)
         held: dict[str, str] = {}
         update = ""
         for change in changes:
@@ -112,11 +115,41 @@ class Sessions:
                 update = change.key
                 _place(blocks, update, wanted)
         if len(held) < len(changes):
+            await self._take_leave(before - render.addresses(blocks))
             started = time.monotonic()
             await self._load(blocks)
             if update:
                 self._reset_at[update] = started
         return [Retry(held[change.key], WAIT_S) if change.key in held else DONE for change in changes]
+
+    async def _take_leave(self, addresses: Set[Address]) -> None:
+        """Withdraws everything from the peers at these addresses, which are about to lose their sessions.
+
+        ExaBGP closes a session that is taken out without a word, and under graceful restart the peer would keep
+        its routes. A peer that does not take the withdrawals in time loses its session all the same.
+        """
+        up = {address for address in addresses if is_up(self._speaker.state.newest.value, address)}
+        if not up:
+            return
+        before = sent = await self._updates_sent()
+        for address in up:
+            await self._speaker.command(f"neighbor {address} clear adj-rib out")
+            # End-of-RIB leaves after everything else, so there is one more update in any case
+            await self._speaker.command(f"neighbor {address} announce eor ipv4 unicast")
+        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        still = 0
+        while still < STILL_LOOKS and time.monotonic() < deadline:
+            await asyncio.sleep(STILL_S)
+            now = await self._updates_sent()
+            moved = now != sent or any(now.get(address, 0) == before.get(address, 0) for address in up)
+            still, sent = (0 if moved else still + 1), now
+
+    async def _updates_sent(self) -> dict[Address, int]:
+        """How many UPDATEs ExaBGP has sent to each peer in its present session."""
+        neighbors = json.loads("".join(await self._speaker.command("show neighbor json")))
+        return {
+            parse_address(entry["peer"]["address"]): entry["messages"]["sent"]["update"] for entry in neighbors
+        }
 
     def _hold(self, name: str) -> str:
         """Why this session must not be reset now; empty when it may.

@@ -14,9 +14,11 @@ import re
 from collections.abc import Mapping
 
 from bgpd.model.bgp import Neighbor
+from bgpd.model.prefix import Address, parse_address
 
 HELPER = "bgpd"  # one fixed name: a helper that a reload renames is killed and counted as dead
 _MARK = re.compile(r"^# neighbor (\S+)$", re.MULTILINE)
+_ADDRESS = re.compile(r"^neighbor (\S+) \{$", re.MULTILINE)
 _LOADED = re.compile(r'^\s*description "(\S+) ([0-9a-f]{12})";$', re.MULTILINE)
 GTSM_TTL = 255  # RFC 5082 section 3
 
@@ -59,6 +61,11 @@ def blocks_of(text: str) -> dict[str, str]:
     """The blocks of a file that `document` wrote, by neighbor name; of anything else, nothing."""
     parts = _MARK.split(text)
     return {name: body.strip("\n") + "\n" for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def addresses(blocks: Mapping[str, str]) -> set[Address]:
+    """The peers' addresses in these blocks."""
+    return {parse_address(found) for text in blocks.values() for found in _ADDRESS.findall(text)}
 
 
 def loaded(shown: str) -> dict[str, str]:

@@ -86,14 +86,15 @@ class ApiSource(Generic[T]):
 
     async def _keep_following(self) -> None:
         attempt = 0
+        failure: _Failure | None = None
         while True:
-            failure = await self._follow()
+            before, failure = failure, await self._follow()
             if self._clock() - self._watching_since >= self._timing.steady_s:
-                attempt = 0
+                attempt, before = 0, None
                 if failure is None:
                     continue
             attempt += 1  # also for a server that ends each watch at once
-            delay = self._delay_s(attempt, failure)
+            delay = self._delay_s(attempt, failure, before)
             if delay:
                 await self._pause(delay)
 
@@ -176,10 +177,9 @@ class ApiSource(Generic[T]):
         faults = (*self._mirror.faults, *self._server.faults)
         self.status.publish(replace(current, last_error=text, reconnects=current.reconnects + 1, faults=faults))
 
-    def _delay_s(self, attempt: int, failure: _Failure | None) -> float:
-        status = failure.status if isinstance(failure, RefusedError) else 0
-        if attempt == 1 and (isinstance(failure, GoneError) or status in (401, 410)):
-            return 0.0  # a new list, or credentials that were read anew, will do; a second time they did not
+    def _delay_s(self, attempt: int, failure: _Failure | None, before: _Failure | None) -> float:
+        if _has_remedy(failure) and not _has_remedy(before):
+            return 0.0  # also at the end of a long outage, whose last pause would be half a minute more
         delay = self._timing.backoff.delay_s(attempt, self._rand())
         if isinstance(failure, RefusedError) and failure.retry_after_s is not None:
             delay = max(delay, min(failure.retry_after_s, self._timing.backoff.limit_s))
@@ -213,6 +213,11 @@ class Lines:
 def _is_about_version(failure: _Failure) -> bool:
     """410 Gone, 400 for a version that is no number to this server, 404 when the kind came and went."""
     return isinstance(failure, RefusedError) and failure.status in (400, 404, 410)
+
+
+def _has_remedy(failure: _Failure | None) -> bool:
+    """A new list, or credentials that were read anew, will do; a second time in a row they did not."""
+    return isinstance(failure, GoneError) or (isinstance(failure, RefusedError) and failure.status in (401, 410))
 
 
 def explained(failure: _Failure, verb: str, kind: Kind[T]) -> str:

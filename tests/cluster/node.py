@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +20,9 @@ import pytest
 import yaml
 
 from tests.fabric.netns import Lab, missing
-from tests.fabric.node import BgpdNode, seed3_bgp
+from tests.fabric.node import BIN, BgpdNode, seed3_bgp
 from tests.fabric.observe import BgpCapture, RouteSampler
+from tests.fabric.process import poll
 from tests.fabric.topology import CABLE, GATEWAY, NodePlace, Seed3Fabric
 
 from .controlplane import ControlPlane
@@ -170,14 +171,39 @@ def _clear(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
         cluster.unmake(place)
 
 
-def announcing(cluster: Cluster, node: BgpdNode, place: NodePlace) -> None:
-    """Makes the Node, starts the product, and waits until both ToRs have both its pod CIDRs."""
+def announcing(
+    cluster: Cluster, node: BgpdNode, place: NodePlace, environment: Mapping[str, str] | None = None
+) -> None:
+    """Makes the Node, starts the product, and waits until nobody has anything left to say: see `wait_quiet`.
+
+    `environment` is added to the daemon's own.
+    """
     cluster.make(place, *place.pod_cidrs)
-    node.start()
-    node.wait_healthy()
+    with BgpCapture(place.namespace, CABLE) as capture:
+        node.start_speaker()
+        start_daemon(node, environment or {})
+        node.wait_healthy()
+        wait_quiet(cluster, place, capture)
+
+
+def wait_quiet(cluster: Cluster, place: NodePlace, capture: BgpCapture) -> None:
+    """Both ToRs have both pod CIDRs, and everybody has said End-of-RIB for two families since `capture` began."""
     for tor in cluster.fabric.tors:
         for prefix in place.pod_cidrs:
             tor.speaker.wait_route(prefix)
+        for ends in ({"src": tor.loopback}, {"dst": tor.loopback}):
+            poll(
+                lambda ends=ends: sum(it.end_of_rib for it in capture.messages(**ends)) >= 2,
+                20,
+                lambda: str([str(it) for it in capture.besides_keepalives()]),
+            )
+
+
+def start_daemon(node: BgpdNode, environment: Mapping[str, str]) -> None:
+    """As `node.start_daemon`, with this added to the daemon's environment."""
+    added = [f"{name}={value}" for name, value in environment.items()]
+    argv = ["env", *added, str(BIN / "bgpd"), "run", "--config", str(node.config_file)]
+    node.daemon = node.namespace.popen(argv, name="bgpd")
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ def test_api_server_lets_nobody_change_pod_cidrs(
     for cidrs in (OTHER_CIDRS, (*place.pod_cidrs[:1], OTHER_CIDRS[1]), ()):
         with pytest.raises(ApiError) as refused:
             cluster.control_plane.admin.patch(
-                f"/api/v1/nodes/{place.name}", {"spec": {"podCIDR": "".join(cidrs[:1]), "podCIDRs": list(cidrs)}}
+                f"{NODES}/{place.name}", {"spec": {"podCIDR": "".join(cidrs[:1]), "podCIDRs": list(cidrs)}}
             )
         assert refused.value.status == 422
         assert "podCIDRs" in refused.value.message
@@ -148,9 +148,7 @@ def test_node_that_is_recreated_as_it_was(
     assert capture.besides_keepalives() == []
 
 
-def test_node_that_stays_away(
-    cluster: Cluster, place: NodePlace, node: BgpdNode, tors: list[Speaker]
-) -> None:
+def test_node_that_stays_away(cluster: Cluster, place: NodePlace, node: BgpdNode, tors: list[Speaker]) -> None:
     """Ten seconds after its Node was deleted its routes are withdrawn, not before; the sessions stay."""
     announcing(cluster, node, place)
     with BgpCapture(place.namespace, CABLE) as capture:
@@ -205,9 +203,7 @@ def test_change_is_in_the_latency_histogram(
     assert after[1] - before[1] < 0.25
 
 
-def test_memory(
-    cluster: Cluster, place: NodePlace, node: BgpdNode, measured: Measured
-) -> None:
+def test_memory(cluster: Cluster, place: NodePlace, node: BgpdNode, measured: Measured) -> None:
     """With the Kubernetes source, announcing two prefixes, the daemon has 75 MB resident at most."""
     announcing(cluster, node, place)
     assert node.daemon is not None

@@ -10,17 +10,18 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.fabric.bgp_wire import BgpType
-from tests.fabric.node import BIN, BgpdNode
+from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
 from tests.fabric.topology import NodePlace
 
@@ -123,8 +124,6 @@ def test_long_outage(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None
 def test_history_that_is_gone(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
     """410 Gone leads to a new list, in which the Node that was made anew meanwhile replaces the old one."""
     announcing(cluster, node, place)
-    cluster.control_plane.pause_apiserver()  # so that the last version that the daemon has seen becomes history
-    cluster.control_plane.resume_apiserver()
     with unbroken(cluster, place):
         for other in cluster.fabric.nodes[1:]:
             cluster.make(other)
@@ -241,8 +240,6 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def edit(kubeconfig: Path, section: str, **values: str) -> None:
     """JSON is YAML."""
-    import yaml
-
     content = yaml.safe_load(kubeconfig.read_text())
     content[f"{section}s"][0][section].update(values)
     kubeconfig.write_text(json.dumps(content))
@@ -331,3 +328,30 @@ def set_clock(directory: Path, offset_s: int) -> Path:
     temporary = directory / "clock.new"
     temporary.write_text(f"{offset_s:+d}\n")
     return temporary.rename(directory / "clock")
+
+
+def shown_time(node: BgpdNode) -> float:
+    """What the daemon takes for the time, in Unix seconds, from the last line of its log."""
+    assert node.daemon is not None
+    return datetime.fromisoformat(json.loads(node.daemon.log().splitlines()[-1])["ts"]).timestamp()
+
+
+def test_wall_clock_that_jumps(
+    cluster: Cluster, place: NodePlace, node: BgpdNode, clock: dict[str, str], tmp_path: Path
+) -> None:
+    """A day ahead and back again: nothing on the wire, no time wasted, and the Node is followed in either case."""
+    announcing(cluster, node, place, clock)
+    for offset_s in (DAY_S, 0):
+        with unbroken(cluster, place) as capture:
+            set_clock(tmp_path, offset_s)
+            begin, used = time.monotonic(), cpu_s(node)
+            poll(lambda begin=begin: time.monotonic() - begin > 3, 5, lambda: "time stands still", 0.1)
+            assert cpu_s(node) - used < 0.3
+        assert capture.besides_keepalives() == []
+        follow_a_change(cluster, node, place)
+        assert abs(shown_time(node) - time.time() - offset_s) < 60
+        cluster.unmake(place)
+        cluster.make(place, *place.pod_cidrs)
+        for tor in cluster.fabric.tors:
+            tor.speaker.wait_no_route(OTHER_CIDRS[0])
+        node.wait_healthy()

@@ -95,9 +95,10 @@ class Bench:
                 self.write_password(case.name, case.password)
 
     def start(self) -> Bench:
+        """The speaker first: FRR is configured line by line, and a session could form between two of them."""
+        self.speaker.start()
         self.allocate()
         self.node.start()
-        self.speaker.start()
         return self
 
     def allocate(self, **labels: str) -> None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pytest
-
+from tests.fabric.bgp_wire import BgpType
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import poll
 from tests.fabric.test_options_lab import UP_S, V4, Bench, Case, benches
@@ -29,15 +28,16 @@ bench = benches(
 
 @contextmanager
 def undisturbed(bench: Bench) -> Iterator[None]:
-    """Asserts that nothing but keepalives crosses the session of `always` meanwhile."""
+    """Asserts that meanwhile we say nothing but keepalives on the session of `always`, and that it stays."""
     bench.complete("always")
     bench.route("always")
     with BgpCapture(bench.tor, "eth0") as capture:
         yield
-        ours = {bench.ours("always"), bench.theirs("always")}
-        seen = [it for it in capture.besides_keepalives() if {it.src, it.dst} == ours]
+        seen = capture.besides_keepalives(src=bench.ours("always"))
+        seen += capture.messages(BgpType.NOTIFICATION, src=bench.theirs("always"))
     assert capture.dropped == 0
     assert seen == []
+    assert (bench.row("always")["state"], bench.row("always")["flaps"]) == ("up", 0)
 
 
 def wait_idle(bench: Bench, name: str) -> str:
@@ -80,6 +80,6 @@ def test_an_expression_selects_too(bench: Bench) -> None:
 def test_another_value_of_the_label_does_not_count(bench: Bench) -> None:
     """The key alone is not enough."""
     bench.complete("always")
-    bench.allocate(**{key: "r2" for key in RACK})
+    bench.allocate(**dict.fromkeys(RACK, "r2"))
     assert wait_idle(bench, "rack") == "nodeSelector does not match this node's labels"
     bench.allocate()

@@ -134,7 +134,7 @@ def test_the_second_uplink_waits_for_one_that_does_not_come_back(seed3: Seed3Fab
             reload(node)
             node.wait_status("a is not reset", lambda it: it["peers"][0]["state"] == "down")
             node.wait_problem("change pending: waits for tor-a to be Established with its routes")
-            assert "take tor-a out to go ahead" in node.try_bgpd("peers").stdout.replace("\n", " ")
+            assert "take tor-a out to go ahead" in " ".join(node.try_bgpd("peers").stdout.split())
         seed3.mend(a)
         wait_hold_time(a, place.address, 6)
         wait_hold_time(b, place.address, 6)
@@ -192,6 +192,7 @@ def test_an_invalid_file_changes_nothing(seed3: Seed3Fabric, how: str) -> None:
             assert refused.returncode == 2
             assert "bgp.peers[0].timers.holdTimeSeconds" in refused.stderr
             assert "bgp.peers[1].peerASN" in refused.stderr
+        node.daemon.wait_log("configuration refused")
         assert f"{node.config_file}: 2 faults" in node.wait_problem("running on the last good one")
         assert node.try_bgpd("status").returncode == 4
         poll(lambda: node.metric("bgpd_config_last_reload_successful") == 0, 5, lambda: "the metric says 1")

@@ -1,0 +1,129 @@
+"""What a measurement says, and the three forms it is said in: a table to read, JSON, a part of the README.
+
+This decides how results look and when a goal is missed: a goal is an upper bound, and a value above it is a
+miss, printed as one. It measures nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+WIDTH = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One number. `goal` None: only told. `beside` are the alternatives, measured in the same run."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float | None = None
+    beside: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> bool:
+        return self.goal is not None and self.value > self.goal
+
+    @property
+    def ratio(self) -> float | None:
+        """Ours divided by the best of the others; None when there is nothing to divide by."""
+        best = min(self.beside.values(), default=0.0)
+        return self.value / best if best > 0 else None
+
+    @property
+    def verdict(self) -> str:
+        return "" if self.goal is None else "MISS" if self.missed else "ok"
+
+
+HEADINGS = ("", "bgpd", "unit", "beside", "ratio", "goal", "")
+
+
+def cells(result: Result) -> tuple[str, ...]:
+    beside = ", ".join(f"{name} {number(value)}" for name, value in result.beside.items())
+    ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
+    goal = "" if result.goal is None else f"<= {number(result.goal)}"
+    return result.name, number(result.value), result.unit, beside, ratio, goal, result.verdict
+
+
+def table(results: Sequence[Result]) -> str:
+    """For a terminal of 100 columns."""
+    rows = [HEADINGS, *map(cells, results)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    right = {1, 4, 5}
+    lines = []
+    for row in rows:
+        placed = (
+            text.rjust(width) if column in right else text.ljust(width)
+            for column, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        lines.append("  ".join(placed).rstrip()[:WIDTH])
+    return "\n".join(lines)
+
+
+def as_json(bench: str, results: Sequence[Result]) -> dict[str, Any]:
+    return {
+        "bench": bench,
+        "kernel": os.uname().release,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "results": [
+            {
+                "name": it.name,
+                "value": round(it.value, 4),
+                "unit": it.unit,
+                "goal": it.goal,
+                "beside": {name: round(value, 4) for name, value in it.beside.items()},
+            }
+            for it in results
+        ],
+    }
+
+
+def write_json(file: Path, bench: str, results: Sequence[Result]) -> None:
+    file.write_text(json.dumps(as_json(bench, results), indent=2) + "\n")
+
+
+def markdown(results: Sequence[Result]) -> str:
+    head = ["| | bgpd | beside it, in the same run | ratio | goal | |", "|---|---|---|---|---|---|"]
+    rows = []
+    for name, value, unit, beside, ratio, goal, verdict in map(cells, results):
+        rows.append(f"| `{name}` | {value} {unit} | {beside} | {ratio} | {goal} | {verdict} |")
+    when = datetime.datetime.now(datetime.UTC).date().isoformat()
+    said = f"Measured {when} on {os.cpu_count()} cores, Linux {os.uname().release}."
+    return "\n".join([said, "", *head, *rows])
+
+
+def rewrite(readme: Path, bench: str, results: Sequence[Result]) -> None:
+    """Puts the table between the marks of this bench. ValueError: the file has no such marks."""
+    begin, end = f"<!-- bench:{bench}:begin -->", f"<!-- bench:{bench}:end -->"
+    text, count = re.subn(
+        f"(?s){re.escape(begin)}.*?{re.escape(end)}",
+        lambda _: f"{begin}\n{markdown(results)}\n{end}",
+        readme.read_text(),
+    )
+    if count != 1:
+        raise ValueError(f"{readme} has {count} places between {begin} and {end}, not one")
+    temporary = readme.with_name(f".{readme.name}.new")
+    temporary.write_text(text)
+    temporary.replace(readme)
+
+
+def number(value: float) -> str:
+    """Three digits that matter, and none that do not: 0.05, 1.23, 45.6, 789."""
+    if value == int(value):
+        return str(int(value))
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f}"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The smallest value that at least this share of all does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)]

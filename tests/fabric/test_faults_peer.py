@@ -1,0 +1,232 @@
+"""A peer that misbehaves: a third neighbor, spoken for by the test byte by byte, beside two good ToRs.
+
+Whatever it does, the ToRs' sessions hear nothing but keepalives and keep the routes, and `bgpd peers` says what is
+wrong with it. `Rogue` knows just enough of RFC 4271 section 4 to come up and to break it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fabric.bgp_wire import MARKER, BgpType
+from tests.fabric.node import BgpdNode, seed3_bgp
+from tests.fabric.observe import BgpCapture
+from tests.fabric.peer import many_prefixes
+from tests.fabric.process import poll
+from tests.fabric.test_lifecycle import never_without
+from tests.fabric.topology import ASN, CABLE, GATEWAY, Seed3Fabric
+
+pytestmark = pytest.mark.needs("bird")
+
+KEEPALIVE = MARKER + struct.pack("!HB", 19, 4)
+
+
+def message(kind: int, body: bytes) -> bytes:
+    return MARKER + struct.pack("!HB", 19 + len(body), kind) + body
+
+
+def open_message(asn: int = ASN, version: int = 4, hold_s: int = 9, identifier: str = GATEWAY) -> bytes:
+    capabilities = b"\x01\x04\0\x01\0\x01" + b"\x41\x04" + struct.pack("!I", asn)
+    parameters = b"\x02" + bytes([len(capabilities)]) + capabilities
+    head = struct.pack("!BHH4s", version, asn, hold_s, socket.inet_aton(identifier))
+    return message(1, head + bytes([len(parameters)]) + parameters)
+
+
+class Rogue:
+    """Listens at the gateway's address, port 179, and gives each connection to `behave`, in a thread."""
+
+    def __init__(self, fabric: Seed3Fabric, behave: Callable[[socket.socket], None]) -> None:
+        self._behave = behave
+        self._listener = fabric.fabric.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((GATEWAY, 179))
+        self._listener.listen()
+        self.meetings = 0
+        self._thread = threading.Thread(target=self._run, name="rogue", daemon=True)
+
+    def __enter__(self) -> Rogue:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(10)
+        self._listener.close()
+
+    def _run(self) -> None:
+        with contextlib.suppress(OSError):  # the listener is shut down at the end
+            while True:
+                connection, _ = self._listener.accept()
+                connection.settimeout(5)
+                with connection, contextlib.suppress(OSError):
+                    self._behave(connection)
+                self.meetings += 1
+
+
+def read_message(connection: socket.socket) -> int:
+    """Reads one message; its type, 0 at the end of the connection."""
+    head = connection.recv(19, socket.MSG_WAITALL)
+    if len(head) < 19:
+        return 0
+    length, kind = struct.unpack_from("!HB", head, 16)
+    connection.recv(length - 19, socket.MSG_WAITALL)
+    return int(kind)
+
+
+def establish(connection: socket.socket) -> None:
+    connection.sendall(open_message() + KEEPALIVE)
+    while read_message(connection) != BgpType.KEEPALIVE:
+        pass
+
+
+def saying(bad: bytes, *, established: bool) -> Callable[[socket.socket], None]:
+    """A behaviour: say this, then read until the other side has had enough."""
+
+    def behave(connection: socket.socket) -> None:
+        if established:
+            establish(connection)
+        connection.sendall(bad)
+        while read_message(connection):
+            pass
+
+    return behave
+
+
+def with_rogue(fabric: Seed3Fabric) -> BgpdNode:
+    """A node that announces to both ToRs and keeps a third peer, at the gateway."""
+    node = BgpdNode.announcing(fabric)
+    rogue = {"name": "rogue", "peerAddress": GATEWAY, "peerASN": ASN, "timers": {"holdTimeSeconds": 9}}
+    node.config["bgp"]["peers"].append(rogue)
+    node.write_config()
+    return node
+
+
+@contextlib.contextmanager
+def unharmed(fabric: Seed3Fabric, node: BgpdNode) -> Iterator[None]:
+    """Asserts that both ToRs keep every route, and hear nothing but keepalives, while the rogue peer is there."""
+    place = fabric.nodes[0]
+    with BgpCapture(place.namespace, CABLE) as capture, never_without(fabric, place.pod_cidrs):
+        node.bgpd("reload")
+        yield
+        a, b = (row for row in node.status()["peers"] if row["peer"] != "rogue")
+        assert (a["state"], b["state"]) == ("up", "up")
+    for tor in fabric.tors:
+        assert [str(it) for it in capture.besides_keepalives(src=tor.loopback)] == []
+        assert [str(it) for it in capture.besides_keepalives(dst=tor.loopback)] == []
+
+
+ORIGIN_TOO_LONG = b"\x40\x01\x02\0\0"
+CUT_SHORT = struct.pack("!HH", 0, 200) + b"\x40\x01\x01\0"
+NO_SUCH_LENGTH = struct.pack("!HH", 0, 0) + bytes([200, 10, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "established", "told"),
+    [
+        pytest.param(open_message(version=3), False, "version", id="OPEN of another version"),
+        pytest.param(open_message()[:-4] + b"\xff" * 4, False, "", id="OPEN with garbled capabilities"),
+        pytest.param(open_message(identifier="0.0.0.0"), False, "", id="OPEN without identifier"),  # noqa: S104
+        pytest.param(b"GET / HTTP/1.1\r\nHost: tor\r\n\r\n", False, "", id="no BGP at all"),
+        pytest.param(message(2, CUT_SHORT), True, "", id="UPDATE that is cut short"),
+        pytest.param(message(2, NO_SUCH_LENGTH), True, "", id="UPDATE with a /200"),
+        pytest.param(MARKER + struct.pack("!HB", 7, 2), True, "", id="length 7"),
+        pytest.param(message(9, b""), True, "", id="message of type 9"),
+    ],
+)
+def test_a_malformed_message_ends_one_session_only(
+    seed3: Seed3Fabric, bad: bytes, established: bool, told: str
+) -> None:
+    """The session with its sender falls and says why; both ToRs notice nothing."""
+    node = with_rogue(seed3)
+    with Rogue(seed3, saying(bad, established=established)) as rogue, unharmed(seed3, node):
+        poll(lambda: rogue.meetings >= 1, 20, lambda: f"nobody came: {node.bgpd('peers', check=False)}")
+        why = node.wait_problem("peer rogue is down")
+        assert told in why, why
+
+
+def test_a_malformed_attribute_costs_no_session(seed3: Seed3Fabric) -> None:
+    """A bad ORIGIN is treated as a withdrawal (RFC 7606 section 7.1): even the sender keeps its session."""
+    node = with_rogue(seed3)
+    update = struct.pack("!HH", 0, len(ORIGIN_TOO_LONG)) + ORIGIN_TOO_LONG + bytes([24, 10, 0, 0])
+    with Rogue(seed3, saying(message(2, update), established=True)), unharmed(seed3, node):
+        node.wait_status("rogue is not up", lambda it: it["peers"][2]["state"] == "up")
+        node.wait_status("rogue has no routes", lambda it: it["peers"][2]["announced"] == 1)
+        assert node.peer("rogue")["state"] == "up"
+
+
+def test_a_peer_of_another_as_is_named_with_both_numbers(seed3: Seed3Fabric) -> None:
+    """It answers with AS 64999 where 64512 is configured: `bgpd peers` shows both."""
+    node = with_rogue(seed3)
+    with Rogue(seed3, saying(open_message(asn=64999), established=False)), unharmed(seed3, node):
+        why = node.wait_problem("peer rogue is down")
+        assert "64999" in why, why
+        assert "64512" in why, why
+
+
+def test_a_peer_that_flaps_every_second_harms_nobody(seed3: Seed3Fabric) -> None:
+    """Fifteen sessions of a second each, dialled by the peer: it gets its routes each time, the ToRs keep theirs."""
+    place, node = seed3.nodes[0], with_rogue(seed3)
+    with unharmed(seed3, node):
+        node.wait_status("no third peer", lambda it: len(it["peers"]) == 3)
+        for times in range(15):
+            with seed3.fabric.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
+                connection.settimeout(10)
+                connection.bind((GATEWAY, 0))
+                connection.connect((place.address, 179))
+                establish(connection)
+                began = time.monotonic()
+                while read_message(connection) != BgpType.UPDATE:
+                    pass
+                poll(lambda began=began: time.monotonic() > began + 1, 5, str)  # type: ignore[misc]
+            node.wait_status(f"no flap {times}", lambda it, times=times: it["peers"][2]["flaps"] >= times)  # type: ignore[misc]
+    assert node.status()["peers"][2]["flaps"] >= 14
+
+
+def test_a_hundred_thousand_routes_leave_no_trace(seed3: Seed3Fabric) -> None:
+    """A ToR's full table: ExaBGP grows by 5 MB at most, the session stays, the kernel's table as it was."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    assert node.speaker is not None
+    tor, speaker = seed3.tors[0], node.speaker.pid
+    before_kb, kernel = resident_kb(speaker), place.namespace.routes()
+    with BgpCapture(place.namespace, CABLE) as capture:
+        tor.speaker.reconfigure(originate=tuple(many_prefixes(100_000)))
+        poll(lambda: announced(capture, tor.loopback) >= 100_000, 60, lambda: f"{announced(capture, tor.loopback)}")
+        poll(lambda: unread(place.namespace.run(["cat", "/proc/net/tcp"]).stdout) == 0, 60, lambda: "not all was read")
+        node.wait_healthy()
+        assert capture.messages(BgpType.OPEN, BgpType.NOTIFICATION) == []
+    grown_kb = resident_kb(speaker) - before_kb
+    assert grown_kb <= 5 * 1024, f"{grown_kb} KB"
+    assert place.namespace.routes() == kernel
+    assert tor.speaker.session(place.address).established
+
+
+def announced(capture: BgpCapture, src: str) -> int:
+    """How many v4 /28 prefixes were announced in the UPDATEs from `src`: five bytes each."""
+    total = 0
+    for it in capture.messages(BgpType.UPDATE, src=src):
+        withdrawn = struct.unpack_from("!H", it.body)[0]
+        attributes = struct.unpack_from("!H", it.body, 2 + withdrawn)[0]
+        total += len(it.body) - 4 - withdrawn - attributes
+    return total // 5
+
+
+def unread(proc_net_tcp: str) -> int:
+    """Bytes that have arrived on BGP connections and that nobody has read (the rx_queue of proc_net_tcp(5))."""
+    rows = [line.split() for line in proc_net_tcp.splitlines()[1:]]
+    bgp = [row for row in rows if "00B3" in (row[1][-4:], row[2][-4:]) and row[3] == "01"]
+    return sum(int(row[4].partition(":")[2], 16) for row in bgp)
+
+
+def resident_kb(pid: int) -> int:
+    found = re.search(r"^VmRSS:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert found
+    return int(found[1])

@@ -1,0 +1,149 @@
+"""The speaker in trouble: its bridge dies, ExaBGP hangs, a client of the bridge does not keep up.
+
+Every fault is a signal to a real process. What systemd does with a speaker that has ended, the tests do.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import pytest
+
+from tests.fabric.bgp_wire import BgpType
+from tests.fabric.bird import Bird, protocol_name
+from tests.fabric.netns import Lab
+from tests.fabric.node import BgpdNode, seed3_bgp
+from tests.fabric.observe import BgpCapture
+from tests.fabric.peer import FAMILIES, Neighbor
+from tests.fabric.process import poll
+from tests.fabric.test_lifecycle import never_without
+from tests.fabric.topology import CABLE, Seed3Fabric
+
+pytestmark = pytest.mark.needs("bird")
+
+
+def patient_fabric(lab: Lab, hold_s: int) -> Seed3Fabric:
+    neighbor = Neighbor(
+        address="", asn=0, families=FAMILIES, hold_time_s=hold_s, keepalive_s=hold_s // 3
+    )
+    return Seed3Fabric(lab, neighbor=neighbor).start()
+
+
+def kill_bridge(node: BgpdNode) -> None:
+    """SIGKILL, and the wait until ExaBGP has replaced it; a speaker that gave up is started as systemd would."""
+    before = node.bridge_pid()
+    assert before is not None
+    assert node.speaker is not None
+    os.kill(before, signal.SIGKILL)
+    speaker = node.speaker
+    poll(
+        lambda: not speaker.running() or node.bridge_pid() not in (None, before),
+        10,
+        lambda: f"no new bridge\n{speaker.log_tail()}",
+    )
+    if not speaker.running():
+        node.start_speaker()
+        poll(lambda: node.bridge_pid() is not None, 10, lambda: "no bridge after the restart")
+
+
+def wait_opens(capture: BgpCapture, peer: str, times: int) -> None:
+    """Until so many OPENs have gone to this peer."""
+    poll(
+        lambda: len(capture.messages(BgpType.OPEN, dst=peer)) >= times,
+        60,
+        lambda: f"not {times} OPENs to {peer}: {capture.counts()}",
+    )
+
+
+def test_a_killed_bridge_costs_nothing_but_itself(seed3: Seed3Fabric) -> None:
+    """One death: the sessions live, a new bridge knows them at once, and the next change goes out."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    with BgpCapture(place.namespace, CABLE) as capture, never_without(seed3, place.pod_cidrs):
+        kill_bridge(node)
+        node.wait_healthy()
+        node.allocate(place, *place.pod_cidrs, "188.188.9.0/24")
+        for tor in seed3.tors:
+            tor.speaker.wait_route("188.188.9.0/24")
+    assert capture.messages(BgpType.OPEN, BgpType.NOTIFICATION) == []
+
+
+def test_a_bridge_killed_twenty_times_loses_no_route(seed3: Seed3Fabric) -> None:
+    """ExaBGP gives up after the sixth death; restarted each time, it never leaves a ToR without the routes.
+
+    As long as each restart is complete before the next: RFC 4724 section 4.2 lets go of what is stale twice.
+    """
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    with never_without(seed3, place.pod_cidrs):
+        for _ in range(20):
+            kill_bridge(node)
+            node.wait_healthy()
+            for tor in seed3.tors:
+                for prefix in place.pod_cidrs:
+                    tor.speaker.wait_route(prefix, where=lambda route: not route.stale)
+
+
+def test_a_hung_exabgp_is_named_and_forgiven(lab: Lab) -> None:
+    """SIGSTOP for less than the hold time: status says that ExaBGP does not answer, and nothing is reset."""
+    fabric = patient_fabric(lab, 30)
+    place = fabric.nodes[0]
+    bgp = seed3_bgp(fabric, timers={"holdTimeSeconds": 30})
+    node = BgpdNode.announcing(fabric, bgp)
+    assert node.speaker is not None
+    with BgpCapture(place.namespace, CABLE) as capture, never_without(fabric, place.pod_cidrs):
+        node.speaker.pause()
+        node.wait_problem("ExaBGP has not answered")
+        node.speaker.resume()
+        node.wait_healthy()
+    assert [str(it) for it in capture.besides_keepalives()] == []
+
+
+def test_an_exabgp_hung_beyond_the_hold_time_recovers_by_itself(lab: Lab) -> None:
+    """The ToRs drop it, status names it until SIGCONT, and then everything is announced again without help."""
+    fabric = patient_fabric(lab, 6)
+    place = fabric.nodes[0]
+    node = BgpdNode.announcing(fabric, seed3_bgp(fabric, timers={"holdTimeSeconds": 6}))
+    assert node.speaker is not None
+    node.speaker.pause()
+    for tor in fabric.tors:
+        tor.speaker.wait_down(place.address)
+    node.wait_problem("did not answer in 20 s; is it stopped or overloaded?", 40)
+    assert node.try_bgpd("status").returncode == 4
+    node.speaker.resume()
+    for tor in fabric.tors:
+        tor.speaker.wait_established(place.address, 60)
+        for prefix in place.pod_cidrs:
+            tor.speaker.wait_route(prefix)
+    node.wait_healthy(60)
+
+
+def test_a_hung_daemon_does_not_hold_exabgp_up(seed3: Seed3Fabric) -> None:
+    """SIGSTOP of the daemon while both ToRs flap: ExaBGP goes on, and the daemon catches up when it wakes."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    assert node.daemon is not None
+    node.daemon.pause()
+    with BgpCapture(place.namespace, CABLE) as capture:
+        for times in range(1, 5):
+            for tor in seed3.tors:
+                assert isinstance(tor.speaker, Bird)
+                tor.speaker.ask(f"restart {protocol_name(place.address)}")
+            for tor in seed3.tors:
+                wait_opens(capture, tor.loopback, times)
+                tor.speaker.wait_established(place.address, 60)
+                tor.speaker.wait_route(place.pod_cidrs[0])
+    node.daemon.resume()
+    status = node.wait_healthy()
+    assert [row["flaps"] for row in status["peers"]] == [4, 4]
+
+
+def test_a_client_that_never_reads_does_not_block_the_others(seed3: Seed3Fabric) -> None:
+    """A client of the bridge asks without end and takes no answer: the daemon's next change is out at once."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    with socket.socket(socket.AF_UNIX) as greedy, BgpCapture(place.namespace, CABLE) as capture:
+        greedy.connect(str(node.socket))
+        greedy.sendall(b"x show adj-rib out json\n" * 2000)  # their answers are more than a socket holds
+        node.allocate(place, *place.pod_cidrs, "188.188.9.0/24")
+        for tor in seed3.tors:
+            tor.speaker.wait_route("188.188.9.0/24", 60)
+    assert capture.messages(BgpType.OPEN, BgpType.NOTIFICATION) == []
