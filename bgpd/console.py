@@ -20,8 +20,9 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
 from bgpd.config.schema import Config
 from bgpd.kube.sources import Source
-from bgpd.model.bgp import RouteKey
+from bgpd.model.bgp import Family, RouteKey
 from bgpd.model.fault import FaultsError
+from bgpd.model.prefix import sort_key
 from bgpd.observe.control import ControlError, Handler, Progress
 
 # what only a new process can take over, by key path
@@ -56,7 +57,8 @@ class Console:
         self.routing, self.source = routing, source
         self._inputs, self._drainer = inputs, drainer
         self._started = time.monotonic()
-        self._source_error = ""
+        self.wall_clock_offset_s = time.time() - time.monotonic()  # one for good: a time must not jitter
+        self._source_error = ("", 0)
         self.source_error_at: float | None = None  # Unix seconds
         source.status.on_change(self._note_source_error)
         # called after every attempt to reload, with the keys that a reload cannot change; see `config_state`
@@ -66,6 +68,11 @@ class Console:
     @property
     def drain(self) -> Drain:
         return self._inputs.drain.newest.value
+
+    @property
+    def unhealthy(self) -> str:
+        """Why the health checks keep this node's routes withdrawn; empty when they do not."""
+        return self._inputs.health.newest.value.reason
 
     @property
     def nodes_synced(self) -> bool:
@@ -133,10 +140,14 @@ class Console:
         for row in self.peer_rows():
             if row["why"]:
                 found.append(f"peer {row['peer']} is {row['state']}: {row['why']}")
-        health = self._inputs.health.newest.value
-        if health.reason:
-            found.append(f"unhealthy, everything is withdrawn: {health.reason}")
+        if self.unhealthy:
+            found.append(f"unhealthy, everything is withdrawn: {self.unhealthy}")
         elif self.drain is not Drain.WITHDRAWN:
+            homeless = {key.prefix for key in plan.unsuited} - {key.prefix for key in (*plan.routes, *plan.refused)}
+            found += [
+                f"{prefix} goes to no peer: none has {Family.of(prefix).value} in families"
+                for prefix in sorted(homeless, key=sort_key)
+            ]
             found += [f"{key.prefix} to {key.peer} is refused: {reason}" for key, reason in plan.refused.items()]
         if self._drainer.broken_off:
             found.append("a drain was broken off: `bgpd drain` takes it up again, `bgpd undrain` takes it back")
@@ -149,8 +160,9 @@ class Console:
         return found
 
     def _note_source_error(self) -> None:
-        error = self.source.status.newest.value.last_error
-        if error != self._source_error:
+        status = self.source.status.newest.value
+        error = (status.last_error, status.reconnects)
+        if status.last_error and error != self._source_error:
             self._source_error, self.source_error_at = error, time.time()
 
     # --- handlers -----------------------------------------------------------------------------------------

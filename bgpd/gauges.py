@@ -5,15 +5,14 @@ What a metric is called and means stands in `observe.metrics`, when a node is re
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from bgpd.bgp.plan import Drain
 from bgpd.bgp.reconcile import is_up
-from bgpd.bgp.routing import Routing
 from bgpd.console import Console
+from bgpd.kube.feed import SourceState
 from bgpd.model.bgp import EndOfRibKey, Family, Neighbor, RouteKey
 from bgpd.model.outcome import Blocked, Retry
 from bgpd.observe.health import Condition, Readiness, readiness
@@ -25,11 +24,18 @@ def snapshot(console: Console) -> Snapshot:
     routing, source = console.routing, console.source.status.newest.value
     speaker = routing.speaker.state.newest.value
     return Snapshot(
-        peers=tuple(_peer(routing, neighbor) for neighbor in routing.plan.neighbors.values()),
-        sources=(Source(console.source_kind, console.nodes_synced, source.reconnects, console.source_error_at),),
+        peers=tuple(_peer(console, neighbor) for neighbor in routing.plan.neighbors.values()),
+        sources=(Source(
+                console.source_kind,
+                console.nodes_synced,
+                source.reconnects,
+                console.source_error_at,
+                following=source.state is SourceState.SYNCED,
+            ),),
         objects={loop.name: _objects(loop.have, loop.trouble) for loop in (routing.sessions, routing.routes)},
         speaker_connected=speaker.connected,
         draining=console.drain is not Drain.NO,
+        healthy=not console.unhealthy,
         config_ok=not console.config_state.faults,
         config_loaded_at=console.config_state.loaded_at,
     )
@@ -55,7 +61,8 @@ def ready(console: Console) -> Readiness:
     )
 
 
-def _peer(routing: Routing, neighbor: Neighbor) -> Peer:
+def _peer(console: Console, neighbor: Neighbor) -> Peer:
+    routing = console.routing
     name, plan, have = neighbor.name, routing.plan, routing.routes.have
     state = routing.speaker.state.newest.value
     session = state.sessions.get(neighbor.peer_address)
@@ -65,17 +72,19 @@ def _peer(routing: Routing, neighbor: Neighbor) -> Peer:
     advertised = Counter(
         Family.of(key.prefix).value for key in have if isinstance(key, RouteKey) and key.peer == name
     )
-    ups = session.ups if session else 0
     return Peer(
         name=name,
         address=str(neighbor.peer_address),
         up=up,
-        transitions=2 * ups - up if ups else 0,
-        last_change_at=time.time() - (time.monotonic() - session.since) if session else None,
+        transitions=2 * session.ups - session.up if session and session.ups else 0,
+        last_change_at=session.since + console.wall_clock_offset_s if session else None,
         wanted={family: wanted[family] for family in families},
         advertised={family: advertised[family] for family in families},
         refused=sum(key.peer == name for key in plan.refused),
-        end_of_rib={family.value: EndOfRibKey(name, family) in have for family in neighbor.families},
+        end_of_rib={
+            family.value: EndOfRibKey(name, family) in have
+            for family in (session.families if session and up else neighbor.families)
+        },
     )
 
 

@@ -1,7 +1,7 @@
 """Translates announcements to ExaBGP's API commands, and what ExaBGP and the bridge say back. Pure.
 
-A command carries at most `BATCH` prefixes that share one path: ExaBGP accepts 3,000 routes a second that way
-and 1,400 one by one. Every command names its peer by address, as ExaBGP knows it.
+A command carries at most `BATCH` prefixes that share one path and go to the same peers: ExaBGP accepts 3,000
+routes a second that way and 1,400 one by one. Every command names its peers by address, as ExaBGP knows them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from bgpd.model.bgp import ASN, EndOfRibKey, Family, Path, RouteKey, Session
 from bgpd.model.prefix import Address, Prefix, parse_address, parse_prefix
 
-BATCH = 100
+BATCH = 48  # ExaBGP takes 50 steps of a command at a turn, one a prefix, and may sleep between two turns
 
 # ExaBGP prints these by name and takes either form (IANA, BGP Well-known Communities)
 WELL_KNOWN_COMMUNITIES = {
@@ -38,24 +38,31 @@ class Command:
 
 
 def announce(paths: Mapping[RouteKey, Path], addresses: Mapping[str, Address]) -> Iterator[Command]:
-    """Commands that announce `paths`, in the order of the mapping; `addresses` are the peers' by name."""
-    groups: dict[tuple[str, int, Path], list[RouteKey]] = defaultdict(list)
+    """Commands that announce `paths`, in the order of the mapping; `addresses` are the peers' by name.
+
+    Peers that get a prefix with the same path are named in one command: they learn of it together.
+    """
+    together: dict[tuple[Prefix, Path], list[RouteKey]] = defaultdict(list)
     for key, path in paths.items():
-        groups[key.peer, key.prefix.version, path].append(key)
-    for (peer, _, path), keys in groups.items():
-        head = f"neighbor {addresses[peer]} announce attributes {_attributes(path)} nlri "
-        yield from _in_batches(head, keys)
+        together[key.prefix, path].append(key)
+    groups: dict[tuple[tuple[str, ...], int, Path], list[list[RouteKey]]] = defaultdict(list)
+    for (prefix, path), keys in together.items():
+        groups[_peers(keys), prefix.version, path].append(keys)
+    for (peers, _, path), members in groups.items():
+        yield from _in_batches(f"{_to(peers, addresses)} announce attributes {_attributes(path)} nlri ", members)
 
 
 def withdraw(keys: Iterable[RouteKey], addresses: Mapping[str, Address]) -> Iterator[Command]:
     """Commands that withdraw `keys`. The next hop is a formality that ExaBGP's parser insists on."""
-    groups: dict[tuple[str, int], list[RouteKey]] = defaultdict(list)
+    together: dict[Prefix, list[RouteKey]] = defaultdict(list)
     for key in keys:
-        groups[key.peer, key.prefix.version].append(key)
-    for (peer, version), members in groups.items():
+        together[key.prefix].append(key)
+    groups: dict[tuple[tuple[str, ...], int], list[list[RouteKey]]] = defaultdict(list)
+    for prefix, some in together.items():
+        groups[_peers(some), prefix.version].append(some)
+    for (peers, version), members in groups.items():
         unspecified = "0.0.0.0" if version == 4 else "::"  # noqa: S104
-        head = f"neighbor {addresses[peer]} withdraw attributes next-hop {unspecified} nlri "
-        yield from _in_batches(head, members)
+        yield from _in_batches(f"{_to(peers, addresses)} withdraw attributes next-hop {unspecified} nlri ", members)
 
 
 def end_of_rib(key: EndOfRibKey, address: Address) -> Command:
@@ -95,10 +102,21 @@ def community_order(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(":"))
 
 
-def _in_batches(head: str, keys: Sequence[RouteKey]) -> Iterator[Command]:
-    for start in range(0, len(keys), BATCH):
-        some = tuple(keys[start : start + BATCH])
-        yield Command(head + " ".join(str(key.prefix) for key in some), some)
+def _peers(keys: Iterable[RouteKey]) -> tuple[str, ...]:
+    return tuple(sorted(key.peer for key in keys))
+
+
+def _to(peers: Iterable[str], addresses: Mapping[str, Address]) -> str:
+    """The beginning of a command that is for these peers only."""
+    return " , ".join(f"neighbor {addresses[peer]}" for peer in peers)
+
+
+def _in_batches(head: str, members: Sequence[Sequence[RouteKey]]) -> Iterator[Command]:
+    """`members` are the keys of one prefix each."""
+    for start in range(0, len(members), BATCH):
+        some = members[start : start + BATCH]
+        prefixes = " ".join(str(keys[0].prefix) for keys in some)
+        yield Command(head + prefixes, tuple(key for keys in some for key in keys))
 
 
 def _attributes(path: Path) -> str:

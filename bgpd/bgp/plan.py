@@ -35,12 +35,17 @@ class Drain(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BgpPlan:
-    """`refused` and `idle_peers` hold, by object, the reason an operator reads in `bgpd routes` and `peers`."""
+    """`refused`, `unsuited` and `idle_peers` hold, by object, the reason an operator reads.
+
+    Refused is what somebody asked for and does not get. Unsuited is what a peer was never meant to get: it takes
+    no routes of that family.
+    """
 
     neighbors: Mapping[str, Neighbor]
     idle_peers: Mapping[str, str]
     routes: Mapping[RouteKey, Path]
     refused: Mapping[RouteKey, str]
+    unsuited: Mapping[RouteKey, str]
 
 
 def plan(
@@ -60,19 +65,23 @@ def plan(
             idle[peer.name] = resolved
     routes: dict[RouteKey, Path] = {}
     refused: dict[RouteKey, str] = {}
+    unsuited: dict[RouteKey, str] = {}
     braked = _brake(bgp, neighbors, node.pod_cidrs if node else ())
     silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy
     for name, neighbor in neighbors.items():
         config = next(peer for peer in bgp.peers if peer.name == name)
         for prefix, advertisement in _advertised(bgp, name, node):
             key = RouteKey(name, prefix)
+            if Family.of(prefix) not in neighbor.families:
+                unsuited[key] = f"{name} has no {Family.of(prefix).value} in families"
+                continue
             verdict = braked.get(prefix) or silent or _path(config, neighbor, prefix, advertisement, node, drain)
             if isinstance(verdict, Path):
                 routes[key] = verdict
                 refused.pop(key, None)
             elif key not in routes:
                 refused[key] = verdict
-    return BgpPlan(neighbors, idle, routes, refused)
+    return BgpPlan(neighbors, idle, routes, refused, unsuited)
 
 
 # --- sessions ---------------------------------------------------------------------------------------------
@@ -133,9 +142,6 @@ def _path(
     peer: Peer, neighbor: Neighbor, prefix: Prefix, advertisement: Advertisement, node: Node | None, drain: Drain
 ) -> Path | str:
     """What to announce about one prefix, or why not."""
-    family = Family.of(prefix)
-    if family not in neighbor.families:
-        return f"{peer.name} has no {family.value} in families"
     next_hop = _next_hop(peer, neighbor, prefix, node)
     if next_hop is None:
         version = prefix.version

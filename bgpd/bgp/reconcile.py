@@ -31,6 +31,7 @@ from bgpd.model.bgp import (
     AnnouncementKey,
     EndOfRib,
     EndOfRibKey,
+    Family,
     Neighbor,
     Path,
     RouteKey,
@@ -61,11 +62,12 @@ def announcements(
 ) -> dict[AnnouncementKey, Announcement]:
     """What the sessions that are up should carry: their routes and, once those are `complete`, End-of-RIB."""
     up = {name for name, neighbor in neighbors.items() if is_up(state, neighbor.peer_address)}
-    want: dict[AnnouncementKey, Announcement] = {key: path for key, path in routes.items() if key.peer in up}
+    families = {name: state.sessions[neighbors[name].peer_address].families for name in up}
+    want: dict[AnnouncementKey, Announcement] = {
+        key: path for key, path in routes.items() if Family.of(key.prefix) in families.get(key.peer, ())
+    }
     if complete:
-        for name in up:
-            for family in state.sessions[neighbors[name].peer_address].families:
-                want[EndOfRibKey(name, family)] = EndOfRib()
+        want |= {EndOfRibKey(name, family): EndOfRib() for name in up for family in families[name]}
     return want
 
 

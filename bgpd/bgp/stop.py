@@ -1,31 +1,42 @@
-"""Stops the speaker on purpose: everything is withdrawn and on the wire before ExaBGP may end.
+"""Stops the speaker on purpose: everything is withdrawn and has arrived before ExaBGP may end.
 
 ExaBGP answers SIGTERM with a bare FIN. Under graceful restart a peer then keeps the routes of a node that has
 left. So the unit's ExecStop runs this first, with or without a daemon: it has the bridge to itself (a daemon
-would announce again), withdraws, and waits until ExaBGP has sent the last message. Standard library only.
+would announce again), withdraws, closes with End-of-RIB, which also removes what a peer still held of an
+earlier ExaBGP (RFC 4724 section 4.2), and waits until the peers have acknowledged it all. Standard library
+only.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
+
+LOOKS = 3  # so often ExaBGP's counters must stand still
+LOOK_S = 0.05
+RESPAWN_S = 1.0  # a helper that was killed listens again after 0.1 s
+ESTABLISHED = "01"  # in /proc/net/tcp
 
 
 class StopError(Exception):
     """The withdrawal could not be confirmed; the text says what peers may now keep, and for how long."""
 
 
+class _NobodyListens(Exception):
+    pass
+
+
 def withdraw_everything(path: Path, timeout_s: float, say: Callable[[str], None]) -> None:
-    """Returns once every peer that is up has been sent its withdrawals. No speaker running is no error."""
-    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(timeout_s)
+    """Returns once every peer that is up has received its withdrawals. No speaker running is no error."""
     try:
-        connection.connect(str(path))
-    except (FileNotFoundError, ConnectionRefusedError):
+        connection = _connect(path, timeout_s)
+    except (FileNotFoundError, _NobodyListens):
         say("the speaker is not running: nothing to withdraw")
         return
     with connection, connection.makefile("rwb") as stream:
@@ -33,6 +44,27 @@ def withdraw_everything(path: Path, timeout_s: float, say: Callable[[str], None]
             _withdraw(_Bridge(stream), time.monotonic() + timeout_s, say)
         except (OSError, ValueError) as error:
             raise StopError(f"{error}; peers keep the routes until their graceful-restart timer ends") from None
+
+
+def _connect(path: Path, timeout_s: float) -> socket.socket:
+    """A connection to the bridge, one that is just being replaced included."""
+    deadline = time.monotonic() + RESPAWN_S
+    while True:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout_s)
+        try:
+            connection.connect(str(path))
+            if connection.recv(1, socket.MSG_PEEK):
+                return connection
+        except ConnectionError:
+            pass
+        except OSError:
+            connection.close()
+            raise
+        connection.close()
+        if time.monotonic() > deadline:
+            raise _NobodyListens
+        time.sleep(LOOK_S)
 
 
 class _Bridge:
@@ -51,33 +83,64 @@ class _Bridge:
             elif kind == "done":
                 return lines
             elif kind == "error":
-                raise ValueError(f"ExaBGP refused: {text}")
+                raise ValueError(f"refused: {text} {' '.join(lines)}")
         raise ValueError("the speaker closed the connection")
 
 
 def _withdraw(bridge: _Bridge, deadline: float, say: Callable[[str], None]) -> None:
     bridge.command("#reserve")
-    up = [peer["peer"] for peer in json.loads(bridge.command("#memory")[0]) if peer["state"] == "up"]
+    families = {
+        peer["peer"]: peer.get("negotiated", {}).get("families", [])
+        for peer in json.loads(bridge.command("#memory")[0])
+        if peer["state"] == "up"
+    }
     routes = len(bridge.command("show adj-rib out json"))
-    if not up or not routes:
-        say("nothing is announced")
-        return
-    sent = _updates_sent(bridge)
-    for address in up:
-        bridge.command(f"neighbor {address} clear adj-rib out")
-        # End-of-RIB leaves after everything else: one more update on the wire than there were withdrawals
-        bridge.command(f"neighbor {address} announce eor ipv4 unicast")
+    before = _updates_sent(bridge)
+    up = families.keys() & before.keys()
+    if routes:
+        # towards peers that are down too: they must not be told when they come back
+        bridge.command("clear adj-rib out")
+    for address in sorted(up):
+        for family in families[address]:
+            # leaves after everything else, so there is one more update on the wire than there were withdrawals
+            bridge.command(f"neighbor {address} announce eor {family}")
     settled = 0
-    while settled < 3:  # the counters stand still in three looks: the last message is out
+    sent = before
+    while settled < LOOKS:
         now = _updates_sent(bridge)
-        settled = settled + 1 if now == sent and all(now.get(address, 0) for address in up) else 0
+        still = all(before[address] < now[address] == sent.get(address) for address in up & now.keys())
+        settled = settled + 1 if still and not _unacknowledged(up & now.keys()) else 0
         sent = now
         if time.monotonic() > deadline:
-            raise ValueError("ExaBGP is still sending withdrawals")
-        time.sleep(0.05)
-    say(f"{routes} routes withdrawn from {len(up)} peers")
+            raise ValueError("not every peer has acknowledged its withdrawals")
+        time.sleep(LOOK_S)
+    for address in sorted(up - sent.keys()):
+        say(f"the session with {address} fell meanwhile: it may keep routes until its graceful-restart timer ends")
+    say(f"{routes} routes withdrawn from {len(up & sent.keys())} peers")
 
 
 def _updates_sent(bridge: _Bridge) -> dict[str, int]:
+    """How many updates, End-of-RIB included, each peer that is up was sent in its session."""
     neighbors = json.loads("".join(bridge.command("show neighbor json")))
-    return {entry["peer"]["address"]: entry["messages"]["sent"]["update"] for entry in neighbors}
+    return {
+        entry["peer"]["address"]: entry["messages"]["sent"]["update"]
+        for entry in neighbors
+        if entry["fsm"] == "ESTABLISHED"
+    }
+
+
+def _unacknowledged(addresses: Collection[str]) -> bool:
+    """Whether the kernel still holds something that one of these has not acknowledged (proc(5), /proc/net/tcp)."""
+    for table in ("tcp", "tcp6"):
+        for line in Path("/proc/self/net", table).read_text().splitlines()[1:]:
+            _, _, remote, state, queues, *_ = line.split()
+            waiting = int(queues.partition(":")[0], 16)
+            if state == ESTABLISHED and waiting and _address(remote.partition(":")[0]) in addresses:
+                return True
+    return False
+
+
+def _address(words: str) -> str:
+    """An address as /proc/net/tcp prints it: 32-bit words in the machine's order, eight digits each."""
+    packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
+    return str(ipaddress.ip_address(packed))

@@ -15,6 +15,7 @@ from bgpd.model.bgp import (
     Announcement,
     AnnouncementKey,
     EndOfRibKey,
+    Family,
     Neighbor,
     Path,
     RouteKey,
@@ -59,7 +60,8 @@ def routes(
     peer: str | None = None,
 ) -> list[dict[str, Any]]:
     """One row per prefix and peer: wanted, refused, or announced though not wanted (any more)."""
-    keys = plan.routes.keys() | plan.refused.keys() | {key for key in have if isinstance(key, RouteKey)}
+    keys = {key for key in have if isinstance(key, RouteKey)}
+    keys |= plan.routes.keys() | plan.refused.keys() | plan.unsuited.keys()
     rows = []
     for key in sorted(keys, key=announcement_order):
         if peer is not None and key.peer != peer:
@@ -160,8 +162,8 @@ def _why_not(
     key: RouteKey, plan: BgpPlan, state: SpeakerState, announced: Announcement | None, trouble: Trouble
 ) -> str:
     """Why this prefix is not announced as wanted; empty when it is."""
-    if key in plan.refused:
-        return plan.refused[key]
+    if key in plan.refused or key in plan.unsuited:
+        return plan.refused.get(key) or plan.unsuited[key]
     if key not in plan.routes:
         return "no longer wanted; withdrawal pending"
     neighbor = plan.neighbors[key.peer]
@@ -170,6 +172,8 @@ def _why_not(
     if not is_up(state, neighbor.peer_address):
         session = state.sessions.get(neighbor.peer_address)
         return f"session down: {session.reason}" if session and session.reason else "session not established"
+    if Family.of(key.prefix) not in state.sessions[neighbor.peer_address].families:
+        return f"{key.peer} did not negotiate {Family.of(key.prefix).value}; is the family configured there?"
     if key in trouble:
         return trouble[key].reason
     if announced != plan.routes[key]:

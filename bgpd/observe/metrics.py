@@ -67,6 +67,7 @@ class Source:
     synced: bool
     reconnects: int = 0
     last_error_at: float | None = None
+    following: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,7 @@ class Snapshot:
     objects: Mapping[str, Objects] = field(default_factory=dict)
     speaker_connected: bool = False
     draining: bool = False
+    healthy: bool = True
     config_ok: bool = True
     config_loaded_at: float | None = None
 
@@ -219,6 +221,9 @@ def _about(snapshot: Snapshot, versions: tuple[str, str]) -> Iterator[Family]:
     draining = _gauge("bgpd_bgp_draining", "Desired: 1 while the node is being drained or is drained, else 0.")
     draining.add_metric((), snapshot.draining)
     yield draining
+    healthy = _gauge("bgpd_bgp_healthy", "Observed: 0 while a health check keeps everything withdrawn, else 1.")
+    healthy.add_metric((), snapshot.healthy)
+    yield healthy
 
 
 def _sessions(snapshot: Snapshot) -> Iterator[Family]:
@@ -275,6 +280,9 @@ def _sources(snapshot: Snapshot) -> Iterator[Family]:
     reconnects = CounterMetricFamily(
         "bgpd_source_reconnects", "Observed: times the source had to be asked anew.", labels=["source"]
     )
+    following = _gauge(
+        "bgpd_source_following", "Observed: 1 while changes at the source arrive, 0 while it is lost.", ["source"]
+    )
     failed = _gauge(
         "bgpd_source_last_error_timestamp_seconds",
         "Observed: when the source last failed, in seconds since the epoch.",
@@ -282,10 +290,11 @@ def _sources(snapshot: Snapshot) -> Iterator[Family]:
     )
     for source in snapshot.sources:
         synced.add_metric((source.name,), source.synced)
+        following.add_metric((source.name,), source.following)
         reconnects.add_metric((source.name,), source.reconnects)
         if source.last_error_at is not None:
             failed.add_metric((source.name,), source.last_error_at)
-    yield from (synced, reconnects, failed)
+    yield from (synced, following, reconnects, failed)
 
 
 def _objects(snapshot: Snapshot) -> Family:

@@ -12,6 +12,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
@@ -63,6 +64,7 @@ class Cluster:
         self.api.add_address(CABLE, f"{API_ADDRESS}/24")
         self.api.add_route("default", via=GATEWAY)
         self._audit = directory / "audit.log"
+        self._forgotten = 0
         policy = directory / "audit-policy.yaml"
         policy.write_text(yaml.safe_dump(AUDIT_POLICY))
         audit = [f"--audit-policy-file={policy}", f"--audit-log-path={self._audit}"]
@@ -110,13 +112,17 @@ class Cluster:
         return self.control_plane.token_kubeconfig(token_file)
 
     def asked(self) -> list[Asked]:
-        """Every request of the daemon's user that was answered so far, each once."""
+        """Every request of the daemon's user that was answered since `forget_asked`, each once, in order."""
         events: dict[str, dict[str, Any]] = {}
         for line in self._audit.read_text().splitlines(keepends=True):
             if line.endswith("\n"):
                 event = json.loads(line)
                 events.setdefault(event["auditID"], event)
-        return [_asked(event) for event in events.values()]
+        return [_asked(event) for event in events.values()][self._forgotten :]
+
+    def forget_asked(self) -> None:
+        """What was asked for up to now is of no interest any more."""
+        self._forgotten += len(self.asked())
 
 
 def _asked(event: dict[str, Any]) -> Asked:
@@ -191,12 +197,16 @@ def wait_quiet(cluster: Cluster, place: NodePlace, capture: BgpCapture) -> None:
     for tor in cluster.fabric.tors:
         for prefix in place.pod_cidrs:
             tor.speaker.wait_route(prefix)
-        for ends in ({"src": tor.loopback}, {"dst": tor.loopback}):
-            poll(
-                lambda ends=ends: sum(it.end_of_rib for it in capture.messages(**ends)) >= 2,
-                20,
-                lambda: str([str(it) for it in capture.besides_keepalives()]),
-            )
+        poll(
+            partial(_has_ends, capture, tor.loopback),
+            20,
+            lambda: str([str(it) for it in capture.besides_keepalives()]),
+        )
+
+
+def _has_ends(capture: BgpCapture, loopback: str) -> bool:
+    both = capture.messages(src=loopback), capture.messages(dst=loopback)
+    return all(sum(it.end_of_rib for it in said) >= 2 for said in both)
 
 
 def start_daemon(node: BgpdNode, environment: Mapping[str, str]) -> None:

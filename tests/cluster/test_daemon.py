@@ -127,8 +127,8 @@ def test_node_that_comes_back_with_other_cidrs(
             tor.wait_no_route(old)
         node.wait_healthy()
     assert capture.dropped == 0
-    for tor in cluster.fabric.tors:
-        said = [it for it in capture.messages(BgpType.UPDATE, dst=tor.loopback) if not it.end_of_rib]
+    for there in cluster.fabric.tors:
+        said = [it for it in capture.messages(BgpType.UPDATE, dst=there.loopback) if not it.end_of_rib]
         announced = next(index for index, it in enumerate(said) if new in announced_v4(it))
         withdrawn = next(index for index, it in enumerate(said) if old in withdrawn_v4(it))
         assert announced < withdrawn

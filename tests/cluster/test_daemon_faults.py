@@ -3,7 +3,7 @@
 Every test announces first, has both ToRs asked for the routes every 10 ms meanwhile, and ends with the daemon
 following a change again. Times are the daemon's own defaults: 20 s for a silent network, 65 s at most for a
 server that is frozen, pauses of up to 30 s between attempts. Ten minutes without an API server are a unit
-test in virtual time (tests/unit/test_outage.py); here it is half a minute.
+test in virtual time (tests/unit/test_outage.py); here it is one minute.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import yaml
 
 from tests.fabric.bgp_wire import BgpType
 from tests.fabric.node import BgpdNode
+from tests.fabric.observe import BgpCapture
 from tests.fabric.process import poll
 from tests.fabric.topology import NodePlace
 
@@ -37,7 +39,6 @@ from .node import (
     wait_changed,
 )
 
-OUTAGE_S = 30.0
 PAUSE_S = 31.0  # the longest pause between two attempts, and one attempt
 SILENT_S = 30.0  # 20 s of unanswered probes (client.DEAD_AFTER_S), the probe before them, and a slow machine
 FROZEN_S = 75.0  # a watch of 60 s, its slack of 5 s, and a slow machine
@@ -98,23 +99,6 @@ def test_api_server_that_crashes(cluster: Cluster, place: NodePlace, node: BgpdN
     with unbroken(cluster, place) as capture:
         cluster.control_plane.kill_apiserver()
         assert cluster.control_plane.url in wait_retrying(node)
-        assert readyz(node)[0] == 200  # its routes can be relied on
-        cluster.control_plane.start_apiserver()
-        node.wait_healthy(PAUSE_S)
-    assert capture.besides_keepalives() == []
-    follow_a_change(cluster, node, place)
-
-
-def test_long_outage(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
-    """Half a minute without an API server, stopped as for an upgrade: no route lost, no processor time wasted."""
-    announcing(cluster, node, place)
-    with unbroken(cluster, place) as capture:
-        cluster.control_plane.stop_apiserver()
-        wait_retrying(node)
-        begin, used = time.monotonic(), cpu_s(node)
-        poll(lambda: time.monotonic() - begin > OUTAGE_S, OUTAGE_S + 1, lambda: "time stands still", 0.1)
-        assert cpu_s(node) - used < 1.0
-        assert wait_retrying(node)
         cluster.control_plane.start_apiserver()
         node.wait_healthy(PAUSE_S)
     assert capture.besides_keepalives() == []
@@ -134,14 +118,18 @@ def test_history_that_is_gone(cluster: Cluster, place: NodePlace, node: BgpdNode
     follow_a_change(cluster, node, place)
 
 
-def test_frozen_api_server(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
-    """SIGSTOP: the watch stays open and nothing comes; it is found out within 65 s, and left for a new one."""
+def test_long_outage(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
+    """A minute of a frozen server, found out within 65 s, then of none at all: no route lost, no time wasted."""
     announcing(cluster, node, place)
+    used = cpu_s(node)
     with unbroken(cluster, place) as capture:
         cluster.control_plane.pause_apiserver()
         assert "fell silent" in wait_retrying(node, FROZEN_S)
-        node.wait_status("no second try", lambda it: "began no answer" in it["source"]["lastError"], PAUSE_S)
-        cluster.control_plane.resume_apiserver()
+        cluster.control_plane.kill_apiserver()
+        node.wait_status("no second try", lambda it: "Connect call failed" in it["source"]["lastError"], PAUSE_S)
+        assert cpu_s(node) - used < 2.0
+        assert readyz(node)[0] == 200  # its routes can be relied on
+        cluster.control_plane.start_apiserver()
         node.wait_healthy(PAUSE_S)
     assert capture.besides_keepalives() == []
     follow_a_change(cluster, node, place)
@@ -226,15 +214,13 @@ def test_token_that_expired(cluster: Cluster, place: NodePlace, node: BgpdNode) 
     follow_a_change(cluster, node, place)
 
 
-# --- the start -------------------------------------------------------------------------------------------------------
+# --- the start ------------------------------------------------------------------------------------------------
 
 
 BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda file: file.unlink(), "cannot be read: No such file or directory; is source.kubernetes"),
     "not YAML": (lambda file: file.write_text("{"), "expected"),
-    "no kubeconfig": (lambda file: file.write_text("- 1\n"), "is not a kubeconfig"),
     "no such token file": (lambda file: edit(file, "user", tokenFile="/nowhere"), "/nowhere cannot be read"),
-    "no server": (lambda file: edit(file, "cluster", server=""), "must be the API server's URL"),
 }
 
 
@@ -304,7 +290,7 @@ def test_no_end_of_rib_before_the_source_is_there(cluster: Cluster, place: NodeP
         assert [it.end_of_rib for it in said] == [False, False, True, True]
 
 
-# --- the clock -------------------------------------------------------------------------------------------------------
+# --- the clock ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -330,6 +316,17 @@ def set_clock(directory: Path, offset_s: int) -> Path:
     return temporary.rename(directory / "clock")
 
 
+def wait_keepalives(cluster: Cluster, place: NodePlace, capture: BgpCapture, count: int) -> None:
+    """Waits until the node has said so many KEEPALIVEs to each ToR since the capture began, one every 3 s."""
+    for tor in cluster.fabric.tors:
+        said = partial(capture.messages, BgpType.KEEPALIVE, src=place.address, dst=tor.loopback)
+        poll(partial(_at_least, count, said), 20, lambda: f"{capture.counts()}")
+
+
+def _at_least(count: int, said: Callable[[], Sequence[object]]) -> bool:
+    return len(said()) >= count
+
+
 def shown_time(node: BgpdNode) -> float:
     """What the daemon takes for the time, in Unix seconds, from the last line of its log."""
     assert node.daemon is not None
@@ -344,9 +341,9 @@ def test_wall_clock_that_jumps(
     for offset_s in (DAY_S, 0):
         with unbroken(cluster, place) as capture:
             set_clock(tmp_path, offset_s)
-            begin, used = time.monotonic(), cpu_s(node)
-            poll(lambda begin=begin: time.monotonic() - begin > 3, 5, lambda: "time stands still", 0.1)
-            assert cpu_s(node) - used < 0.3
+            used = cpu_s(node)
+            wait_keepalives(cluster, place, capture, 2)
+            assert cpu_s(node) - used < 0.5
         assert capture.besides_keepalives() == []
         follow_a_change(cluster, node, place)
         assert abs(shown_time(node) - time.time() - offset_s) < 60

@@ -68,7 +68,7 @@ class Talk:
 
     def answer(self, ident: str) -> tuple[str, list[str]]:
         """How the command ended (`done` or `error`) and its output. Anything but that is an `AssertionError`."""
-        output = []
+        output: list[str] = []
         while True:
             kind, _, rest = self.line().partition(" ")
             if kind == "event":
@@ -282,7 +282,7 @@ def test_every_client_hears_of_a_session(speaker: Speaker) -> None:
     speaker.tor().wait_established(NODE)
     wait_up(talk)
     wait_up(other)
-    up, same = ([it for it in each.events if it["state"] == "up"][0] for each in (talk, other))
+    up, same = (next(it for it in each.events if it["state"] == "up") for each in (talk, other))
     assert (up["peer"], up["ups"]) == (TOR, 1)
     assert {**up, "age_s": 0} == {**same, "age_s": 0}
 

@@ -93,7 +93,7 @@ def test_nothing_is_left_at_any_peer(speaker: Speaker) -> None:
 
 def test_it_does_not_return_before_the_last_withdrawal_has_left(speaker: Speaker) -> None:
     """Every UPDATE is on the wire, End-of-RIB of both families last, and nothing comes after it has returned."""
-    bird, bird_b, _ = two_tors(speaker, 500)
+    bird, _, _ = two_tors(speaker, 500)
     with BgpCapture(bird.namespace, "eth0") as capture:
         _, returned_at = stop(speaker)
         end(speaker)
