@@ -99,9 +99,7 @@ class Bridge:
     descriptor that hangs up when the guardian dies.
     """
 
-    def __init__(
-        self, listener: socket.socket, eor_after_s: float, exabgp: int, memory: int, guardian: int
-    ) -> None:
+    def __init__(self, listener: socket.socket, eor_after_s: float, exabgp: int, memory: int, guardian: int) -> None:
         self.listener, self.eor_after_s = listener, eor_after_s
         self.exabgp, self.memory, self.guardian = exabgp, memory, guardian
         self.stdin, self.stdout = 0, 1
@@ -148,9 +146,9 @@ class Bridge:
             return None
         if event["type"] != "state" or neighbor.get("state") not in ("up", "down"):
             return None
-        up = neighbor["state"] == "up"
+        # a session that has just come up may have been seen by `note_neighbors` first
+        peer["ups"] += (peer["state"], neighbor["state"]) == ("down", "up")
         peer.update(state=neighbor["state"], since=self.now(), reason=str(neighbor.get("reason", "")), eor=[])
-        peer["ups"] += up
         return address
 
     def note_neighbors(self, text: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bgpd.config.document import Path, spell
 from bgpd.config.field import did_you_mean
-from bgpd.config.schema import Advertisement, AdvertisementType, Peer
+from bgpd.config.schema import Advertisement, AdvertisementType, Bgp, Peer
 from bgpd.model.prefix import family_of
 
 Problem = tuple[Path, str]
@@ -42,16 +42,17 @@ def contradictions(sound: Sound) -> Iterator[Problem]:
     yield from _announced_twice(sound)
 
 
-def warnings(allow_is_given: bool, announces: bool) -> Iterator[Problem]:
+def warnings(bgp: Bgp) -> Iterator[Problem]:
     """What may be meant, and often is not."""
-    if not allow_is_given:
+    if bgp.export.allow is None:
         yield (
             ("bgp", "export", "allow"),
             "not given: whatever the cluster says is a podCIDR is announced, but for a default route; "
             "list the prefixes that pod addresses come from",
         )
-    if not announces:
+    if not bgp.advertisements:
         yield ("bgp", "advertisements"), "not given: sessions are kept, and nothing is announced on them"
+    yield from _prepended_inside(bgp)
 
 
 def _within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:
@@ -84,10 +85,9 @@ def _same_twice(peers: Mapping[int, Peer]) -> Iterator[Problem]:
         first = names.setdefault(peer.name, index)
         if first != index:
             yield ("bgp", "peers", index, "name"), f"{_peer(first)} has the name '{peer.name}' already"
-        first = places.setdefault((peer.peer_address, peer.peer_port), index)
-        if first != index:
-            where = f"{peer.peer_address} port {peer.peer_port}"
-            yield ("bgp", "peers", index, "peerAddress"), f"{_peer(first)} is at {where} already"
+        first = places.setdefault(peer.peer_address, index)
+        if first != index:  # ports do not tell sessions apart: ExaBGP and we know a peer by its address
+            yield ("bgp", "peers", index, "peerAddress"), f"{_peer(first)} is at {peer.peer_address} already"
 
 
 def _unknown_peers(sound: Sound) -> Iterator[Problem]:
@@ -114,6 +114,19 @@ def _announced_twice(sound: Sound) -> Iterator[Problem]:
             yield (
                 ("bgp", "advertisements", index),
                 f"{other} announces {kind.value} to '{twice[0]}' already; one set of attributes must do",
+            )
+
+
+def _prepended_inside(bgp: Bgp) -> Iterator[Problem]:
+    """RFC 4271 section 9.1.2: BIRD, FRR and GoBGP drop such a route unless told otherwise, and nobody sees why."""
+    inside = {peer.name for peer in bgp.peers if peer.peer_asn == (peer.local_asn or bgp.local_asn)}
+    for index, advertisement in enumerate(bgp.advertisements):
+        meant = inside if advertisement.peers is None else inside & set(advertisement.peers)
+        if advertisement.attributes.as_path_prepend and meant:
+            yield (
+                ("bgp", "advertisements", index, "attributes", "asPathPrepend"),
+                f"'{min(meant)}' is an internal peer: it takes its own ASN in the path for a loop and drops the "
+                "route unless told otherwise there (allowas-in); localPreference is the way to say it inside",
             )
 
 

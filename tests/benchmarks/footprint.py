@@ -99,8 +99,9 @@ def cold(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace) -> Result:
     bird_prefix = "188.188.200.0/24"
     bird = Bird(bird_place.namespace, bgp_options(fabric, bird_place), name="cold")
     began = time.monotonic()
-    node.start_speaker()
-    node.start_daemon()
+    config = ["--config", str(node.config_file)]  # both at once, as systemd starts them
+    node.speaker = node.namespace.popen([str(BIN / "bgpd"), "speaker", "run", *config], name="speaker")
+    node.daemon = node.namespace.popen([str(BIN / "bgpd"), "run", *config], name="bgpd")
     tor.wait_route(prefix, peer=place.address)
     ours = time.monotonic() - began
     bird.reconfigure(originate=(bird_prefix,))

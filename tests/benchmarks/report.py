@@ -10,12 +10,11 @@ import datetime
 import json
 import os
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-WIDTH = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,28 +42,33 @@ class Result:
         return "" if self.goal is None else "MISS" if self.missed else "ok"
 
 
-HEADINGS = ("", "bgpd", "unit", "beside", "ratio", "goal", "")
+HEADINGS = ("", "bgpd", "beside it", "ratio", "goal", "")
+_RIGHT = (1, 3, 4)  # columns of numbers
+_BESIDE, _BESIDE_WIDTH = 2, 33
 
 
 def cells(result: Result) -> tuple[str, ...]:
     beside = ", ".join(f"{name} {number(value)}" for name, value in result.beside.items())
     ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
     goal = "" if result.goal is None else f"<= {number(result.goal)}"
-    return result.name, number(result.value), result.unit, beside, ratio, goal, result.verdict
+    return result.name, f"{number(result.value)} {result.unit}", beside, ratio, goal, result.verdict
 
 
 def table(results: Sequence[Result]) -> str:
-    """For a terminal of 100 columns."""
-    rows = [HEADINGS, *map(cells, results)]
+    """For a terminal of 100 columns; what does not fit beside goes into a line of its own."""
+    rows: list[tuple[str, ...]] = [HEADINGS]
+    for row in map(cells, results):
+        first, *others = textwrap.wrap(row[_BESIDE], _BESIDE_WIDTH) or [""]
+        rows.append((*row[:_BESIDE], first, *row[_BESIDE + 1 :]))
+        rows += [("", "", other, "", "", "") for other in others]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    right = {1, 4, 5}
     lines = []
     for row in rows:
         placed = (
-            text.rjust(width) if column in right else text.ljust(width)
+            text.rjust(width) if column in _RIGHT else text.ljust(width)
             for column, (text, width) in enumerate(zip(row, widths, strict=True))
         )
-        lines.append("  ".join(placed).rstrip()[:WIDTH])
+        lines.append("  ".join(placed).rstrip())
     return "\n".join(lines)
 
 
@@ -91,10 +95,10 @@ def write_json(file: Path, bench: str, results: Sequence[Result]) -> None:
 
 
 def markdown(results: Sequence[Result]) -> str:
-    head = ["| | bgpd | beside it, in the same run | ratio | goal | |", "|---|---|---|---|---|---|"]
+    head = ["| | bgpd | beside it, in the same run | ratio to the best | goal | |", "|---|---|---|---|---|---|"]
     rows = []
-    for name, value, unit, beside, ratio, goal, verdict in map(cells, results):
-        rows.append(f"| `{name}` | {value} {unit} | {beside} | {ratio} | {goal} | {verdict} |")
+    for name, value, beside, ratio, goal, verdict in map(cells, results):
+        rows.append(f"| `{name}` | {value} | {beside} | {ratio} | {goal} | {verdict} |")
     when = datetime.datetime.now(datetime.UTC).date().isoformat()
     said = f"Measured {when} on {os.cpu_count()} cores, Linux {os.uname().release}."
     return "\n".join([said, "", *head, *rows])

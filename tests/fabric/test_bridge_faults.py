@@ -1,8 +1,8 @@
-"""What the bridge withstands: its own death, and every kind of client.
+"""What the bridge withstands: its own death and its guardian's, however often.
 
-Real ExaBGP, real peers; see `test_bridge_rig`. Whatever happens to the bridge or to a client, ExaBGP must not
-stand still (with a hold time of 3 s a peer would notice soon), no session may fall, and no answer may reach
-anybody but the client that asked.
+Real ExaBGP, a real peer with a hold time of 3 s; see `test_bridge_rig`. No session may fall, nothing may be
+said to the peer, and no answer may reach anybody but the client that asked. What clients may do is in
+`test_bridge_clients`.
 """
 
 from __future__ import annotations

@@ -24,13 +24,36 @@ SHOWN = (
 
 
 def test_routes_with_one_path_share_a_command() -> None:
-    """One command per peer, family and path."""
+    """One command per family and path."""
     paths = {RouteKey("tor-a", ip_network(prefix)): Path(HOP) for prefix in ("10.1.0.0/24", "10.2.0.0/24")}
     commands = list(codec.announce(paths, PEERS))
     assert [command.text for command in commands] == [
         "neighbor 11.11.255.1 announce attributes next-hop 11.8.37.63 nlri 10.1.0.0/24 10.2.0.0/24"
     ]
     assert commands[0].keys == tuple(paths)
+
+
+def test_peers_with_one_path_share_a_command() -> None:
+    """Both learn of it together; a peer with another path, or with fewer prefixes, gets a command of its own."""
+    first, second = ip_network("10.1.0.0/24"), ip_network("10.2.0.0/24")
+    paths = {RouteKey(peer, first): Path(HOP) for peer in ("tor-a", "tor-b")} | {RouteKey("tor-b", second): Path(HOP)}
+    commands = list(codec.announce(paths, PEERS))
+    assert [command.text for command in commands] == [
+        "neighbor 11.11.255.1 , neighbor 11.11.255.2 announce attributes next-hop 11.8.37.63 nlri 10.1.0.0/24",
+        "neighbor 11.11.255.2 announce attributes next-hop 11.8.37.63 nlri 10.2.0.0/24",
+    ]
+    assert [key for command in commands for key in command.keys] == list(paths)
+    assert [command.text for command in codec.withdraw(paths, PEERS)] == [
+        "neighbor 11.11.255.1 , neighbor 11.11.255.2 withdraw attributes next-hop 0.0.0.0 nlri 10.1.0.0/24",
+        "neighbor 11.11.255.2 withdraw attributes next-hop 0.0.0.0 nlri 10.2.0.0/24",
+    ]
+
+
+def test_peers_with_other_paths_get_their_own() -> None:
+    """The same prefix with another next hop is another command."""
+    prefix = ip_network("10.1.0.0/24")
+    paths = {RouteKey("tor-a", prefix): Path(HOP), RouteKey("tor-b", prefix): FULL}
+    assert [command.keys for command in codec.announce(paths, PEERS)] == [(key,) for key in paths]
 
 
 def test_every_attribute_is_written() -> None:

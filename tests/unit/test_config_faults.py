@@ -106,7 +106,7 @@ U32 = "give a whole number from 0 to 4294967295"
         (("bgp", "peers", -1), {"name": "tor-a", "peerAddress": "11.11.255.2", "peerASN": 1},
          "bgp.peers[1].name: bgp.peers[0] has the name 'tor-a' already"),
         (("bgp", "peers", -1), {"name": "tor-b", "peerAddress": "11.11.255.1", "peerASN": 1},
-         "bgp.peers[1].peerAddress: bgp.peers[0] is at 11.11.255.1 port 179 already"),
+         "bgp.peers[1].peerAddress: bgp.peers[0] is at 11.11.255.1 already"),
         (("bgp", "advertisements"), [{"advertisementType": "PodIP"}],
          "bgp.advertisements[0].advertisementType: PodIP is not available in this version; give PodCIDR"),
         (("bgp", "advertisements"), [{"advertisementType": "PodCidr"}],

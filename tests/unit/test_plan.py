@@ -192,3 +192,17 @@ def test_every_prefix_is_either_announced_or_refused_with_a_reason(cidrs: list[s
     assert all(result.refused.values())
     shuffled = planned(bgp({"families": DUAL}), Node("worker1", node.pod_cidrs[::-1], NODE.internal_ips))
     assert shuffled == result
+
+
+def test_prepending_towards_an_internal_peer_is_warned_about() -> None:
+    """It is legal, and the route is dropped as a loop by a peer that was not told to accept it."""
+    text = b"""
+source: {manifests: /m}
+bgp:
+  localASN: 64512
+  peers: [{name: tor-a, peerAddress: 11.11.255.1, peerASN: 64512}]
+  advertisements: [{advertisementType: PodCIDR, attributes: {asPathPrepend: 1}}]
+  export: {allow: [10.0.0.0/8]}
+"""
+    (warning,) = parse(text, "bgpd.yaml").warnings
+    assert "allowas-in" in str(warning)
