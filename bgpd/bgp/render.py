@@ -116,6 +116,10 @@ def _nested(neighbor: Neighbor) -> list[str]:
         f"  processes [ {HELPER} ];",
         "  neighbor-changes;",
         "  negotiated;",
+        "  send {",
+        "    parsed;",
+        "    notification;",  # why ExaBGP ends a session, in words
+        "  }",
         "}",
     ]
 

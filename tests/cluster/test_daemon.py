@@ -84,7 +84,7 @@ def test_node_is_given_its_pod_cidrs_later(
     cluster.make(place)
     node.start()
     node.wait_status("sessions", lambda it: [len(row.get("endOfRIB", ())) for row in it["peers"]] == [2, 2])
-    assert "no pod CIDR" in node.wait_problem(place.name)
+    node.wait_problem(f"node {place.name} has no spec.podCIDRs")
     started = time.monotonic()
     cluster.give(place, *place.pod_cidrs)
     for tor in tors:

@@ -82,10 +82,16 @@ def read_message(connection: socket.socket) -> int:
     return int(kind)
 
 
+def skip_to(connection: socket.socket, kind: BgpType) -> None:
+    """Reads up to the first message of this kind; OSError: the connection ended before."""
+    while (found := read_message(connection)) != kind:
+        if not found:
+            raise ConnectionResetError("no more messages")
+
+
 def establish(connection: socket.socket) -> None:
     connection.sendall(open_message() + KEEPALIVE)
-    while read_message(connection) != BgpType.KEEPALIVE:
-        pass
+    skip_to(connection, BgpType.KEEPALIVE)
 
 
 def saying(bad: bytes, *, established: bool) -> Callable[[socket.socket], None]:
