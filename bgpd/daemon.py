@@ -30,7 +30,7 @@ from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.config.load import Loaded
 from bgpd.config.schema import Config, SpeakerMode
 from bgpd.console import Console
-from bgpd.kube.feed import Feed
+from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.parse import NODE
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source
 from bgpd.model.bgp import SpeakerState
@@ -68,6 +68,7 @@ class Daemon:
         self.heartbeat = time.monotonic()
         self.changed = True  # something that /metrics shows may have changed since it was last published
         self._sessions = SpeakerState()
+        self._source_status: SourceStatus | None = None
         self._log_round = log.RoundLog(log.get("reconcile"))
 
     async def run(self) -> None:
@@ -117,9 +118,10 @@ class Daemon:
         if config.bgp.speaker is SpeakerMode.MANAGED:
             child = Child("speaker", launch.command(files), launch.environment(files))
         console.on_reload = lambda keys: self._tell_reload(console, keys)
-        for store in (inputs.config, inputs.nodes, inputs.drain, source.status, speaker.state):
+        for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state):
             store.on_change(self._note_change)
         speaker.state.on_change(lambda: self._tell_sessions(routing))
+        source.status.on_change(lambda: self._tell_source(source))
         async with asyncio.TaskGroup() as group:
             supervisor = group.create_task(child.run(), name="speaker process") if child else None
             running = [group.create_task(task, name=name) for name, task in tasks.items()]
@@ -201,6 +203,19 @@ class Daemon:
             tell = self.log.info if self._sessions.connected else self.log.warning
             reason = {"reason": self._sessions.reason} if self._sessions.reason else {}
             tell("speaker", connected=self._sessions.connected, **reason)
+
+    def _tell_source(self, source: Source) -> None:
+        """A line when the source is lost, found again, or says something new."""
+        before, status = self._source_status, source.status.newest.value
+        self._source_status = status
+        if before is not None and before.state is status.state and before.faults == status.faults:
+            return
+        lost = status.state is SourceState.RETRYING
+        tell = self.log.warning if lost or status.faults else self.log.info
+        told: dict[str, Any] = {"error": status.last_error} if lost else {}
+        if status.faults:
+            told["faults"] = [str(fault) for fault in status.faults]
+        tell("source", state=status.state.value, **told)
 
     def _tell_reload(self, console: Console, needs_restart: list[str]) -> None:
         """What became of a reload, whoever asked for it."""

@@ -144,11 +144,16 @@ class Bridge:
         if event["type"] == "negotiated":
             peer["negotiated"] = neighbor.get("negotiated", {})
             return None
+        if event["type"] == "notification":  # ours, just before the session falls
+            words = str(neighbor.get("notification", {}).get("message", ""))
+            peer["words"] = "".join(filter(str.isprintable, words))
+            return None
         if event["type"] != "state" or neighbor.get("state") not in ("up", "down"):
             return None
         # a session that has just come up may have been seen by `note_neighbors` first
         peer["ups"] += (peer["state"], neighbor["state"]) == ("down", "up")
-        peer.update(state=neighbor["state"], since=self.now(), reason=str(neighbor.get("reason", "")), eor=[])
+        reason = ": ".join(filter(None, (str(neighbor.get("reason", "")), peer.pop("words", ""))))
+        peer.update(state=neighbor["state"], since=self.now(), reason=reason, eor=[])
         return address
 
     def note_neighbors(self, text: str) -> None:

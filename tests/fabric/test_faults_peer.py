@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import select
 import socket
 import struct
 import threading
@@ -27,6 +28,7 @@ from tests.fabric.topology import ASN, CABLE, GATEWAY, Seed3Fabric
 
 pytestmark = pytest.mark.needs("bird")
 
+MEETINGS = 40
 KEEPALIVE = MARKER + struct.pack("!HB", 19, 4)
 
 
@@ -42,7 +44,10 @@ def open_message(asn: int = ASN, version: int = 4, hold_s: int = 9, identifier: 
 
 
 class Rogue:
-    """Listens at the gateway's address, port 179, and gives each connection to `behave`, in a thread."""
+    """Listens at the gateway's address, port 179, and gives its first connections to `behave`, in a thread.
+
+    Not all of them: ExaBGP dials at once again after a session that came up, 40 times a second.
+    """
 
     def __init__(self, fabric: Seed3Fabric, behave: Callable[[socket.socket], None]) -> None:
         self._behave = behave
@@ -64,9 +69,9 @@ class Rogue:
 
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # the listener is shut down at the end
-            while True:
+            while self.meetings < MEETINGS:
                 connection, _ = self._listener.accept()
-                connection.settimeout(5)
+                connection.settimeout(10)
                 with connection, contextlib.suppress(OSError):
                     self._behave(connection)
                 self.meetings += 1
@@ -92,6 +97,21 @@ def skip_to(connection: socket.socket, kind: BgpType) -> None:
 def establish(connection: socket.socket) -> None:
     connection.sendall(open_message() + KEEPALIVE)
     skip_to(connection, BgpType.KEEPALIVE)
+
+
+def dial(fabric: Seed3Fabric, node: str) -> socket.socket | None:
+    """A session that has had its first UPDATE; None: ExaBGP was not ready for it."""
+    connection = fabric.fabric.socket(socket.AF_INET, socket.SOCK_STREAM)
+    connection.settimeout(10)
+    try:
+        connection.bind((GATEWAY, 0))
+        connection.connect((node, 179))
+        establish(connection)
+        skip_to(connection, BgpType.UPDATE)
+    except OSError:
+        connection.close()
+        return None
+    return connection
 
 
 def saying(bad: bytes, *, established: bool) -> Callable[[socket.socket], None]:
@@ -138,14 +158,14 @@ NO_SUCH_LENGTH = struct.pack("!HH", 0, 0) + bytes([200, 10, 0, 0])
 @pytest.mark.parametrize(
     ("bad", "established", "told"),
     [
-        pytest.param(open_message(version=3), False, "version", id="OPEN of another version"),
-        pytest.param(open_message()[:-4] + b"\xff" * 4, False, "", id="OPEN with garbled capabilities"),
-        pytest.param(open_message(identifier="0.0.0.0"), False, "", id="OPEN without identifier"),  # noqa: S104
-        pytest.param(b"GET / HTTP/1.1\r\nHost: tor\r\n\r\n", False, "", id="no BGP at all"),
-        pytest.param(message(2, CUT_SHORT), True, "", id="UPDATE that is cut short"),
-        pytest.param(message(2, NO_SUCH_LENGTH), True, "", id="UPDATE with a /200"),
-        pytest.param(MARKER + struct.pack("!HB", 7, 2), True, "", id="length 7"),
-        pytest.param(message(9, b""), True, "", id="message of type 9"),
+        pytest.param(open_message(version=3), False, "notification sent (2,1): version number: 3", id="OPEN of another version"),
+        pytest.param(open_message()[:-4] + b"\xff" * 4, False, "peer rogue is down", id="OPEN with garbled capabilities"),
+        pytest.param(open_message(identifier="0.0.0.0"), False, "peer rogue is down", id="OPEN without identifier"),  # noqa: S104
+        pytest.param(b"GET / HTTP/1.1\r\nHost: tor\r\n\r\n", False, "peer rogue is down", id="no BGP at all"),
+        pytest.param(message(2, CUT_SHORT), True, "notification sent (3,", id="UPDATE that is cut short"),
+        pytest.param(message(2, NO_SUCH_LENGTH), True, "notification sent (3,", id="UPDATE with a /200"),
+        pytest.param(MARKER + struct.pack("!HB", 7, 2), True, "notification sent (1,2)", id="length 7"),
+        pytest.param(message(9, b""), True, "notification sent (1,3): can not decode message of type", id="message of type 9"),
     ],
 )
 def test_a_malformed_message_ends_one_session_only(
@@ -155,8 +175,7 @@ def test_a_malformed_message_ends_one_session_only(
     node = with_rogue(seed3)
     with Rogue(seed3, saying(bad, established=established)) as rogue, unharmed(seed3, node):
         poll(lambda: rogue.meetings >= 1, 20, lambda: f"nobody came: {node.bgpd('peers', check=False)}")
-        why = node.wait_problem("peer rogue is down")
-        assert told in why, why
+        node.wait_problem(told)
 
 
 def test_a_malformed_attribute_costs_no_session(seed3: Seed3Fabric) -> None:
@@ -173,9 +192,7 @@ def test_a_peer_of_another_as_is_named_with_both_numbers(seed3: Seed3Fabric) -> 
     """It answers with AS 64999 where 64512 is configured: `bgpd peers` shows both."""
     node = with_rogue(seed3)
     with Rogue(seed3, saying(open_message(asn=64999), established=False)), unharmed(seed3, node):
-        why = node.wait_problem("peer rogue is down")
-        assert "64999" in why, why
-        assert "64512" in why, why
+        node.wait_problem("peer rogue is down: notification sent (2,2): ASN in OPEN (64999) did not match ASN")
 
 
 def test_a_peer_that_flaps_every_second_harms_nobody(seed3: Seed3Fabric) -> None:
@@ -183,18 +200,12 @@ def test_a_peer_that_flaps_every_second_harms_nobody(seed3: Seed3Fabric) -> None
     place, node = seed3.nodes[0], with_rogue(seed3)
     with unharmed(seed3, node):
         node.wait_status("no third peer", lambda it: len(it["peers"]) == 3)
-        for times in range(15):
-            with seed3.fabric.socket(socket.AF_INET, socket.SOCK_STREAM) as connection:
-                connection.settimeout(10)
-                connection.bind((GATEWAY, 0))
-                connection.connect((place.address, 179))
-                establish(connection)
-                began = time.monotonic()
-                while read_message(connection) != BgpType.UPDATE:
-                    pass
-                poll(lambda began=began: time.monotonic() > began + 1, 5, str)  # type: ignore[misc]
-            node.wait_status(f"no flap {times}", lambda it, times=times: it["peers"][2]["flaps"] >= times)  # type: ignore[misc]
-    assert node.status()["peers"][2]["flaps"] >= 14
+        for _ in range(15):
+            with poll(lambda: dial(seed3, place.address), 30, lambda: "no session") as connection:
+                until = time.monotonic() + 1
+                while time.monotonic() < until and select.select([connection], [], [], 0.05)[0]:
+                    assert read_message(connection)
+        node.wait_status("not 15 flaps", lambda it: it["peers"][2]["flaps"] >= 14)
 
 
 def test_a_hundred_thousand_routes_leave_no_trace(seed3: Seed3Fabric) -> None:

@@ -1,4 +1,4 @@
-"""The units, users, directories and alerting rules, judged by systemd's and Prometheus' own tools."""
+"""The units, users and directories, judged by systemd's own tools."""
 
 from __future__ import annotations
 
@@ -255,12 +255,3 @@ def test_system_calls_under_the_unit(unit: Path, program: str, said: str) -> Non
     need("systemd-analyze", "setpriv")
     confine = (sys.executable, "-I", Path(__file__).with_name("confine.py"), unit)
     assert output_of("setpriv", "--no-new-privs", *confine, sys.executable, "-I", "-c", program) == said
-
-
-# --- Prometheus ---------------------------------------------------------------------------------------------------
-
-
-def test_prometheus_accepts_the_alerts() -> None:
-    """promtool finds no fault in the alerting rules."""
-    need("promtool")
-    assert "SUCCESS" in output_of("promtool", "check", "rules", SOURCE / "config/alerts.yaml")
