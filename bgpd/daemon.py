@@ -17,7 +17,7 @@ import signal
 import time
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bgpd import __version__, gauges
 from bgpd.bgp import launch, view
@@ -47,7 +47,10 @@ from bgpd.runtime.process import Child
 from bgpd.runtime.reconcile import Round
 from bgpd.runtime.store import Store
 
+Tasks: TypeAlias = dict[str, Coroutine[Any, Any, Any]]
+
 HEARTBEAT_S = 1.0
+PUBLISH_S = 0.1  # a burst of changes is published once
 STOP_TIMEOUT_S = 10.0
 
 
@@ -66,7 +69,8 @@ class Daemon:
         self.stopping = asyncio.Event()
         self.readiness = Readiness(("starting",))
         self.heartbeat = time.monotonic()
-        self.changed = True  # something that /metrics shows may have changed since it was last published
+        self.changed = asyncio.Event()  # something that /metrics shows may differ from what was last published
+        self.changed.set()
         self._sessions = SpeakerState()
         self._source_status: SourceStatus | None = None
         self._log_round = log.RoundLog(log.get("reconcile"))
@@ -89,42 +93,22 @@ class Daemon:
         config.paths.run.mkdir(parents=True, exist_ok=True)
         config.paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.callback(RunLock(config.paths.run).release)
-        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()))
-        inputs.config.publish(self.loaded)
-        drainer = Drainer(inputs.drain, config.paths.state / "drain")
         files = launch.SpeakerFiles(config.paths.run)
-        header = launch.header(files, config.bgp.end_of_rib_timeout_seconds)
-        files.prepare(header)
-        speaker = Speaker(files.socket, Store(SpeakerState()))
-        routing = Routing(config.node.name, inputs, speaker, header, self._report)
-        source = await _source(config, inputs.nodes)
-        console = Console(self.file, inputs, routing, source, drainer)
+        console, tasks = await self._build(config, files)
         listen = str(config.metrics.listen) if config.metrics.listen else ""
         http = HttpServer(listen, self.metrics.registry, self._heartbeat_age_s, lambda: self.readiness)
         http.start()
         stack.callback(http.stop)
         control = ControlServer(config.paths.run / "status.sock", console.handlers)
         control.open()
-        tasks: dict[str, Coroutine[Any, Any, Any]] = {
-            "source": source.run(),
-            "speaker": speaker.run(),
-            "routing": routing.run(),
-            "console": control.run(),
-            "health": Prober(config.bgp.health, inputs.health).run(),
-            "heartbeat": self._beat(console),
-            "watchdog": watchdog(self.notifier, lambda: True),
-        }
         child = None
         if config.bgp.speaker is SpeakerMode.MANAGED:
             child = Child("speaker", launch.command(files), launch.environment(files))
-        console.on_reload = lambda keys: self._tell_reload(console, keys)
-        for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state):
-            store.on_change(self._note_change)
-        speaker.state.on_change(lambda: self._tell_sessions(routing))
-        source.status.on_change(lambda: self._tell_source(source))
         async with asyncio.TaskGroup() as group:
             supervisor = group.create_task(child.run(), name="speaker process") if child else None
-            running = [group.create_task(task, name=name) for name, task in tasks.items()]
+            running = [
+                group.create_task(task, name=name) for name, task in (tasks | {"console": control.run()}).items()
+            ]
             with self._signals(console):
                 await self._started(console)
                 await self.stopping.wait()
@@ -135,6 +119,31 @@ class Daemon:
                 await self._stop_speaker(files, child)
                 supervisor.cancel()
         self.log.info("stopped", speaker="stopped too" if child else "keeps its sessions and routes")
+
+    async def _build(self, config: Config, files: launch.SpeakerFiles) -> tuple[Console, Tasks]:
+        """Every part, and who feeds whom; the tasks are not started yet."""
+        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()))
+        inputs.config.publish(self.loaded)
+        drainer = Drainer(inputs.drain, config.paths.state / "drain")
+        header = launch.header(files, config.bgp.end_of_rib_timeout_seconds)
+        files.prepare(header)
+        speaker = Speaker(files.socket, Store(SpeakerState()))
+        routing = Routing(config.node.name, inputs, speaker, header, self._report)
+        source = await _source(config, inputs.nodes)
+        console = Console(self.file, inputs, routing, source, drainer)
+        console.on_reload = lambda keys: self._tell_reload(console, keys)
+        for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state):
+            store.on_change(self._note_change)
+        speaker.state.on_change(lambda: self._tell_sessions(routing))
+        source.status.on_change(lambda: self._tell_source(source))
+        return console, {
+            "source": source.run(),
+            "speaker": speaker.run(),
+            "routing": routing.run(),
+            "health": Prober(config.bgp.health, inputs.health).run(),
+            "heartbeat": self._beat(console),
+            "watchdog": watchdog(self.notifier, lambda: True),
+        }
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -191,7 +200,7 @@ class Daemon:
     def _report(self, round: Round) -> None:
         self._log_round(round)
         self.metrics.observe_round(round)
-        self.changed = True
+        self.changed.set()
 
     def _tell_sessions(self, routing: Routing) -> None:
         """A line for each session that came or went, and one when the speaker did."""
@@ -219,7 +228,8 @@ class Daemon:
 
     def _tell_reload(self, console: Console, needs_restart: list[str]) -> None:
         """What became of a reload, whoever asked for it."""
-        state, self.changed = console.config_state, True
+        state = console.config_state
+        self.changed.set()
         if state.faults:
             self.log.error("configuration refused, the last good one stays in use", faults=state.faults)
             return
@@ -228,7 +238,7 @@ class Daemon:
             self.log.warning("configuration", warning=warning)
 
     def _note_change(self) -> None:
-        self.changed = True
+        self.changed.set()
 
     def _heartbeat_age_s(self) -> float:
         return time.monotonic() - self.heartbeat
@@ -238,15 +248,18 @@ class Daemon:
         shown = ""
         while True:
             self.heartbeat = time.monotonic()
-            if self.changed:
-                self.changed = False
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self.changed.wait()
+            if self.changed.is_set():
+                self.changed.clear()
                 self.metrics.publish(gauges.snapshot(console))
                 self.readiness = gauges.ready(console)
                 status = self.readiness.text.splitlines()[0]
                 if status != shown:
                     shown = status
                     self.notifier.status(status)
-            await asyncio.sleep(HEARTBEAT_S)
+                await asyncio.sleep(PUBLISH_S)
 
 
 async def _source(config: Config, nodes: Store[Mapping[str, Node]]) -> Source:

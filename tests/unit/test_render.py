@@ -59,6 +59,10 @@ def test_a_neighbor_is_written_in_full() -> None:
         "    processes [ bgpd ];\n"
         "    neighbor-changes;\n"
         "    negotiated;\n"
+        "    send {\n"
+        "      parsed;\n"
+        "      notification;\n"
+        "    }\n"
         "  }\n"
         "}\n"
     )
