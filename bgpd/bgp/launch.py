@@ -71,7 +71,10 @@ def exabgp() -> Path:
 
 
 def command(files: SpeakerFiles) -> list[str]:
-    return [str(exabgp()), "server", str(files.configuration)]
+    """ExaBGP under `steady`. Resolved paths: after an upgrade the old process must not load the new release."""
+    python = Path(sys.executable).parent.resolve() / Path(sys.executable).name
+    steady = Path(__file__).resolve().with_name("steady.py")  # not imported: it brings all of ExaBGP
+    return [str(python), "-P", str(steady), "server", str(files.configuration)]
 
 
 def environment(files: SpeakerFiles) -> dict[str, str]:

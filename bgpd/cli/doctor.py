@@ -24,6 +24,7 @@ from bgpd.config.load import Loaded, load
 from bgpd.model.fault import FaultsError
 from bgpd.netlink import lookup
 
+SPEAKER = "steady.py"  # ExaBGP as `launch` starts it
 OK, WARN, BAD = "ok", "warn", "bad"
 
 
@@ -120,7 +121,7 @@ def _peers(loaded: Loaded) -> Iterator[Finding]:
 def _port(port: int) -> Iterator[Finding]:
     if port:
         owner = lookup.listener_on(port)
-        ours = owner in ("", "exabgp", "python", "python3")
+        ours = owner in ("", "exabgp", SPEAKER)
         text = f"port {port}: " + (f"{owner} listens" if owner else "nobody listens yet")
         if not ours:
             text += "; stop it (BIRD or FRR left over?) or set bgp.listenPort: 0"

@@ -58,7 +58,7 @@ def way_to(address: Address, source: Address | None = None) -> Way | None:
 
 
 def listener_on(port: int) -> str:
-    """The name of a process that listens on this TCP port here, "?" if it cannot be told, "" if none does."""
+    """The program or script that listens on this TCP port here, "?" if it cannot be told, "" if none does."""
     inodes = {inode for table in ("tcp", "tcp6") for inode in _listening(table, port)}
     if not inodes:
         return ""
@@ -68,10 +68,17 @@ def listener_on(port: int) -> str:
         try:
             links = {str(entry.readlink()) for entry in (process / "fd").iterdir()}
             if any(f"socket:[{inode}]" in links for inode in inodes):
-                return (process / "comm").read_text().strip()
+                return _program(process)
         except OSError:
             continue  # it ended, or is not ours to look at
     return "?"
+
+
+def _program(process: Path) -> str:
+    """What an operator would call it: for Python the script, else the program."""
+    words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+    scripts = [Path(word).name for word in words if word.endswith(".py")]
+    return scripts[0] if scripts else (process / "comm").read_text().strip()
 
 
 def md5_works() -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ import yaml
 from tests.fabric.netns import Lab, missing
 from tests.fabric.node import BIN, BgpdNode, seed3_bgp
 from tests.fabric.observe import BgpCapture, RouteSampler
-from tests.fabric.process import poll
+from tests.fabric.process import Process, poll
 from tests.fabric.topology import CABLE, GATEWAY, NodePlace, Seed3Fabric
 
 from .controlplane import ControlPlane
@@ -178,16 +178,20 @@ def _clear(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
 
 
 def announcing(
-    cluster: Cluster, node: BgpdNode, place: NodePlace, environment: Mapping[str, str] | None = None
+    cluster: Cluster,
+    node: BgpdNode,
+    place: NodePlace,
+    environment: Mapping[str, str] | None = None,
+    speaker_environment: Mapping[str, str] | None = None,
 ) -> None:
     """Makes the Node, starts the product, and waits until nobody has anything left to say: see `wait_quiet`.
 
-    `environment` is added to the daemon's own.
+    The environments are added to the daemon's and the speaker's own.
     """
     cluster.make(place, *place.pod_cidrs)
     with BgpCapture(place.namespace, CABLE) as capture:
-        node.start_speaker()
-        start_daemon(node, environment or {})
+        node.speaker = start(node, "speaker", ["speaker", "run"], speaker_environment or {})
+        node.daemon = start(node, "bgpd", ["run"], environment or {})
         node.wait_healthy()
         wait_quiet(cluster, place, capture)
 
@@ -209,11 +213,11 @@ def _has_ends(capture: BgpCapture, loopback: str) -> bool:
     return all(sum(it.end_of_rib for it in said) >= 2 for said in both)
 
 
-def start_daemon(node: BgpdNode, environment: Mapping[str, str]) -> None:
-    """As `node.start_daemon`, with this added to the daemon's environment."""
-    added = [f"{name}={value}" for name, value in environment.items()]
-    argv = ["env", *added, str(BIN / "bgpd"), "run", "--config", str(node.config_file)]
-    node.daemon = node.namespace.popen(argv, name="bgpd")
+def start(node: BgpdNode, name: str, words: Sequence[str], environment: Mapping[str, str]) -> Process:
+    """A `bgpd` command that stays, as the node itself starts it, with this added to its environment."""
+    added = [f"{key}={value}" for key, value in environment.items()]
+    argv = ["env", *added, str(BIN / "bgpd"), *words, "--config", str(node.config_file)]
+    return node.namespace.popen(argv, name=name)
 
 
 @contextlib.contextmanager

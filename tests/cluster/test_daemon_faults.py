@@ -372,3 +372,15 @@ def test_wall_clock_that_jumps(
         for tor in cluster.fabric.tors:
             tor.speaker.wait_no_route(OTHER_CIDRS[0])
         node.wait_healthy()
+
+
+@pytest.mark.parametrize("offset_s", [DAY_S, -DAY_S], ids=["forward", "back"])
+def test_wall_clock_of_the_speaker_that_jumps(
+    cluster: Cluster, place: NodePlace, node: BgpdNode, clock: dict[str, str], tmp_path: Path, offset_s: int
+) -> None:
+    """A day more or less is no reason for ExaBGP to take a peer for dead, nor to fall silent itself."""
+    announcing(cluster, node, place, speaker_environment=clock)
+    with unbroken(cluster, place) as capture:
+        set_clock(tmp_path, offset_s)
+        wait_keepalives(cluster, place, capture, 5)  # longer than the hold time of 9 s
+    assert capture.besides_keepalives() == []

@@ -205,7 +205,7 @@ class BgpdNode:
 
         def probe() -> bool:
             rows = self.ask("routes")
-            return sum(row["prefix"] == prefix and row["announced"] for row in rows) == peers
+            return len([row for row in rows if row["prefix"] == prefix and row["announced"]]) == peers
 
         poll(probe, timeout_s, lambda: self.bgpd("status", check=False) + self._tail(self.daemon))
 

@@ -1,0 +1,171 @@
+"""Full and read-only disks under the daemon's two directories, and two daemons in one of them.
+
+A directory is a small tmpfs or a read-only mount for the time of a test. What is announced stays announced, the
+message names the file and the reason, and everything goes on when there is room again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fabric.node import BgpdNode
+from tests.fabric.observe import BgpCapture
+from tests.fabric.process import run
+from tests.fabric.test_lifecycle import never_without
+from tests.fabric.topology import CABLE, Seed3Fabric
+
+pytestmark = pytest.mark.needs("bird", "mount", "umount")
+
+
+@contextlib.contextmanager
+def mounted(path: Path, *options: str) -> Iterator[None]:
+    """Something mounted at `path`; lazily unmounted at the end, whoever still uses it."""
+    run(["mount", *options, str(path)])
+    try:
+        yield
+    finally:
+        run(["umount", "--lazy", str(path)])
+
+
+@contextlib.contextmanager
+def small_disk(path: Path) -> Iterator[Path]:
+    """A tmpfs of 64 KiB at `path`; the file that fills it, if somebody makes it, is `path`/ballast."""
+    path.mkdir(parents=True, exist_ok=True)
+    with mounted(path, "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
+        yield path / "ballast"
+
+
+def fill(ballast: Path) -> None:
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+
+
+def run_directory(node: BgpdNode) -> Path:
+    return node.directory / "run"
+
+
+def planned(fabric: Seed3Fabric) -> Path:
+    """Where the first node's files will be."""
+    namespace = fabric.nodes[0].namespace
+    return namespace.lab.directory / f"{namespace.name}-bgpd"
+
+
+def test_a_drain_that_cannot_be_remembered_is_refused(seed3: Seed3Fabric) -> None:
+    """State directory full: `bgpd drain` names the file and changes nothing; with room it drains."""
+    place = seed3.nodes[0]
+    with small_disk(planned(seed3) / "state") as ballast:
+        node = BgpdNode.announcing(seed3)
+        fill(ballast)
+        with BgpCapture(place.namespace, CABLE) as capture:
+            refused = node.try_bgpd("drain", "--wait", "0")
+            assert refused.returncode == 1
+            assert f"{node.directory}/state/drain: No space left on device; nothing has been changed" in refused.stderr
+            assert node.status()["drain"] == "no"
+        assert [str(it) for it in capture.besides_keepalives()] == []
+        ballast.unlink()
+        assert node.try_bgpd("drain", "--wait", "0").returncode == 0
+        node.daemon.kill()  # type: ignore[union-attr]
+
+
+def test_a_full_run_directory_keeps_the_sessions_and_delays_changes(seed3: Seed3Fabric) -> None:
+    """A reload that needs a new speaker configuration waits, by name, until there is room; routes go on."""
+    place = seed3.nodes[0]
+    with small_disk(planned(seed3) / "run") as ballast:
+        node = BgpdNode.announcing(seed3)
+        fill(ballast)
+        with never_without(seed3, place.pod_cidrs):
+            node.allocate(place, *place.pod_cidrs, "188.188.9.0/24")
+            for tor in seed3.tors:
+                tor.speaker.wait_route("188.188.9.0/24")
+            node.allocate(place, *place.pod_cidrs)
+            removed = node.config["bgp"]["peers"].pop()
+            node.write_config()
+            node.bgpd("reload")
+            told = node.wait_problem("No space left on device")
+            assert str(run_directory(node) / "speaker") in told
+        ballast.unlink()
+        node.wait_healthy()
+        assert not any(row["peer"] == removed["name"] for row in node.status()["peers"])
+        seed3.tors[1].speaker.wait_down(place.address)
+        end(node)
+
+
+def test_a_daemon_does_not_start_on_a_full_disk_and_harms_nothing(seed3: Seed3Fabric) -> None:
+    """Restarted on a full run directory it serves or says why in one line; the routes stay either way."""
+    place = seed3.nodes[0]
+    with small_disk(planned(seed3) / "run") as ballast:
+        node = BgpdNode.announcing(seed3)
+        assert node.daemon is not None
+        node.daemon.kill()
+        fill(ballast)
+        with never_without(seed3, place.pod_cidrs):
+            node.start_daemon()
+            node.wait_healthy()
+        end(node)
+
+
+def test_a_read_only_run_directory_stops_the_start(seed3: Seed3Fabric) -> None:
+    """The daemon ends with 1 and one line that names the file and the reason."""
+    place = seed3.nodes[0]
+    node = BgpdNode.at(place, {"localASN": 64512, "peers": [PEER]})
+    run_directory(node).mkdir()
+    with mounted(run_directory(node), "-t", "tmpfs", "-o", "ro", "tmpfs"):
+        started = node.try_bgpd("run")
+    assert started.returncode == 1
+    assert started.stderr.splitlines()[-1].startswith(f"bgpd: {run_directory(node)}/")
+    assert "Read-only file system" in started.stderr
+    assert "Traceback" not in started.stderr
+
+
+def test_a_run_directory_that_becomes_read_only_delays_changes(seed3: Seed3Fabric) -> None:
+    """Sessions and routes go on; a change of sessions is named and waits until the directory can be written."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    with never_without(seed3, place.pod_cidrs):
+        with read_only(run_directory(node)):
+            node.allocate(place, *place.pod_cidrs, "188.188.9.0/24")
+            for tor in seed3.tors:
+                tor.speaker.wait_route("188.188.9.0/24")
+            node.allocate(place, *place.pod_cidrs)
+            node.config["bgp"]["peers"][0]["timers"] = {"holdTimeSeconds": 6}
+            node.write_config()
+            node.bgpd("reload")
+            assert str(run_directory(node) / "speaker") in node.wait_problem("Read-only file system")
+            assert node.status()["peers"][0]["state"] == "up"
+    node.wait_status("not changed", lambda it: it["peers"][0]["holdTime_s"] == 6, 60)
+    node.wait_healthy()
+
+
+def test_a_second_daemon_ends_with_one_line(seed3: Seed3Fabric) -> None:
+    """On the same run directory: exit 1, the first one's pid and what to do; the first one and its routes stay."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    assert node.daemon is not None
+    with BgpCapture(place.namespace, CABLE) as capture:
+        second = node.try_bgpd("run")
+        node.wait_healthy()
+    assert second.returncode == 1
+    (line,) = second.stderr.splitlines()
+    assert f"another bgpd (pid {node.daemon.pid}) uses {run_directory(node)}; stop it or move paths.run" in line
+    assert [str(it) for it in capture.besides_keepalives()] == []
+
+
+PEER = {"name": "tor-a", "peerAddress": "11.11.255.1", "peerASN": 64512}
+
+
+@contextlib.contextmanager
+def read_only(path: Path) -> Iterator[None]:
+    """The directory itself, mounted over itself and not writable for anybody."""
+    with mounted(path, "--bind", str(path)):
+        run(["mount", "-o", "remount,bind,ro", str(path)])
+        yield
+
+
+def end(node: BgpdNode) -> None:
+    """Before its directory is unmounted."""
+    for process in (node.daemon, node.speaker):
+        if process is not None:
+            process.kill()
