@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import signal
 import time
 from collections.abc import Coroutine, Iterator, Mapping
@@ -84,6 +85,8 @@ class Daemon:
                 await self._serve(config, stack)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
+            if error.errno == errno.ENOSPC and not place:  # a write fails without a name
+                place = f"{config.paths.run} or {config.paths.state}: "
             raise StartError(f"{place}{error.strerror or error}") from None
         except FaultsError as error:
             raise StartError(str(error)) from None

@@ -181,9 +181,12 @@ class Sessions:
         """Puts the file in place and makes ExaBGP load it. TargetError: nothing has changed, or not yet."""
         text = render.document(self._header, blocks)
         if text != self._read():
-            with _beside(self._file, text) as temporary:
-                await self._validate(temporary)
-                temporary.rename(self._file)
+            try:
+                with _beside(self._file, text) as temporary:
+                    await self._validate(temporary)
+                    temporary.rename(self._file)
+            except OSError as error:
+                raise TargetError(f"{self._file} cannot be written: {error.strerror}") from None
         await self._speaker.command("reload")
         wanted = {name: render.digest_of(block) for name, block in blocks.items()}
         deadline = asyncio.get_running_loop().time() + LOAD_TIMEOUT_S

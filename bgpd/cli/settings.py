@@ -11,7 +11,7 @@ import yaml
 from bgpd.cli.exits import USAGE, Exit
 from bgpd.config.files import UnreadableError, read_limited
 from bgpd.config.load import Loaded, load
-from bgpd.config.parse import parse
+from bgpd.config.parse import LIMITS, parse
 from bgpd.config.schema import Config, Paths
 from bgpd.model.fault import Fault, FaultsError
 
@@ -38,9 +38,9 @@ def without_passwords(options: argparse.Namespace) -> Config:
 def run_directory(options: argparse.Namespace) -> Path:
     """Where the sockets are, found also in a file that has become faulty: a daemon may run on its last good one."""
     try:
-        document = yaml.safe_load(options.config.read_bytes())
+        document = yaml.safe_load(read_limited(options.config, LIMITS.bytes).data)
         return Path(document["paths"]["run"])
-    except (OSError, yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError):
+    except (UnreadableError, yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError):
         return Paths().run
 
 

@@ -27,9 +27,7 @@ from tests.fabric.topology import ASN, CABLE, NodePlace, Seed3Fabric
 BIN = Path(sys.executable).parent
 
 
-def node_manifest(
-    name: str, pod_cidrs: list[str], *addresses: str, labels: dict[str, str] | None = None
-) -> str:
+def node_manifest(name: str, pod_cidrs: list[str], *addresses: str, labels: dict[str, str] | None = None) -> str:
     """A v1 Node as `kubectl get node -o yaml` shows it, without what nobody reads."""
     return yaml.safe_dump(
         {
@@ -162,9 +160,7 @@ class BgpdNode:
                 return None
             return status if wanted(status) else None
 
-        return poll(
-            probe, timeout_s, lambda: f"{what}; {self.bgpd('status', check=False)}{self._tail(self.daemon)}"
-        )
+        return poll(probe, timeout_s, lambda: f"{what}; {self.bgpd('status', check=False)}{self._tail(self.daemon)}")
 
     def wait_problem(self, text: str, timeout_s: float = 20.0) -> str:
         """The problem in `bgpd status` that holds `text`."""
@@ -187,14 +183,15 @@ class BgpdNode:
         assert found, f"no metric {line}"
         return float(found[0])
 
-    def bridge_pid(self) -> int | None:
-        """ExaBGP's helper, as ExaBGP's child; None while there is none."""
+    def guardian_pid(self) -> int | None:
+        """ExaBGP's helper, which keeps the pipes; None while there is none."""
         assert self.speaker is not None
-        try:
-            children = Path(f"/proc/{self.speaker.pid}/task/{self.speaker.pid}/children").read_text().split()
-        except (FileNotFoundError, ProcessLookupError):
-            return None
-        return next((int(pid) for pid in children if b"bridge.py" in _command_line(pid)), None)
+        return _child(self.speaker.pid, b"bridge.py")
+
+    def bridge_pid(self) -> int | None:
+        """The bridge, the guardian's child; None while there is none."""
+        guardian = self.guardian_pid()
+        return None if guardian is None else _child(guardian, b"bridge.py")
 
     def ask(self, *words: str) -> Any:
         """A command's JSON, whatever its exit code."""
@@ -227,6 +224,11 @@ class BgpdNode:
             _wait_messages(capture, lambda it: it.end_of_rib, 4 * len(fabric.tors))
         return node
 
+    @classmethod
+    def announcing_nothing(cls, fabric: Seed3Fabric) -> BgpdNode:
+        """The fabric's first node, not started, for a test that writes its Node object itself."""
+        return cls.at(fabric.nodes[0], seed3_bgp(fabric))
+
     @staticmethod
     def _tail(process: Process | None) -> str:
         return process.log_tail() if process is not None else "(never started)"
@@ -257,8 +259,12 @@ def _is_healthy(status: dict[str, Any]) -> bool:
     return not status["problems"] and all(carried)
 
 
-def _command_line(pid: str) -> bytes:
+def _child(parent: int, program: bytes) -> int | None:
+    """A child of `parent` whose command line names `program`."""
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
+        for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+            if program in Path(f"/proc/{pid}/cmdline").read_bytes():
+                return int(pid)
     except (FileNotFoundError, ProcessLookupError):
-        return b""
+        pass  # one of them has just ended
+    return None

@@ -27,9 +27,7 @@ GOOD = "188.188.0.0/24"
         pytest.param("11.11.0.0/16", {}, "it covers the address of peer tor-a", id="covers a peer"),
     ],
 )
-def test_the_brake_refuses_by_name(
-    seed3: Seed3Fabric, refused: str, export: dict[str, Any], reason: str
-) -> None:
+def test_the_brake_refuses_by_name(seed3: Seed3Fabric, refused: str, export: dict[str, Any], reason: str) -> None:
     """The good prefix goes out, the other one never; `routes`, `status` and a metric say why."""
     place = seed3.nodes[0]
     node = BgpdNode.at(place, seed3_bgp(seed3) | {"export": export}, GOOD, refused)
@@ -45,9 +43,7 @@ def test_the_brake_refuses_by_name(
     node.wait_status("the metric", lambda it: node.metric('bgpd_bgp_routes_refused{peer="tor-a"}') == 1)
     for tor in seed3.tors:
         assert set(tor.speaker.routes(place.address)) == {GOOD}
-    announced = [
-        it for it in capture.messages(BgpType.UPDATE, src=place.address) if not it.end_of_rib
-    ]
+    announced = [it for it in capture.messages(BgpType.UPDATE, src=place.address) if not it.end_of_rib]
     assert len(announced) == 2
     assert all(it.body.endswith(bytes([24, 188, 188, 0])) for it in announced)
 

@@ -32,9 +32,7 @@ def start_drain(node: BgpdNode, *words: str) -> Process:
 
 def wait_graceful_shutdown(fabric: Seed3Fabric, prefix: str) -> None:
     for tor in fabric.tors:
-        tor.speaker.wait_route(
-            prefix, where=lambda it: GRACEFUL_SHUTDOWN in it.communities and it.local_pref == 0
-        )
+        tor.speaker.wait_route(prefix, where=lambda it: GRACEFUL_SHUTDOWN in it.communities and it.local_pref == 0)
 
 
 def test_a_drain_shows_the_node_the_door_first(seed3: Seed3Fabric) -> None:
@@ -136,7 +134,7 @@ def test_a_drain_does_not_wait_for_a_peer_that_is_down(seed3: Seed3Fabric) -> No
 
 
 def test_ctrl_c_leaves_a_drain_where_it_was(seed3: Seed3Fabric) -> None:
-    """In the wait: the node goes on announcing as going away, says so, and both drain and undrain go on from there."""
+    """In the wait: the node goes on announcing as going away, and says so; `drain` then starts over."""
     place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
     terminal = start_drain(node, "--wait", "600")
     wait_graceful_shutdown(seed3, place.pod_cidrs[0])

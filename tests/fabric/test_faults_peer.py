@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.fabric.bgp_wire import MARKER, BgpType
-from tests.fabric.node import BgpdNode, seed3_bgp
+from tests.fabric.node import BgpdNode
 from tests.fabric.observe import BgpCapture
 from tests.fabric.peer import many_prefixes
 from tests.fabric.process import poll
@@ -162,12 +162,12 @@ NO_SUCH_LENGTH = struct.pack("!HH", 0, 0) + bytes([200, 10, 0, 0])
 @pytest.mark.parametrize(
     ("bad", "established", "told"),
     [
-        pytest.param(open_message(version=3), False, "notification sent (2,1): version number: 3", id="OPEN of another version"),
-        pytest.param(open_message()[:-4] + b"\xff" * 4, False, "peer rogue is down", id="OPEN with garbled capabilities"),
+        pytest.param(open_message(version=3), False, "(2,1): version number: 3", id="OPEN of version 3"),
+        pytest.param(open_message()[:-4] + b"\xff" * 4, False, "peer rogue is down", id="OPEN of garbled AS"),
         pytest.param(open_message(identifier="0.0.0.0"), False, "peer rogue is down", id="OPEN without identifier"),  # noqa: S104
         pytest.param(b"GET / HTTP/1.1\r\nHost: tor\r\n\r\n", False, "peer rogue is down", id="no BGP at all"),
         pytest.param(MARKER + struct.pack("!HB", 7, 2), True, "notification sent (1,2)", id="length 7"),
-        pytest.param(message(9, b""), True, "notification sent (1,3): can not decode message of type", id="message of type 9"),
+        pytest.param(message(9, b""), True, "(1,3): can not decode message of type", id="type 9"),
     ],
 )
 def test_a_malformed_message_ends_one_session_only(
@@ -212,8 +212,9 @@ def test_a_peer_that_flaps_every_second_harms_nobody(seed3: Seed3Fabric) -> None
         for _ in range(15):
             with poll(lambda: dial(seed3, place.address), 30, lambda: "no session") as connection:
                 until = time.monotonic() + 1
-                while time.monotonic() < until and select.select([connection], [], [], 0.05)[0]:
-                    assert read_message(connection)
+                while time.monotonic() < until:
+                    if select.select([connection], [], [], 0.05)[0]:
+                        assert read_message(connection)
         node.wait_status("not 15 flaps", lambda it: it["peers"][2]["flaps"] >= 14)
 
 
@@ -226,7 +227,9 @@ def test_a_hundred_thousand_routes_leave_no_trace(seed3: Seed3Fabric) -> None:
     with BgpCapture(place.namespace, CABLE) as capture:
         tor.speaker.reconfigure(originate=tuple(many_prefixes(100_000)))
         poll(lambda: announced(capture, tor.loopback) >= 100_000, 60, lambda: f"{announced(capture, tor.loopback)}")
-        poll(lambda: unread(place.namespace.run(["cat", "/proc/net/tcp"]).stdout) == 0, 60, lambda: "not all was read")
+        poll(
+            lambda: unread(place.namespace.run(["cat", "/proc/net/tcp"]).stdout) == 0, 60, lambda: "not all was read"
+        )
         node.wait_healthy()
         assert capture.messages(BgpType.OPEN, BgpType.NOTIFICATION) == []
     grown_kb = resident_kb(speaker) - before_kb

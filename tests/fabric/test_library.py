@@ -5,6 +5,8 @@ Each test states one fact the tests of the daemon rely on. Nothing here is about
 
 from __future__ import annotations
 
+from ipaddress import ip_network
+
 import pytest
 
 from tests.fabric import exabgp
@@ -340,6 +342,16 @@ def test_packets_reach_pods_through_the_routes_the_tors_learned(kind: type[Speak
         for node in seed3.nodes:
             for cidr in node.pod_cidrs:
                 assert tor.speaker.wait_route(cidr).peer == node.address
+    for tor in seed3.tors:  # learned is not yet installed: FRR hands its routes to zebra, and zebra to the kernel
+        for cidr in (str(ip_network(text)) for node in seed3.nodes for text in node.pod_cidrs):
+            family = 6 if ":" in cidr else 4
+            poll(
+                lambda tor=tor, cidr=cidr, family=family: any(  # type: ignore[misc]
+                    line.startswith(cidr) for line in tor.namespace.routes(family)
+                ),
+                10.0,
+                lambda cidr=cidr: f"{cidr} is not in the kernel",  # type: ignore[misc]
+            )
     poll(lambda: ping(seed3.outside, "188.188.0.10", timeout_s=0.2), 5.0, lambda: "no way to the pod")
     poll(lambda: ping(pod6, "fd00:11:11:250::12", timeout_s=0.2), 5.0, lambda: "no way from the v6 pod")
     assert source_seen(pod, seed3.outside, HEALTH_CHECKER) == "188.188.0.10"

@@ -25,9 +25,7 @@ BLIND_MS = 500.0  # a sampler that was kept from looking for longer has proved n
 def never_without(fabric: Seed3Fabric, prefixes: Sequence[str]) -> Iterator[None]:
     """Asserts that neither ToR was without any of the prefixes, at any sample inside the block."""
     with contextlib.ExitStack() as stack:
-        samplers = [
-            stack.enter_context(RouteSampler(tor.speaker.directory / "ctl", prefixes)) for tor in fabric.tors
-        ]
+        samplers = [stack.enter_context(RouteSampler(tor.speaker.directory / "ctl", prefixes)) for tor in fabric.tors]
         for sampler in samplers:
             sampler.wait_samples()
         yield

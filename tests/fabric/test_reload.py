@@ -235,8 +235,6 @@ def test_twenty_reloads_in_a_row_end_at_the_last(seed3: Seed3Fabric) -> None:
             else:
                 node.daemon.signal(signal.SIGHUP)
         for tor in seed3.tors:
-            tor.speaker.wait_route(
-                place.pod_cidrs[0], where=lambda route: route.communities == ("64512:19",)
-            )
+            tor.speaker.wait_route(place.pod_cidrs[0], where=lambda route: route.communities == ("64512:19",))
         node.wait_healthy()
     assert {it.type for it in capture.besides_keepalives()} == {BgpType.UPDATE}
