@@ -212,7 +212,12 @@ class Sessions:
 
 
 class Routes:
-    """ExaBGP's adj-rib-out towards the sessions that are up, End-of-RIB included."""
+    """ExaBGP's adj-rib-out towards the sessions that are up, End-of-RIB included.
+
+    A peer that returns is first sent what it was sent before, by ExaBGP itself; what is no longer wanted is taken
+    back some 50 ms later. Withdrawing it while the peer is down was tried: it is queued, and ExaBGP ignores reloads
+    until its next attempt to connect has failed, which for a peer that drops packets took more than 150 s.
+    """
 
     def __init__(self, speaker: Speaker, neighbors: Callable[[], Mapping[str, Neighbor]]) -> None:
         self._speaker, self._neighbors = speaker, neighbors

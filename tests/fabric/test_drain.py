@@ -119,7 +119,7 @@ def test_a_speaker_that_restarts_while_drained_announces_nothing(seed3: Seed3Fab
 
 
 def test_a_drain_does_not_wait_for_a_peer_that_is_down(seed3: Seed3Fabric) -> None:
-    """tor-a is gone: the drain of tor-b is confirmed; when tor-a comes back, it does not keep what ExaBGP replays."""
+    """tor-a is gone: the drain of tor-b is confirmed. What ExaBGP replays to tor-a when it returns is taken back."""
     place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
     a, b = seed3.tors
     a.speaker.stop()
