@@ -144,7 +144,8 @@ def test_ctrl_c_leaves_a_drain_where_it_was(seed3: Seed3Fabric) -> None:
     assert terminal.popen.wait(5) == 130
     assert "`bgpd undrain` takes it back" in node.wait_problem("broken off")
     assert node.status()["drain"] == "shutdown"
-    wait_graceful_shutdown(seed3, place.pod_cidrs[0])
+    for prefix in place.pod_cidrs:
+        wait_graceful_shutdown(seed3, prefix)
     with BgpCapture(place.namespace, CABLE) as capture:
         told = node.try_bgpd("drain", "--wait", "1")
         assert told.returncode == 0, told.stderr

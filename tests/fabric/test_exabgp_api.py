@@ -44,7 +44,8 @@ PIPE_BYTES = 65536  # a pipe's capacity, pipe(7)
 WINDOW_S = 64  # in which ExaBGP counts the deaths of its helpers
 
 _HELPER = """\
-import signal, socket, sys
+import ctypes, signal, socket, sys
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it must not outlive an ExaBGP that is killed
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(sys.argv[1])
 socket.send_fds(connection, [b"x"], [0, 1])

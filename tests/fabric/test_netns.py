@@ -69,7 +69,10 @@ def test_a_lab_leaves_no_process_when_the_test_is_ended_from_outside(
         child = int(test.stdout.readline())
         assert not gone(child)
         test.send_signal(number)
-        test.wait(10)
+        try:
+            test.wait(10)
+        finally:
+            test.kill()
     poll(lambda: gone(child), 5.0, lambda: f"process {child} still runs")
     with Lab():
         assert not [*NETNS_DIR.glob(f"bgpdt-{test.pid}-*"), *FILES_DIR.glob(f"bgpdt-{test.pid}-*")]
