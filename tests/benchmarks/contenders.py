@@ -94,8 +94,8 @@ def run_script(contender: Contender, daemon: str, *options: str) -> Process:
 
 
 def speaker_pids(node: BgpdNode) -> list[int]:
-    """ExaBGP and its helper, the bridge."""
+    """ExaBGP, the guardian it starts, and the guardian's bridge."""
     assert node.speaker is not None
-    bridge = node.bridge_pid()
-    assert bridge is not None
-    return [node.speaker.pid, bridge]
+    guardian, bridge = node.guardian_pid(), node.bridge_pid()
+    assert guardian is not None and bridge is not None
+    return [node.speaker.pid, guardian, bridge]
