@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,30 +16,13 @@ from tests.fabric.peer import Speaker
 from tests.fabric.process import poll
 from tests.fabric.topology import CABLE, NodePlace
 
-from .node import NODES, OTHER_CIDRS, Asked, Cluster, announcing, bgpd_node, running_cluster, unbroken
+from .node import NODES, OTHER_CIDRS, Asked, Cluster, announcing, unbroken
 from .rest import ApiError
 
 GRACE_S = 10.0  # bgpd.runtime.reconcile.EMPTY_GRACE_S, which operators read about
 RSS_LIMIT_KB = 75_000
 
 Measured = Callable[[str, float], None]
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running_cluster(tmp_path_factory.mktemp("cluster"), control_plane_binaries) as running:
-        yield running
-
-
-@pytest.fixture
-def place(cluster: Cluster) -> NodePlace:
-    return cluster.fabric.nodes[0]
-
-
-@pytest.fixture
-def node(cluster: Cluster, place: NodePlace) -> Iterator[BgpdNode]:
-    with bgpd_node(cluster, place) as made:
-        yield made
 
 
 @pytest.fixture

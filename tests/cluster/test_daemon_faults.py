@@ -34,7 +34,6 @@ from .node import (
     announcing,
     bgpd_node,
     follow_a_change,
-    running_cluster,
     unbroken,
     wait_changed,
 )
@@ -43,17 +42,6 @@ PAUSE_S = 31.0  # the longest pause between two attempts, and one attempt
 SILENT_S = 30.0  # 20 s of unanswered probes (client.DEAD_AFTER_S), the probe before them, and a slow machine
 FROZEN_S = 75.0  # a watch of 60 s, its slack of 5 s, and a slow machine
 DAY_S = 86400
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running_cluster(tmp_path_factory.mktemp("cluster"), control_plane_binaries) as running:
-        yield running
-
-
-@pytest.fixture
-def place(cluster: Cluster) -> NodePlace:
-    return cluster.fabric.nodes[0]
 
 
 @pytest.fixture

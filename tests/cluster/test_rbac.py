@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
 from tests.fabric.topology import NodePlace
 
-from .node import NODES, RBAC, Cluster, announcing, bgpd_node, running_cluster
+from .node import NODES, RBAC, Cluster, announcing
 from .rest import ApiError, Rest
 
 ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
@@ -34,23 +32,6 @@ def without(right: Right) -> list[dict[str, Any]]:
     """One rule for each right but this one."""
     rest = [it for it in granted() if it != right]
     return [{"apiGroups": [group], "resources": [resource], "verbs": [verb]} for group, resource, verb in rest]
-
-
-@pytest.fixture(scope="module")
-def cluster(control_plane_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running_cluster(tmp_path_factory.mktemp("cluster"), control_plane_binaries) as running:
-        yield running
-
-
-@pytest.fixture
-def place(cluster: Cluster) -> NodePlace:
-    return cluster.fabric.nodes[0]
-
-
-@pytest.fixture
-def node(cluster: Cluster, place: NodePlace) -> Iterator[BgpdNode]:
-    with bgpd_node(cluster, place) as made:
-        yield made
 
 
 def is_allowed(client: Rest, right: Right) -> bool:
