@@ -1,15 +1,13 @@
-"""ExaBGP's one helper: carries commands and answers between ExaBGP's pipes and a unix socket.
+"""ExaBGP's bridge: carries commands and answers between ExaBGP's pipes and a unix socket.
 
-ExaBGP starts this file (standard library only, `python3 -I -S`). It blocks for good once a helper stops reading
-its stdin, drops all peers when a helper dies that it has much to tell, and ends when helpers die too often. So
-what it starts is a guardian that only holds the pipes and the socket, and the bridge is the guardian's child,
-replaced when it dies. The bridge reads always, never blocks on a client, and drops a client that does not keep
-up. It decides nothing about routes. Because it outlives every client, it remembers per peer what a client that
-arrives later must know: the session's state, and for which families End-of-RIB was sent in this session. If
-nobody sends End-of-RIB (the daemon is dead or knows nothing) the bridge does after EOR_AFTER seconds, so that
-a peer under graceful restart does not keep stale routes for ever (RFC 4724 section 4.1).
+Started by `guardian`, which holds the pipes and the socket, and replaced by it when it dies (standard library
+only, `python3 -I -S`). It reads always, never blocks on a client, and drops a client that does not keep up. It
+decides nothing about routes. Because it outlives every client, it remembers per peer what a client that arrives
+later must know: the session's state, and for which families End-of-RIB was sent in this session. If nobody sends
+End-of-RIB (the daemon is dead or knows nothing) the bridge does after EOR_AFTER seconds, so that a peer under
+graceful restart does not keep stale routes for ever (RFC 4724 section 4.1).
 
-    python3 -I -S bridge.py SOCKET EOR_AFTER
+    python3 -I -S bridge.py EOR_AFTER EXABGP LISTENER MEMORY GUARDIAN     a process id, three descriptors
 
 Client to bridge, a line each:  `ID COMMAND`            ID: any word; COMMAND: ExaBGP's API, or one of
                                 `#memory`               every peer's memory
@@ -44,7 +42,6 @@ MAX_LINE = 1 << 16  # an empty pipe takes it whole: a bridge that is killed leav
 MAX_CLIENTS = 500  # half the usual limit of open files
 MAX_BACKLOG = 64 << 20  # bytes waiting for one client: an adj-rib of 100,000 routes fits
 ACK_TIMEOUT_S = 60.0  # no answer for so long: the pair is out of step, start over with a fresh mark
-RESTART_S = 0.1  # a bridge that cannot even start must not keep a processor busy
 EOR_RETRY_S = 5.0
 RESERVED_S = 30.0  # the unit's TimeoutStopSec: between ExecStop and SIGTERM nobody may announce again
 FAMILIES = ("ipv4 unicast", "ipv6 unicast")
@@ -415,34 +412,10 @@ class Bridge:
         sys.stderr.flush()
 
 
-def listen(path: str) -> socket.socket:
-    """The socket at `path`, mode 0600, replacing one that a dead bridge left behind."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    temporary = f"{path}.{os.getpid()}"
-    os.umask(0o177)
-    listener.bind(temporary)
-    listener.listen(8)
-    listener.setblocking(False)
-    os.rename(temporary, path)  # noqa: PTH104 - pathlib costs this process a megabyte
-    return listener
-
-
 def main() -> None:
-    """The guardian. It ends when ExaBGP has ended, and by ExaBGP's SIGTERM."""
-    path, eor_after_s, exabgp = sys.argv[1], float(sys.argv[2]), os.getppid()
-    listener, memory = listen(path), os.memfd_create("memory")
-    hangup, alive = os.pipe()
-    while True:
-        child = os.fork()
-        if child == 0:
-            os.close(alive)
-            Bridge(listener, eor_after_s, exabgp, memory, hangup).run()
-            return
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        if status == 0:
-            return
-        Bridge.log(f"the bridge has ended ({status}): starting another")
-        time.sleep(RESTART_S)
+    """Takes over what `guardian` has made: the listening socket, the memory, the pipe that tells of its death."""
+    eor_after_s, (exabgp, listener, memory, guardian) = float(sys.argv[1]), map(int, sys.argv[2:])
+    Bridge(socket.socket(fileno=listener), eor_after_s, exabgp, memory, guardian).run()
 
 
 if __name__ == "__main__":

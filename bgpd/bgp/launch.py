@@ -17,7 +17,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bgpd.bgp import bridge, render
+from bgpd.bgp import guardian, render
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ class SpeakerFiles:
 
 def header(files: SpeakerFiles, end_of_rib_after_s: int) -> str:
     """The configuration's first part for this installation."""
-    return render.header(sys.executable, bridge.__file__, str(files.bridge_socket), end_of_rib_after_s)
+    return render.header(sys.executable, guardian.__file__, str(files.bridge_socket), end_of_rib_after_s)
 
 
 def exabgp() -> Path:
@@ -92,6 +92,7 @@ def environment(files: SpeakerFiles) -> dict[str, str]:
         "exabgp_api_ack": "true",
         "exabgp_api_chunk": "50",
         "exabgp_api_show-routes-format": "v2",
+        "exabgp_api_terminate": "true",  # rather than going on without peers when it has nobody to talk to
         "exabgp_log_level": "ERROR",
         "exabgp_log_destination": "stdout",
         "exabgp_bgp_openwait": "10",  # until its OPEN has come, a peer also keeps ExaBGP from a reload

@@ -13,22 +13,25 @@ import hashlib
 import re
 from collections.abc import Mapping
 
-from bgpd.model.bgp import Neighbor
+from bgpd.model.bgp import LocalEnd, Neighbor
 from bgpd.model.prefix import Address, parse_address
 
 HELPER = "bgpd"  # one fixed name: a helper that a reload renames is killed and counted as dead
 _MARK = re.compile(r"^# neighbor (\S+)$", re.MULTILINE)
 _ADDRESS = re.compile(r"^neighbor (\S+) \{$", re.MULTILINE)
 _LOADED = re.compile(r'^\s*description "(\S+) ([0-9a-f]{12})";$', re.MULTILINE)
+_LOCAL_END = re.compile(
+    r'description "(\S+) [0-9a-f]{12}";\s+router-id (\S+);[^{}]*?\blocal-address (\S+);'
+)
 GTSM_TTL = 255  # RFC 5082 section 3
 
 
-def header(python: str, bridge: str, socket: str, end_of_rib_after_s: int) -> str:
+def header(python: str, helper: str, socket: str, end_of_rib_after_s: int) -> str:
     """The part of the file before the first neighbor."""
     return (
         "# written by bgpd; changes are overwritten\n"
         f"process {HELPER} {{\n"
-        f"  run {python} -I -S {bridge} {socket} {end_of_rib_after_s};\n"
+        f"  run {python} -I -S {helper} {socket} {end_of_rib_after_s};\n"
         "  encoder json;\n"
         "}\n"
     )
@@ -71,6 +74,14 @@ def addresses(blocks: Mapping[str, str]) -> set[Address]:
 def loaded(shown: str) -> dict[str, str]:
     """`show neighbor configuration` as neighbor name to digest."""
     return dict(_LOADED.findall(shown))
+
+
+def local_ends(shown: str) -> dict[str, LocalEnd]:
+    """`show neighbor configuration` as neighbor name to our end of its session."""
+    return {
+        name: LocalEnd(parse_address(address), parse_address(router_id))
+        for name, router_id, address in _LOCAL_END.findall(shown)
+    }
 
 
 def _settings(neighbor: Neighbor) -> list[str]:

@@ -186,7 +186,7 @@ class BgpdNode:
     def guardian_pid(self) -> int | None:
         """ExaBGP's helper, which keeps the pipes; None while there is none."""
         assert self.speaker is not None
-        return _child(self.speaker.pid, b"bridge.py")
+        return _child(self.speaker.pid, b"bgpd-guardian")
 
     def bridge_pid(self) -> int | None:
         """The bridge, the guardian's child; None while there is none."""

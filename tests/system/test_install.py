@@ -123,7 +123,7 @@ def test_a_changed_bridge_wants_the_speaker_restarted(tmp_path: Path, wheels: Pa
     (bridge,) = (tmp_path / "opt/bgpd/current/lib").glob("python3*/site-packages/bgpd/bgp/bridge.py")
     bridge.write_text("# an older one\n")
     said = install(tmp_path, wheels)
-    assert "its bridge changed" in said
+    assert "its bridge.py changed" in said
     assert "systemctl kill" in said
 
 

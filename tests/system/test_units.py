@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from bgpd.bgp import bridge
+from bgpd.bgp import guardian
 from tests.system.confine import directives
 
 SOURCE = Path(__file__).resolve().parents[2]
@@ -164,7 +164,7 @@ def start_speaker(directory: Path, neighbor: str, namespace: int) -> subprocess.
     """ExaBGP with our bridge in `directory`, as nobody, with the unit's capabilities and system call filter."""
     directory.mkdir()
     configuration = directory / "exabgp.conf"
-    process = f"run {sys.executable} -I {bridge.__file__} {directory}/bridge.sock 30; encoder json;"
+    process = f"run {sys.executable} -I {guardian.__file__} {directory}/bridge.sock 30; encoder json;"
     configuration.write_text(f"process bgpd {{ {process} }}\n{neighbor}")
     shutil.chown(directory, 65534, 65534)
     # dac_read_search is not the unit's: this source tree may lie in a home directory closed to nobody

@@ -27,7 +27,7 @@ TOR_A = Neighbor(
     multihop=None,
     password=None,
 )
-HEAD = render.header("/opt/bgpd/bin/python", "/opt/bgpd/bridge.py", "/run/bgpd/speaker/bridge.sock", 30)
+HEAD = render.header("/opt/bgpd/bin/python", "/opt/bgpd/guardian.py", "/run/bgpd/speaker/bridge.sock", 30)
 
 
 def test_a_neighbor_is_written_in_full() -> None:
