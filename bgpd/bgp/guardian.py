@@ -52,7 +52,7 @@ def main() -> None:
     # its real path: a guardian that outlives an upgrade starts the bridge of its own release
     bridge = os.path.join(os.path.dirname(os.path.realpath(__file__)), "bridge.py")  # noqa: PTH118, PTH120
     python = (sys.executable, "-I", "-S", bridge, eor_after_s, str(os.getppid()), *map(str, handed))
-    os.execv("/bin/sh", ("sh", "-c", LOOP.format(alive=alive), "bgpd-guardian", *python))
+    os.execv("/bin/sh", ("sh", "-c", LOOP.format(alive=alive), "bgpd-guardian", *python))  # noqa: S606 - fixed program, no input
 
 
 if __name__ == "__main__":
