@@ -15,13 +15,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
+from types import MappingProxyType
 
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
 from bgpd.config.schema import Advertisement, Attributes, Bgp, Peer
-from bgpd.model.bgp import Family, Neighbor, Path, RouteKey, Secret
+from bgpd.model.bgp import Family, LocalEnd, Neighbor, Path, RouteKey, Secret
 from bgpd.model.node import Node
 from bgpd.model.prefix import Address, Prefix, contains, sort_key
 
+NOTHING_LOADED: Mapping[str, LocalEnd] = MappingProxyType({})
+UNKNOWN_NODE = "Kubernetes has not shown this node yet"
 GRACEFUL_SHUTDOWN = WELL_KNOWN_COMMUNITIES["graceful-shutdown"]  # RFC 8326 section 4
 
 
@@ -49,16 +52,24 @@ class BgpPlan:
 
 
 def plan(
-    bgp: Bgp, passwords: Mapping[str, Secret], node: Node | None, drain: Drain, unhealthy: str = ""
+    bgp: Bgp,
+    passwords: Mapping[str, Secret],
+    node: Node | None,
+    drain: Drain,
+    unhealthy: str = "",
+    loaded: Mapping[str, LocalEnd] = NOTHING_LOADED,
 ) -> BgpPlan:
-    """The whole wanted state of BGP. `node` None: Kubernetes has no such node (now).
+    """The whole wanted state of BGP. `node` None: Kubernetes has not shown such a node.
 
-    `unhealthy` is why nothing of this node is worth announcing; empty when it is.
+    `unhealthy` is why nothing of this node is worth announcing; empty when it is. `loaded` is our end of each
+    session that a former life of this daemon left in the speaker: while the node is not known these stay as
+    they are, because they carry what is announced, and the withdrawals if the node does not come back.
     """
     neighbors: dict[str, Neighbor] = {}
     idle: dict[str, str] = {}
     for peer in bgp.peers:
-        resolved = _neighbor(bgp, peer, passwords.get(peer.name), node)
+        kept = loaded.get(peer.name) if node is None else None
+        resolved = _neighbor(bgp, peer, passwords.get(peer.name), node, kept)
         if isinstance(resolved, Neighbor):
             neighbors[peer.name] = resolved
         else:
@@ -87,22 +98,27 @@ def plan(
 # --- sessions ---------------------------------------------------------------------------------------------
 
 
-def _neighbor(bgp: Bgp, peer: Peer, password: Secret | None, node: Node | None) -> Neighbor | str:
+def _neighbor(
+    bgp: Bgp, peer: Peer, password: Secret | None, node: Node | None, kept: LocalEnd | None
+) -> Neighbor | str:
     """The session with every default resolved, or why it cannot be configured on this node."""
-    if peer.node_selector is not None:
+    version = peer.peer_address.version
+    if kept is not None and kept.address.version != version:
+        kept = None  # the peer has moved to the other family since
+    if peer.node_selector is not None and kept is None:
         if node is None:
-            return "waits for the node's labels: nodeSelector is set and Kubernetes has not shown this node yet"
+            return f"waits for the node's labels: nodeSelector is set and {UNKNOWN_NODE}"
         if not peer.node_selector.matches(node.labels):
             return "nodeSelector does not match this node's labels"
-    local_address = peer.local_address or _node_address(node, peer.peer_address.version)
+    shown = UNKNOWN_NODE if node is None else "the node shows no IPv{} InternalIP"
+    local_address = peer.local_address or (kept.address if kept else _node_address(node, version))
     if local_address is None:
-        version = peer.peer_address.version
-        return f"no local address: the node shows no IPv{version} InternalIP; set localAddress"
-    router_id = bgp.router_id or _node_address(node, 4)
+        return f"no local address: {shown.format(version)}; set localAddress"
+    router_id = bgp.router_id or (kept.router_id if kept else _node_address(node, 4))
     if router_id is None and isinstance(local_address, IPv4Address):
         router_id = local_address
     if router_id is None:
-        return "no router id: the node shows no IPv4 InternalIP; set bgp.routerID"
+        return f"no router id: {shown.format(4)}; set bgp.routerID"
     restart = peer.graceful_restart
     return Neighbor(
         name=peer.name,

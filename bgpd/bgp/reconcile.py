@@ -5,7 +5,8 @@ Both are actuators under `runtime.reconcile`; what is wanted comes from `bgp.pla
 *Sessions* live in ExaBGP's configuration file. A change is a new file, checked by ExaBGP itself first (one
 failed reload makes every later one fail), renamed into place, loaded, and read back by digest. An update resets
 its session, so at most one is applied at a time, and the next waits until the first is Established again and
-has its routes. Additions and removals touch nobody else and go together.
+has its routes. Additions and removals touch nobody else and go together. A peer that is removed is emptied before
+the reload, and not before the file is in place: until then nothing has been lost.
 
 *Routes* are announced and withdrawn through the API, to sessions that are up only: a route queued for a peer
 that is down makes ExaBGP drop every reload without a word. End-of-RIB is one more wanted object per peer and
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import tempfile
 import time
@@ -25,6 +25,7 @@ from pathlib import Path as FilePath
 from typing import TypeAlias
 
 from bgpd.bgp import codec, render
+from bgpd.bgp.leave import LOOK_S, QUESTION, Leave, updates_sent
 from bgpd.bgp.speaker import CommandError, Speaker
 from bgpd.model.bgp import (
     Announcement,
@@ -32,22 +33,23 @@ from bgpd.model.bgp import (
     EndOfRib,
     EndOfRibKey,
     Family,
+    LocalEnd,
     Neighbor,
     Path,
     RouteKey,
     SpeakerState,
 )
 from bgpd.model.outcome import DONE, Outcome, Retry
-from bgpd.model.prefix import Address, parse_address, sort_key
+from bgpd.model.prefix import Address, sort_key
 from bgpd.runtime.diff import Change, Kind
 from bgpd.runtime.reconcile import TargetError
+from bgpd.runtime.store import Store
 
 RouteChange: TypeAlias = Change[AnnouncementKey, Announcement]
 SessionChange: TypeAlias = Change[str, str]
 
 LOAD_TIMEOUT_S = 5.0
 WAIT_S = 0.25
-STILL_S, STILL_LOOKS = 0.05, 3  # counters that stand still in so many looks: the last message is out
 
 
 def announcement_order(key: AnnouncementKey) -> tuple[int, tuple[int, int, int], str]:
@@ -93,17 +95,18 @@ class Sessions:
     ) -> None:
         self._speaker, self._file, self._header, self._exabgp = speaker, file, header, exabgp
         self._neighbors, self._settled = neighbors, settled
+        self.local_ends: Store[Mapping[str, LocalEnd]] = Store({})  # of the sessions that ExaBGP has loaded
         self._reset_at: dict[str, float] = {}  # when this daemon last reset a peer's session, monotonic seconds
 
     async def observe(self) -> Mapping[str, str]:
-        shown = await self._speaker.command("show neighbor configuration")
-        return render.loaded("\n".join(shown))
+        shown = await self._shown()
+        self.local_ends.publish(render.local_ends(shown))
+        return render.loaded(shown)
 
     async def apply(self, changes: Sequence[SessionChange]) -> Sequence[Outcome]:
         """Additions, removals and at most one update, in one reload."""
         wanted = {name: render.block(neighbor) for name, neighbor in self._neighbors().items()}
         blocks = render.blocks_of(self._read())
-        before = render.addresses(blocks)
         held: dict[str, str] = {}
         update = ""
         for change in changes:
@@ -117,12 +120,18 @@ class Sessions:
                 update = change.key
                 _place(blocks, update, wanted)
         if len(held) < len(changes):
-            await self._take_leave(before - render.addresses(blocks))
+            text = render.document(self._header, blocks)
+            await self._write(text)  # what can go wrong here does so before any peer is told anything
+            await self._take_leave(render.addresses(await self._shown()) - render.addresses(text))
             started = time.monotonic()
-            await self._load(blocks)
+            await self._reload(blocks)
             if update:
                 self._reset_at[update] = started
         return [Retry(held[change.key], WAIT_S) if change.key in held else DONE for change in changes]
+
+    async def _shown(self) -> str:
+        """What ExaBGP has loaded, as it writes it."""
+        return "\n".join(await self._speaker.command("show neighbor configuration"))
 
     async def _take_leave(self, addresses: Set[Address]) -> None:
         """Withdraws everything from the peers at these addresses, which are about to lose their sessions.
@@ -130,28 +139,20 @@ class Sessions:
         ExaBGP closes a session that is taken out without a word, and under graceful restart the peer would keep
         its routes. A peer that does not take the withdrawals in time loses its session all the same.
         """
-        up = {address for address in addresses if is_up(self._speaker.state.newest.value, address)}
+        state = self._speaker.state.newest.value
+        up = {address for address in addresses if is_up(state, address)}
         if not up:
             return
-        before = sent = await self._updates_sent()
+        leave = Leave(up, updates_sent(await self._speaker.command(QUESTION)))
         for address in up:
             await self._speaker.command(f"neighbor {address} clear adj-rib out")
-            # End-of-RIB leaves after everything else, so there is one more update in any case
-            await self._speaker.command(f"neighbor {address} announce eor ipv4 unicast")
+            for family in state.sessions[address].families:
+                await self._speaker.command(codec.end_of_rib(EndOfRibKey(str(address), family), address).text)
         deadline = time.monotonic() + LOAD_TIMEOUT_S
-        still = 0
-        while still < STILL_LOOKS and time.monotonic() < deadline:
-            await asyncio.sleep(STILL_S)
-            now = await self._updates_sent()
-            moved = now != sent or any(now.get(address, 0) == before.get(address, 0) for address in up)
-            still, sent = (0 if moved else still + 1), now
-
-    async def _updates_sent(self) -> dict[Address, int]:
-        """How many UPDATEs ExaBGP has sent to each peer in its present session."""
-        neighbors = json.loads("".join(await self._speaker.command("show neighbor json")))
-        return {
-            parse_address(entry["peer"]["address"]): entry["messages"]["sent"]["update"] for entry in neighbors
-        }
+        while time.monotonic() < deadline:
+            if leave.complete(updates_sent(await self._speaker.command(QUESTION))):
+                return
+            await asyncio.sleep(LOOK_S)
 
     def _hold(self, name: str) -> str:
         """Why this session must not be reset now; empty when it may.
@@ -177,16 +178,19 @@ class Sessions:
         except FileNotFoundError:
             return ""
 
-    async def _load(self, blocks: Mapping[str, str]) -> None:
-        """Puts the file in place and makes ExaBGP load it. TargetError: nothing has changed, or not yet."""
-        text = render.document(self._header, blocks)
-        if text != self._read():
-            try:
-                with _beside(self._file, text) as temporary:
-                    await self._validate(temporary)
-                    temporary.rename(self._file)
-            except OSError as error:
-                raise TargetError(f"{self._file} cannot be written: {error.strerror}") from None
+    async def _write(self, text: str) -> None:
+        """Puts a file that ExaBGP will take in its place. TargetError: it has not been touched."""
+        if text == self._read():
+            return
+        try:
+            with _beside(self._file, text) as temporary:
+                await self._validate(temporary)
+                temporary.rename(self._file)
+        except OSError as error:
+            raise TargetError(f"{self._file} cannot be written: {error.strerror}") from None
+
+    async def _reload(self, blocks: Mapping[str, str]) -> None:
+        """Makes ExaBGP load the file. TargetError: it has not done so yet."""
         await self._speaker.command("reload")
         wanted = {name: render.digest_of(block) for name, block in blocks.items()}
         deadline = asyncio.get_running_loop().time() + LOAD_TIMEOUT_S
@@ -292,5 +296,3 @@ def _beside(file: FilePath, text: str) -> Iterator[FilePath]:
         yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-

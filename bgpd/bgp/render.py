@@ -20,9 +20,7 @@ HELPER = "bgpd"  # one fixed name: a helper that a reload renames is killed and 
 _MARK = re.compile(r"^# neighbor (\S+)$", re.MULTILINE)
 _ADDRESS = re.compile(r"^neighbor (\S+) \{$", re.MULTILINE)
 _LOADED = re.compile(r'^\s*description "(\S+) ([0-9a-f]{12})";$', re.MULTILINE)
-_LOCAL_END = re.compile(
-    r'description "(\S+) [0-9a-f]{12}";\s+router-id (\S+);[^{}]*?\blocal-address (\S+);'
-)
+_LOCAL_END = re.compile(r'description "(\S+) [0-9a-f]{12}";\s+router-id (\S+);[^{}]*?\blocal-address (\S+);')
 GTSM_TTL = 255  # RFC 5082 section 3
 
 
@@ -66,9 +64,9 @@ def blocks_of(text: str) -> dict[str, str]:
     return {name: body.strip("\n") + "\n" for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
-def addresses(blocks: Mapping[str, str]) -> set[Address]:
-    """The peers' addresses in these blocks."""
-    return {parse_address(found) for text in blocks.values() for found in _ADDRESS.findall(text)}
+def addresses(text: str) -> set[Address]:
+    """The peers' addresses in a file, ours or one that ExaBGP shows."""
+    return {parse_address(found) for found in _ADDRESS.findall(text)}
 
 
 def loaded(shown: str) -> dict[str, str]:

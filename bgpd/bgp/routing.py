@@ -1,7 +1,7 @@
 """The routes subsystem put together: one plan, two reconcilers, and the view of both that operators see.
 
-Input are stores (configuration, nodes, drain, the speaker's sessions); the plan is computed again only when one
-of the first three has changed. It does not know where the stores are filled: `daemon.py` does.
+Input are stores (configuration, nodes, drain, health, the speaker's sessions); the plan is computed again only when
+one of them has changed that it depends on. It does not know where the stores are filled: `daemon.py` does.
 """
 
 from __future__ import annotations
@@ -39,6 +39,22 @@ class Inputs:
     health: Store[Health]
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Routes that are announced, are not wanted, and stay for now. `for_s` None: for as long as `why` holds."""
+
+    routes: int
+    why: str
+    for_s: float | None = None
+
+    @property
+    def until(self) -> str:
+        """What an operator reads after "it is announced"."""
+        if self.for_s is None:
+            return f"kept: {self.why}"
+        return f"withdrawn in {self.for_s:.0f} s: {self.why}"
+
+
 class Routing:
     """Keeps ExaBGP's sessions and routes as planned. `node_name` is this node's name in Kubernetes."""
 
@@ -57,6 +73,7 @@ class Routing:
             lambda: self.plan.neighbors,
             self.carries_its_routes,
         )
+        self._local_ends = sessions.local_ends
         self.sessions: Reconciler[str, str] = Reconciler("sessions", self._want_sessions, sessions, str, report)
         self.routes: Reconciler[AnnouncementKey, Announcement] = Reconciler(
             "routes",
@@ -82,12 +99,14 @@ class Routing:
                 self._node_or_its_remains(),
                 inputs.drain.newest.value,
                 inputs.health.newest.value.reason,
+                self._local_ends.newest.value,
             )
         return self._planned[1]
 
     @property
     def _stores(self) -> tuple[Store[Any], ...]:
-        return self._inputs.config, self._inputs.nodes, self._inputs.drain, self._inputs.health
+        inputs = self._inputs
+        return inputs.config, inputs.nodes, inputs.drain, inputs.health, self._local_ends
 
     @property
     def node(self) -> Node | None:
@@ -101,6 +120,23 @@ class Routing:
         elif self._last_seen is not None:
             self._last_seen = replace(self._last_seen, pod_cidrs=(), problems=())
         return self._last_seen
+
+    @property
+    def held(self) -> Held | None:
+        """What is announced though it is not wanted, and is not being withdrawn; None: nothing."""
+        routes = self.plan.routes
+        count = sum(is_route(key) and key not in routes for key in self.routes.have)
+        left_s = self.routes.held_s
+        if not count or not self.speaker.state.newest.value.connected:
+            return None
+        if not self._inputs.health.newest.value.known:
+            return Held(count, "a health check has no result yet")
+        if not self._inputs.nodes.newest.synced:
+            return Held(count, "the source is not complete yet")
+        if left_s is None:
+            return None
+        gone = "there is no such Node" if self.node is None else "nothing is left to announce"
+        return Held(count, gone, round(left_s, 1))
 
     def carries_its_routes(self, peer: str) -> bool:
         """Whether this peer's session is up and has everything the plan wants it to have."""

@@ -9,17 +9,18 @@ only.
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import socket
 import struct
 import time
 from collections.abc import Callable, Collection
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-LOOKS = 3  # so often ExaBGP's counters must stand still
-LOOK_S = 0.05
+from bgpd.bgp.leave import LOOK_S, QUESTION, Leave, updates_sent
+from bgpd.model.prefix import Address, parse_address
+
 RESPAWN_S = 1.0  # a helper that was killed listens again after 0.1 s
 ESTABLISHED = "01"  # in /proc/net/tcp
 
@@ -90,46 +91,30 @@ class _Bridge:
 def _withdraw(bridge: _Bridge, deadline: float, say: Callable[[str], None]) -> None:
     bridge.command("#reserve")
     families = {
-        peer["peer"]: peer.get("negotiated", {}).get("families", [])
+        parse_address(peer["peer"]): peer.get("negotiated", {}).get("families", [])
         for peer in json.loads(bridge.command("#memory")[0])
         if peer["state"] == "up"
     }
     routes = len(bridge.command("show adj-rib out json"))
-    before = _updates_sent(bridge)
-    up = families.keys() & before.keys()
+    sent = updates_sent(bridge.command(QUESTION))
+    leave = Leave(families.keys(), sent)
     if routes:
         # towards peers that are down too: they must not be told when they come back
         bridge.command("clear adj-rib out")
-    for address in sorted(up):
+    for address in sorted(leave.present(sent), key=str):
         for family in families[address]:
-            # leaves after everything else, so there is one more update on the wire than there were withdrawals
             bridge.command(f"neighbor {address} announce eor {family}")
-    settled = 0
-    sent = before
-    while settled < LOOKS:
-        now = _updates_sent(bridge)
-        still = all(before[address] < now[address] == sent.get(address) for address in up & now.keys())
-        settled = settled + 1 if still and not _unacknowledged(up & now.keys()) else 0
-        sent = now
+    while not leave.complete(sent, held=_unacknowledged(leave.present(sent))):
         if time.monotonic() > deadline:
             raise ValueError("not every peer has acknowledged its withdrawals")
         time.sleep(LOOK_S)
-    for address in sorted(up - sent.keys()):
+        sent = updates_sent(bridge.command(QUESTION))
+    for address in sorted(leave.fallen(sent), key=str):
         say(f"the session with {address} fell meanwhile: it may keep routes until its graceful-restart timer ends")
-    say(f"{routes} routes withdrawn from {len(up & sent.keys())} peers")
+    say(f"{routes} routes withdrawn from {len(leave.present(sent))} peers")
 
 
-def _updates_sent(bridge: _Bridge) -> dict[str, int]:
-    """How many updates, End-of-RIB included, each peer that is up was sent in its session."""
-    neighbors = json.loads("".join(bridge.command("show neighbor json")))
-    return {
-        entry["peer"]["address"]: entry["messages"]["sent"]["update"]
-        for entry in neighbors
-        if entry["fsm"] == "ESTABLISHED"
-    }
-
-
-def _unacknowledged(addresses: Collection[str]) -> bool:
+def _unacknowledged(addresses: Collection[Address]) -> bool:
     """Whether the kernel still holds something that one of these has not acknowledged (proc(5), /proc/net/tcp)."""
     for table in ("tcp", "tcp6"):
         for line in Path("/proc/self/net", table).read_text().splitlines()[1:]:
@@ -140,7 +125,7 @@ def _unacknowledged(addresses: Collection[str]) -> bool:
     return False
 
 
-def _address(words: str) -> str:
+def _address(words: str) -> Address:
     """An address as /proc/net/tcp prints it: 32-bit words in the machine's order, eight digits each."""
     packed = b"".join(struct.pack("=I", int(words[at : at + 8], 16)) for at in range(0, len(words), 8))
-    return str(ipaddress.ip_address(packed))
+    return ip_address(packed)

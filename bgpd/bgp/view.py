@@ -1,6 +1,7 @@
 """What an operator sees of sessions and routes: rows for `bgpd peers`, `bgpd routes` and `bgpd status`. Pure.
 
-The rows are the stable JSON interface; the command line only lays them out.
+The rows are the stable JSON interface; the command line only lays them out. While the speaker does not answer
+nobody knows what is announced (it may have withdrawn everything and stopped): `announced` is None then.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def peers(
         if neighbor is None:
             rows.append(row | {"state": "idle", "why": plan.idle_peers.get(peer.name, "")})
             continue
-        row |= _session(neighbor, state, now) | _counts(peer.name, plan, have)
+        row |= _session(neighbor, state, now) | _counts(peer.name, plan, have if state.connected else None)
         change = trouble.get(peer.name)
         if change is not None:
             row["why"] = "; ".join(filter(None, (row["why"], f"change pending: {change.reason}")))
@@ -57,9 +58,14 @@ def routes(
     state: SpeakerState,
     have: Mapping[AnnouncementKey, Announcement],
     trouble: Trouble,
+    leaving: str,
     peer: str | None = None,
 ) -> list[dict[str, Any]]:
-    """One row per prefix and peer: wanted, refused, or announced though not wanted (any more)."""
+    """One row per prefix and peer: wanted, refused, or announced though not wanted (any more).
+
+    `leaving` is what becomes of those that are not wanted.
+    """
+    have = have if state.connected else {}
     keys = {key for key in have if isinstance(key, RouteKey)}
     keys |= plan.routes.keys() | plan.refused.keys() | plan.unsuited.keys()
     rows = []
@@ -68,20 +74,27 @@ def routes(
             continue
         announced, wanted = have.get(key), plan.routes.get(key)
         shown = announced if isinstance(announced, Path) else wanted
+        if wanted is not None:
+            why = _why_not(key, plan, state, announced, trouble)
+        else:
+            why = _why_unwanted(key, plan, leaving if announced else "")
         row: dict[str, Any] = {
             "prefix": str(key.prefix),
             "peer": key.peer,
-            "wanted": key in plan.routes,
-            "announced": isinstance(announced, Path),
-            "why": _why_not(key, plan, state, announced, trouble),
+            "wanted": wanted is not None,
+            "announced": isinstance(announced, Path) if state.connected else None,
+            "why": why,
         }
         rows.append(row | (_path(shown) if shown is not None else {}))
     return rows
 
 
-def transitions(plan: BgpPlan, before: SpeakerState, after: SpeakerState) -> list[dict[str, Any]]:
-    """What happened to sessions between two views of the speaker: a log line's fields for each."""
-    names = {neighbor.peer_address: name for name, neighbor in plan.neighbors.items()}
+def transitions(bgp: Bgp, before: SpeakerState, after: SpeakerState, now: float) -> list[dict[str, Any]]:
+    """What happened to sessions between two views of the speaker: a log line's fields for each.
+
+    A daemon that has just started finds sessions that are up: `for_s` says that this is no news.
+    """
+    names = {peer.peer_address: peer.name for peer in bgp.peers}
     happened = []
     for address, session in after.sessions.items():
         earlier = before.sessions.get(address)
@@ -91,6 +104,8 @@ def transitions(plan: BgpPlan, before: SpeakerState, after: SpeakerState) -> lis
             continue
         row: dict[str, Any] = {"peer": names.get(address, ""), "address": str(address)}
         row |= {"state": "up" if session.up else "down", "reason": session.reason}
+        if not before.connected and earlier is None:
+            row["for_s"] = round(now - session.since, 1)
         if earlier is not None and not session.up:
             row["after_s"] = round(session.since - earlier.since, 1)
         happened.append({key: value for key, value in row.items() if value != ""})
@@ -137,11 +152,11 @@ def _look_at(neighbor: Neighbor) -> str:
     return ", ".join(questions) + "?"
 
 
-def _counts(name: str, plan: BgpPlan, have: Mapping[AnnouncementKey, Announcement]) -> dict[str, Any]:
-    mine = [key for key in have if key.peer == name]
+def _counts(name: str, plan: BgpPlan, have: Mapping[AnnouncementKey, Announcement] | None) -> dict[str, Any]:
+    mine = [key for key in have or () if key.peer == name]
     return {
         "wanted": sum(key.peer == name for key in plan.routes),
-        "announced": sum(isinstance(key, RouteKey) for key in mine),
+        "announced": None if have is None else sum(isinstance(key, RouteKey) for key in mine),
         "refused": sum(key.peer == name for key in plan.refused),
         "endOfRIB": sorted(key.family.value for key in mine if isinstance(key, EndOfRibKey)),
     }
@@ -158,14 +173,16 @@ def _path(path: Path) -> dict[str, Any]:
     }
 
 
+def _why_unwanted(key: RouteKey, plan: BgpPlan, leaving: str) -> str:
+    """Why this prefix is not to be announced and, when it is, what becomes of it."""
+    reason = plan.refused.get(key) or plan.unsuited.get(key, "")
+    return "; ".join(filter(None, (reason, leaving)))
+
+
 def _why_not(
     key: RouteKey, plan: BgpPlan, state: SpeakerState, announced: Announcement | None, trouble: Trouble
 ) -> str:
-    """Why this prefix is not announced as wanted; empty when it is."""
-    if key in plan.refused or key in plan.unsuited:
-        return plan.refused.get(key) or plan.unsuited[key]
-    if key not in plan.routes:
-        return "no longer wanted; withdrawal pending"
+    """Why this prefix, which is wanted, is not announced as it should be; empty when it is."""
     neighbor = plan.neighbors[key.peer]
     if not state.connected:
         return state.reason

@@ -72,6 +72,14 @@ class Neighbor:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalEnd:
+    """Our end of a session, as the speaker has it loaded."""
+
+    address: Address
+    router_id: Address
+
+
+@dataclass(frozen=True, slots=True)
 class Path:
     """What is announced about one prefix. Communities are sorted, so that equal paths compare equal.
 

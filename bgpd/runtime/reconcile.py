@@ -147,6 +147,14 @@ class Reconciler(Generic[K, V]):
         return self._target_error
 
     @property
+    def held_s(self) -> float | None:
+        """For how many seconds removals still wait because the plan was emptied; None: none waits."""
+        if self._empty_since is None:
+            return None
+        left_s = self._empty_since + EMPTY_GRACE_S - self._clock()
+        return left_s if left_s > 0 else None
+
+    @property
     def settled(self) -> bool:
         """Whether the target is known and nothing is waiting to be done."""
         return self._have is not None and not self._trouble and not self._target_error and not self._stale
@@ -309,7 +317,8 @@ class Reconciler(Generic[K, V]):
                     waiter.event.set()
         if done or failed or drift or suspicious:
             latency = None
-            if done and desired.at is not None and desired.at != self._latest_cause:
+            held = self._empty_since is not None  # on purpose, and no measure of how fast we are
+            if done and not held and desired.at is not None and desired.at != self._latest_cause:
                 latency, self._latest_cause = now - desired.at, desired.at
             kinds = [change.kind.value for change in done]
             self._report(

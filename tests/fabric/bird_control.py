@@ -8,10 +8,9 @@ milliseconds.
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from tests.fabric.control_socket import ControlSocket
 
 
 class BirdError(RuntimeError):
@@ -22,31 +21,14 @@ class BirdError(RuntimeError):
         self.code = code
 
 
-class BirdControl:
-    """One connection; not to be shared between threads. Raises `OSError` when BIRD is not there."""
+class BirdControl(ControlSocket):
+    """BIRD's end speaks first."""
 
     def __init__(self, path: Path, timeout_s: float = 10.0) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout_s)
-        try:
-            self._socket.connect(str(path))
-            self._stream = self._socket.makefile("rb")
-            self._answer()
-        except OSError:
-            self._socket.close()
-            raise
+        super().__init__(path, timeout_s)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._stream.close()
-        self._socket.close()
+    def _greet(self) -> None:
+        self._answer()
 
     def ask(self, command: str) -> list[str]:
         """The lines of BIRD's answer without their codes; `BirdError` when the last code is an error."""

@@ -9,11 +9,11 @@ with `exit` or go back to the top with `end`.
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
+
+from tests.fabric.control_socket import ControlSocket
 
 _END = b"\0\0\0"
 _SUCCESS, _WARNING = 0, 1
@@ -23,30 +23,15 @@ class FrrError(RuntimeError):
     """A daemon refused a command."""
 
 
-class FrrVty:
-    """One connection, in the enabled node; not to be shared between threads."""
+class FrrVty(ControlSocket):
+    """A connection in the enabled node."""
 
     def __init__(self, path: Path, timeout_s: float = 60.0) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout_s)
         self._buffer = b""
-        try:
-            self._socket.connect(str(path))
-            self.ask("enable")
-        except (OSError, FrrError):
-            self._socket.close()
-            raise
+        super().__init__(path, timeout_s)
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._socket.close()
+    def _greet(self) -> None:
+        self.ask("enable")
 
     def ask(self, command: str) -> str:
         """What the daemon prints for one command; `FrrError` with its words when it refuses."""
@@ -69,7 +54,7 @@ class FrrVty:
 
     def _answer(self, command: str) -> str:
         while (at := self._buffer.find(_END)) < 0 or len(self._buffer) <= at + len(_END):
-            data = self._socket.recv(1 << 20)
+            data = self._stream.read1(1 << 20)
             if not data:
                 raise ConnectionResetError("FRR closed its control socket")
             self._buffer += data

@@ -96,6 +96,26 @@ def test_a_full_run_directory_keeps_the_sessions_and_delays_changes(seed3: Seed3
         end(node)
 
 
+def test_a_peer_that_is_removed_on_a_full_disk_keeps_its_routes(seed3: Seed3Fabric) -> None:
+    """Nothing is withdrawn before the new speaker configuration is written; with room, session and routes go."""
+    place, (a, b) = seed3.nodes[0], seed3.tors
+    with small_disk(planned(seed3) / "run") as ballast:
+        node = BgpdNode.announcing(seed3)
+        fill(ballast)
+        with BgpCapture(place.namespace, CABLE) as capture, never_without(seed3, place.pod_cidrs):
+            node.config["bgp"]["peers"].pop()
+            node.write_config()
+            node.bgpd("reload")
+            node.wait_problem("No space left on device")
+        assert [str(it) for it in capture.besides_keepalives()] == []
+        ballast.unlink()
+        b.speaker.wait_down(place.address, 60)
+        assert b.speaker.routes(place.address) == {}
+        assert len(a.speaker.routes(place.address)) == len(place.pod_cidrs)
+        node.wait_healthy()
+        end(node)
+
+
 def test_a_full_disk_does_not_keep_a_daemon_from_coming_back(seed3: Seed3Fabric) -> None:
     """Restarted on a full run directory it serves, for it writes nothing there that was not there; routes stay."""
     place = seed3.nodes[0]

@@ -239,9 +239,13 @@ def counter(namespace: Namespace, name: str) -> int:
     return 0
 
 
-def wait_counter(namespace: Namespace, name: str) -> None:
-    """Waits until the kernel has counted this at least once: somebody tried, and it was refused for that."""
-    poll(lambda: counter(namespace, name) > 0, UP_S, lambda: f"{name} stays 0 in {namespace.name}", every_s=0.1)
+def wait_counter(namespace: Namespace, name: str, at_least: int = 1) -> None:
+    """Waits until the kernel has counted this so often: somebody tried, and it was refused for that."""
+
+    def failure() -> str:
+        return f"{name} stays {counter(namespace, name)} in {namespace.name}"
+
+    poll(lambda: counter(namespace, name) >= at_least, UP_S, failure, every_s=0.1)
 
 
 def benches(*cases: Case, tor: Mapping[str, Any] | None = None, **bgp: Any) -> Any:

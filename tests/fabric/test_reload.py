@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
+from bgpd.bgp import render
 from tests.fabric.bgp_wire import BgpMessage, BgpType
 from tests.fabric.netns import Lab
 from tests.fabric.node import BgpdNode, seed3_bgp
 from tests.fabric.observe import BgpCapture
-from tests.fabric.peer import FAMILIES, Neighbor
+from tests.fabric.peer import FAMILIES, IPV4, IPV6, Neighbor
 from tests.fabric.process import poll
 from tests.fabric.topology import CABLE, Seed3Fabric, TorPlace
 
@@ -166,12 +167,50 @@ def test_an_added_peer_gets_its_routes_and_a_removed_one_loses_its_session(seed3
         removed = node.config["bgp"]["peers"].pop()
         reload(node)
         b.speaker.wait_down(place.address)
+        assert b.speaker.routes(place.address) == {}
         poll(lambda: [row["peer"] for row in node.status()["peers"]] == ["tor-a"], 5, lambda: "tor-b is still there")
         node.config["bgp"]["peers"].append(removed)
         reload(node)
         b.speaker.wait_established(place.address, 40)
         b.speaker.wait_route(place.pod_cidrs[0], where=lambda route: not route.stale)
         node.wait_healthy()
+
+
+@pytest.mark.parametrize("families", [(IPV4,), (IPV6,), FAMILIES], ids=" ".join)
+def test_a_removed_peer_is_emptied_before_it_loses_its_session(lab: Lab, families: tuple[str, ...]) -> None:
+    """Withdrawals, then End-of-RIB for the families of its session and for no other; nothing is kept as stale."""
+    fabric = Seed3Fabric(lab, neighbor=Neighbor(address="", asn=0, families=families)).start()
+    place, b = fabric.nodes[0], fabric.tors[1]
+    prefixes = [prefix for prefix, family in zip(place.pod_cidrs, FAMILIES, strict=True) if family in families]
+    node = BgpdNode.at(place, seed3_bgp(fabric, families=list(families)), *prefixes).start()
+    b.speaker.wait_route_count(place.address, len(families))
+    node.wait_healthy()
+    with BgpCapture(place.namespace, CABLE) as capture:
+        node.config["bgp"]["peers"].pop()
+        reload(node)
+        b.speaker.wait_down(place.address)
+        assert b.speaker.routes(place.address) == {}
+    said = capture.messages(BgpType.UPDATE, src=place.address, dst=b.loopback)
+    assert [it.end_of_rib for it in said[-2 * len(families) :]] == [False] * len(families) + [True] * len(families)
+    assert {it.body == bytes(4) for it in said if it.end_of_rib} == {family == IPV4 for family in families}
+
+
+def test_a_removal_that_was_broken_off_is_ended_in_order(seed3: Seed3Fabric) -> None:
+    """The daemon dies with the new file in place and not loaded: the next daemon empties tor-b before the reload."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    b = seed3.tors[1]
+    assert node.daemon is not None
+    node.daemon.kill()
+    file = node.directory / "run" / "speaker" / "exabgp.conf"
+    text = file.read_text()
+    blocks = render.blocks_of(text)
+    file.write_text(render.document(text[: text.index("\n# neighbor ")], {"tor-a": blocks["tor-a"]}))
+    node.config["bgp"]["peers"].pop()
+    node.write_config()
+    node.start_daemon()
+    b.speaker.wait_down(place.address)
+    assert b.speaker.routes(place.address) == {}
+    node.wait_healthy()
 
 
 @pytest.mark.parametrize("how", ["bgpd reload", "SIGHUP"])
@@ -193,7 +232,10 @@ def test_an_invalid_file_changes_nothing(seed3: Seed3Fabric, how: str) -> None:
             assert "bgp.peers[0].timers.holdTimeSeconds" in refused.stderr
             assert "bgp.peers[1].peerASN" in refused.stderr
         node.daemon.wait_log("configuration refused")
-        assert f"{node.config_file}: 2 faults" in node.wait_problem("running on the last good one")
+        for place in ("bgp.peers[0].timers.holdTimeSeconds", "bgp.peers[1].peerASN"):
+            told = node.wait_problem(place)
+            assert "the last good one stays in use" in told
+            assert str(node.config_file) in told
         assert node.try_bgpd("status").returncode == 4
         poll(lambda: node.metric("bgpd_config_last_reload_successful") == 0, 5, lambda: "the metric says 1")
         node.config_file.write_text(good)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.config.parse import parse
 from bgpd.config.schema import Bgp
-from bgpd.model.bgp import ASN, Family, Path, RouteKey
+from bgpd.model.bgp import ASN, Family, LocalEnd, Path, RouteKey
 from bgpd.model.node import Node
 
 NODE = Node(
@@ -206,3 +206,32 @@ bgp:
 """
     (warning,) = parse(text, "bgpd.yaml").warnings
     assert "allowas-in" in str(warning)
+
+
+# --- before the node is known ---------------------------------------------------------------------------------
+
+
+LOADED = {"tor-a": LocalEnd(ip_address("11.8.37.63"), ip_address("10.0.0.1"))}
+
+
+def test_sessions_of_a_former_life_stay_while_the_node_is_unknown() -> None:
+    """Exactly as they are loaded, also those for certain nodes only; nothing is announced on them."""
+    result = plan(bgp({"nodeSelector": {"matchLabels": {"rack": "r1"}}}), {}, None, Drain.NO, loaded=LOADED)
+    neighbor = result.neighbors["tor-a"]
+    assert (neighbor.local_address, neighbor.router_id) == (ip_address("11.8.37.63"), ip_address("10.0.0.1"))
+    assert (result.idle_peers, result.routes) == ({}, {})
+
+
+def test_what_is_loaded_counts_no_more_once_the_node_is_known() -> None:
+    """A node without an address is no reason to keep one that it had in a former life."""
+    bare = Node("worker1", NODE.pod_cidrs)
+    result = plan(bgp(), {}, bare, Drain.NO, loaded=LOADED)
+    assert "the node shows no IPv4 InternalIP" in result.idle_peers["tor-a"]
+    other = plan(bgp({"nodeSelector": {"matchLabels": {"rack": "r2"}}}), {}, NODE, Drain.NO, loaded=LOADED)
+    assert "nodeSelector does not match" in other.idle_peers["tor-a"]
+
+
+def test_a_peer_that_has_moved_to_the_other_family_is_not_kept() -> None:
+    """The session that is loaded is from an IPv4 address and cannot be to an IPv6 one."""
+    result = plan(bgp({"peerAddress": "fd00::1"}), {}, None, Drain.NO, loaded=LOADED)
+    assert "Kubernetes has not shown this node" in result.idle_peers["tor-a"]

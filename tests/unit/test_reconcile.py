@@ -123,6 +123,21 @@ def test_an_emptied_plan_removes_late_and_says_so_once() -> None:
     assert bench.target.table == {}
 
 
+def test_how_long_removals_are_held_can_be_asked() -> None:
+    """Counted down while they wait, None before and after; the time they waited is not told as a latency."""
+    bench = Bench({"a": 1})
+    bench.round()
+    assert bench.loop.held_s is None
+    bench.desired = Desired({}, complete=True, emptied=True, at=bench.now)
+    bench.round()
+    assert bench.loop.held_s == EMPTY_GRACE_S
+    bench.round(after_s=EMPTY_GRACE_S / 4)
+    assert bench.loop.held_s == EMPTY_GRACE_S * 3 / 4
+    bench.round(after_s=EMPTY_GRACE_S)
+    assert bench.loop.held_s is None
+    assert (bench.reports[-1].removed, bench.reports[-1].latency_s) == (1, None)
+
+
 def test_an_emptied_plan_that_recovers_removes_nothing() -> None:
     """If the objects are back within the grace period, the target never saw them go."""
     bench = Bench()

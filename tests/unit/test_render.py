@@ -8,7 +8,7 @@ from ipaddress import ip_address
 import pytest
 
 from bgpd.bgp import render
-from bgpd.model.bgp import ASN, Family, Neighbor, Secret
+from bgpd.model.bgp import ASN, Family, LocalEnd, Neighbor, Secret
 
 TOR_A = Neighbor(
     name="tor-a",
@@ -108,6 +108,17 @@ def test_what_exabgp_has_loaded_is_known_by_digest() -> None:
     """`show neighbor configuration` prints the description back."""
     block = render.block(TOR_A)
     assert render.loaded(block) == {"tor-a": render.digest_of(block)}
+
+
+def test_our_end_of_what_exabgp_has_loaded_is_read_back() -> None:
+    """Each neighbor's own, also behind the lines that ExaBGP puts in; a block that is not ours is passed over."""
+    v6 = replace(TOR_A, name="tor-6", local_address=ip_address("fd00::63"), router_id=ip_address("10.0.0.1"))
+    shown = (render.block(TOR_A) + render.block(v6)).replace("  local-address", "  host-name None;\n  local-address")
+    foreign = "neighbor 192.0.2.1 {\n  router-id 192.0.2.9;\n  local-address 192.0.2.2;\n}\n"
+    assert render.local_ends(foreign + shown + foreign) == {
+        "tor-a": LocalEnd(TOR_A.local_address, TOR_A.router_id),
+        "tor-6": LocalEnd(v6.local_address, v6.router_id),
+    }
 
 
 def test_a_password_never_shows() -> None:
