@@ -6,9 +6,10 @@ found good), nothing else. The wording of answers is the stable JSON interface o
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bgpd.config.load import Loaded, load
 from bgpd.config.schema import Config
 from bgpd.kube.sources import Source
 from bgpd.model.bgp import Family, RouteKey
+from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
 from bgpd.model.prefix import sort_key
 from bgpd.observe.control import ControlError, Handler, Progress
@@ -119,41 +121,40 @@ class Console:
         routing, plan, speaker = self.routing, self.routing.plan, self.routing.speaker.state.newest.value
         found = []
         if self.config_state.faults:
-            found.append(
-                f"{self.config_state.file}: {len(self.config_state.faults)} faults, running on the last good one;"
-                f" first: {self.config_state.faults[0]}"
-            )
+            refused = "the configuration is refused, the last good one stays in use"
+            found += brief(self.config_state.faults, lambda fault: f"{refused}: {fault}")
         source = self.source.status.newest.value
         if source.state != "synced":
             found.append(f"source: {source.state}" + (f": {source.last_error}" if source.last_error else ""))
-        found += [f"source: {fault}" for fault in source.faults]
+        found += brief(source.faults, lambda fault: f"source: {fault}")
         if source.warning:
-            found.append(f"source: {source.warning}")
-        node = routing.node
-        if node is not None:
-            found += node.problems
-        elif source.state == "synced":
-            found.append(f"Kubernetes has no node {self.routing.node_name}; set node.name to the name kubectl shows")
+            found.append(f"source: {source.warning}; is node.name as `kubectl get nodes` shows it?")
+        if routing.node is not None:
+            found += brief(routing.node.problems)
+        if routing.held is not None:
+            found.append(f"{routing.held.routes} routes that are not wanted are {routing.held.until}")
         silence = speaker.reason if not speaker.connected else routing.speaker.silence
         if silence:
             found.append(f"speaker: {silence}")
-        for row in self.peer_rows():
-            if row["why"]:
-                found.append(f"peer {row['peer']} is {row['state']}: {row['why']}")
+        found += brief(
+            [row for row in self.peer_rows() if row["why"] and row["state"] != "unknown"],  # the speaker's matter
+            lambda row: f"peer {row['peer']} is {row['state']}: {row['why']}",
+        )
         if self.unhealthy:
             found.append(f"unhealthy, everything is withdrawn: {self.unhealthy}")
         elif self.drain is not Drain.WITHDRAWN:
             homeless = {key.prefix for key in plan.unsuited} - {key.prefix for key in (*plan.routes, *plan.refused)}
-            found += [
-                f"{prefix} goes to no peer: none has {Family.of(prefix).value} in families"
-                for prefix in sorted(homeless, key=sort_key)
-            ]
-            found += [f"{key.prefix} to {key.peer} is refused: {reason}" for key, reason in plan.refused.items()]
+            found += brief(
+                sorted(homeless, key=sort_key),
+                lambda prefix: f"{prefix} goes to no peer: none has {Family.of(prefix).value} in families",
+            )
+            found += brief(plan.refused.items(), lambda refusal: f"{_route(refusal[0])} is refused: {refusal[1]}")
         if self._drainer.broken_off:
             found.append("a drain was broken off: `bgpd drain` takes it up again, `bgpd undrain` takes it back")
-        for key, outcome in routing.routes.trouble.items():
-            if isinstance(key, RouteKey):
-                found.append(f"{key.prefix} to {key.peer} is not as wanted: {outcome.reason}")
+        found += brief(
+            [(key, outcome) for key, outcome in routing.routes.trouble.items() if isinstance(key, RouteKey)],
+            lambda trouble: f"{_route(trouble[0])} is not as wanted: {trouble[1].reason}",
+        )
         for loop in (routing.sessions, routing.routes):
             if loop.error and speaker.connected:
                 found.append(f"{loop.name}: {loop.error}")
@@ -169,8 +170,9 @@ class Console:
 
     async def _status(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         source, node = self.source.status.newest.value, self.routing.node
-        speaker = self.routing.speaker.state.newest.value
+        speaker, held = self.routing.speaker.state.newest.value, self.routing.held
         state = self.config_state
+        error_ago_s = None if self.source_error_at is None else round(time.time() - self.source_error_at, 1)
         return {
             "node": self.routing.node_name,
             "version": __version__,
@@ -181,10 +183,16 @@ class Console:
                 "faults": list(state.faults),
                 "warnings": list(state.warnings),
             },
-            "source": {"kind": self.source_kind, "state": source.state, "lastError": source.last_error},
+            "source": {
+                "kind": self.source_kind,
+                "state": source.state,
+                "lastError": source.last_error,
+                "lastErrorAgo_s": error_ago_s,
+            },
             "podCIDRs": [str(prefix) for prefix in node.pod_cidrs] if node else [],
             "speaker": {"connected": speaker.connected, "reason": speaker.reason},
             "drain": self.drain.value,
+            "held": asdict(held) if held else None,
             "peers": self.peer_rows(),
             "problems": self.problems(),
         }
@@ -198,12 +206,16 @@ class Console:
         if peer is not None and peer not in names:
             raise ControlError(f"no peer {peer!r}; configured are {', '.join(names)}", 2)
         state = routing.speaker.state.newest.value
-        return {"routes": view.routes(routing.plan, state, routing.routes.have, routing.routes.trouble, peer)}
+        have, trouble, held = routing.routes.have, routing.routes.trouble, routing.held
+        leaving = held.until if held else "withdrawal pending"
+        return {"routes": view.routes(routing.plan, state, have, trouble, leaving, peer)}
 
     async def _drain(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         wait_s = arguments.get("wait_s")
         if wait_s is None:
             wait_s = self._loaded.config.bgp.drain.wait_seconds
+        if not isinstance(wait_s, int | float) or not 0 <= wait_s < math.inf:
+            raise ControlError(f"--wait {wait_s}: must be a number of seconds, 0 or more", 2)
         try:
             return {"withdrawn": await self._drainer.drain(self.routing, float(wait_s), progress)}
         except (DrainError, OSError) as error:
@@ -231,3 +243,7 @@ class Console:
             routing.sessions.trouble,
             time.monotonic(),
         )
+
+
+def _route(key: RouteKey) -> str:
+    return f"{key.prefix} to {key.peer}"

@@ -16,12 +16,12 @@ import contextlib
 import errno
 import signal
 import time
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from bgpd import __version__, gauges
-from bgpd.bgp import launch, view
+from bgpd.bgp import flaps, launch, view
 from bgpd.bgp.drain import Drainer
 from bgpd.bgp.health import Health, Prober
 from bgpd.bgp.plan import Drain
@@ -29,12 +29,13 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Config, SpeakerMode
+from bgpd.config.schema import Bgp, Config, SpeakerMode
 from bgpd.console import Console
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.parse import NODE
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source
 from bgpd.model.bgp import SpeakerState
+from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
 from bgpd.model.node import Node
 from bgpd.observe import log
@@ -74,7 +75,10 @@ class Daemon:
         self.changed.set()
         self._sessions = SpeakerState()
         self._source_status: SourceStatus | None = None
+        self._node: Node | None = None
+        self._unhealthy = ""
         self._log_round = log.RoundLog(log.get("reconcile"))
+        self._session_log = flaps.SessionLog()
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT. StartError: something is in the way."""
@@ -137,7 +141,10 @@ class Daemon:
         console.on_reload = lambda keys: self._tell_reload(console, keys)
         for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state):
             store.on_change(self._note_change)
-        speaker.state.on_change(lambda: self._tell_sessions(routing))
+        inputs.nodes.on_change(lambda: self._tell_node(routing))
+        inputs.drain.on_change(lambda: self.log.info("drain", state=inputs.drain.newest.value.value))
+        inputs.health.on_change(lambda: self._tell_health(inputs.health.newest.value))
+        speaker.state.on_change(lambda: self._tell_sessions(inputs.config.newest.value.config.bgp, speaker))
         source.status.on_change(lambda: self._tell_source(source))
         return console, {
             "source": source.run(),
@@ -160,9 +167,10 @@ class Daemon:
             config=str(self.file),
             source=console.source_kind,
             peers=[peer.name for peer in config.bgp.peers],
+            drain=console.drain.value,
         )
-        for warning in self.loaded.warnings:
-            self.log.warning("configuration", warning=str(warning))
+        for warning in brief(self.loaded.warnings):
+            self.log.warning("configuration", warning=warning)
         self.notifier.ready("starting")
 
     @contextlib.contextmanager
@@ -205,16 +213,41 @@ class Daemon:
         self.metrics.observe_round(round)
         self.changed.set()
 
-    def _tell_sessions(self, routing: Routing) -> None:
-        """A line for each session that came or went, and one when the speaker did."""
-        before, self._sessions = self._sessions, routing.speaker.state.newest.value
-        for fields in view.transitions(routing.plan, before, self._sessions):
-            tell = self.log.info if fields["state"] == "up" else self.log.warning
-            tell("session", **fields)
+    def _tell_sessions(self, bgp: Bgp, speaker: Speaker) -> None:
+        """A line for each session that came or went, unless it flaps, and one when the speaker did."""
+        before, self._sessions = self._sessions, speaker.state.newest.value
+        self._log_sessions(view.transitions(bgp, before, self._sessions, time.monotonic()))
         if before.connected != self._sessions.connected:
             tell = self.log.info if self._sessions.connected else self.log.warning
             reason = {"reason": self._sessions.reason} if self._sessions.reason else {}
             tell("speaker", connected=self._sessions.connected, **reason)
+
+    def _tell_node(self, routing: Routing) -> None:
+        """A line when our node is found, goes, or shows something else that routes depend on."""
+        before, node = self._node, routing.node
+        self._node = node
+        if node is None:
+            if before is not None:
+                self.log.warning("node", name=routing.node_name, state="gone")
+            return
+        shown = (node.pod_cidrs, node.internal_ips, node.problems)
+        if before is None or shown != (before.pod_cidrs, before.internal_ips, before.problems):
+            tell = self.log.warning if node.problems else self.log.info
+            problems = {"problems": brief(node.problems)} if node.problems else {}
+            addresses = brief(node.internal_ips)
+            tell("node", name=node.name, podCIDRs=brief(node.pod_cidrs), internalIPs=addresses, **problems)
+
+    def _tell_health(self, health: Health) -> None:
+        """A line when the verdict of the health checks changes."""
+        before, self._unhealthy = self._unhealthy, health.reason
+        if health.reason and not before:
+            self.log.warning("unhealthy, withdrawing everything", reason=health.reason)
+        elif before and not health.reason:
+            self.log.info("healthy again")
+
+    def _log_sessions(self, transitions: Sequence[flaps.Transition] = ()) -> None:
+        for line in self._session_log.lines(transitions, time.monotonic()):
+            self.log.log(log.LEVELS[line.level], line.event, **line.fields)
 
     def _tell_source(self, source: Source) -> None:
         """A line when the source is lost, found again, or says something new."""
@@ -226,7 +259,7 @@ class Daemon:
         tell = self.log.warning if lost or status.faults else self.log.info
         told: dict[str, Any] = {"error": status.last_error} if lost else {}
         if status.faults:
-            told["faults"] = [str(fault) for fault in status.faults]
+            told["faults"] = brief(status.faults)
         tell("source", state=status.state.value, **told)
 
     def _tell_reload(self, console: Console, needs_restart: list[str]) -> None:
@@ -234,10 +267,10 @@ class Daemon:
         state = console.config_state
         self.changed.set()
         if state.faults:
-            self.log.error("configuration refused, the last good one stays in use", faults=state.faults)
+            self.log.error("configuration refused, the last good one stays in use", faults=brief(state.faults))
             return
         self.log.info("configuration loaded", **({"needs_restart": needs_restart} if needs_restart else {}))
-        for warning in state.warnings:
+        for warning in brief(state.warnings):
             self.log.warning("configuration", warning=warning)
 
     def _note_change(self) -> None:
@@ -247,10 +280,11 @@ class Daemon:
         return time.monotonic() - self.heartbeat
 
     async def _beat(self, console: Console) -> None:
-        """Shows that the loop turns and publishes what other threads may read."""
+        """Shows that the loop turns, says what time brings, and publishes what other threads may read."""
         shown = ""
         while True:
             self.heartbeat = time.monotonic()
+            self._log_sessions()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self.changed.wait()

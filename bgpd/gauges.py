@@ -25,13 +25,16 @@ def snapshot(console: Console) -> Snapshot:
     speaker = routing.speaker.state.newest.value
     return Snapshot(
         peers=tuple(_peer(console, neighbor) for neighbor in routing.plan.neighbors.values()),
-        sources=(Source(
+        sources=(
+            Source(
                 console.source_kind,
                 console.nodes_synced,
                 source.reconnects,
                 console.source_error_at,
                 following=source.state is SourceState.SYNCED,
-            ),),
+                faults=len(source.faults),
+            ),
+        ),
         objects={loop.name: _objects(loop.have, loop.trouble) for loop in (routing.sessions, routing.routes)},
         speaker_connected=speaker.connected,
         draining=console.drain is not Drain.NO,

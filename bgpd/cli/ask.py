@@ -9,6 +9,8 @@ from typing import Any
 from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import NOT_REACHABLE, Exit
 from bgpd.cli.settings import run_directory
+from bgpd.config.files import UnreadableError, read_limited
+from bgpd.config.parse import LIMITS
 
 
 def ask(options: argparse.Namespace, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -18,6 +20,10 @@ def ask(options: argparse.Namespace, command: str, arguments: dict[str, Any] | N
         return request(socket, command, arguments or {}, lambda text: print(text, file=sys.stderr))
     except NotReachable as error:
         sys.stderr.write(f"bgpd: {error}\n")
+        try:
+            read_limited(options.config, LIMITS.bytes)
+        except UnreadableError as unreadable:
+            sys.stderr.write(f"bgpd: {options.config}: {unreadable}; {socket.parent} is the default of paths.run\n")
         raise Exit(NOT_REACHABLE) from None
     except Refused as error:
         sys.stderr.write(f"bgpd: {error}\n")

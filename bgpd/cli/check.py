@@ -30,7 +30,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     """Exit 2, with every fault on stderr, when the daemon would refuse the file."""
     loaded = configuration(options)
-    node, faults = _node(loaded)
+    node, faults, missing = _node(loaded)
     planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO)
     shown = _plan(planned)
     if options.output == "json":
@@ -40,15 +40,15 @@ def main(options: argparse.Namespace) -> int:
             sys.stderr.write(f"warning: {warning}\n")
         for fault in faults:
             sys.stderr.write(f"{fault}\n")
-        sys.stdout.write(_render(options.config, node, shown))
+        sys.stdout.write(_render(options.config, missing, shown))
     return USAGE if faults else FINE
 
 
-def _node(loaded: Loaded) -> tuple[Node | None, list[str]]:
-    """Our node from the manifests, and what is wrong with them; None when there is no way to know it."""
+def _node(loaded: Loaded) -> tuple[Node | None, list[str], str]:
+    """Our node from the manifests, what is wrong with them, and why there is no node; empty when there is."""
     directory = loaded.config.source.manifests
     if directory is None:
-        return None, []
+        return None, [], "the node is not known here, only to the API server"
     nodes: Store[Mapping[str, Node]] = Store({})
     source = ManifestSource(directory, [Feed(NODE, nodes, loaded.config.node.name)])
     source.read()
@@ -56,7 +56,8 @@ def _node(loaded: Loaded) -> tuple[Node | None, list[str]]:
     faults = [str(fault) for fault in status.faults]
     if not nodes.newest.synced and not faults:
         faults.append(status.last_error)
-    return nodes.newest.value.get(loaded.config.node.name), faults
+    node = nodes.newest.value.get(loaded.config.node.name)
+    return node, faults, "" if node else status.warning or "the node cannot be read"
 
 
 def _plan(planned: BgpPlan) -> dict[str, Any]:
@@ -84,10 +85,10 @@ def _plan(planned: BgpPlan) -> dict[str, Any]:
     }
 
 
-def _render(file: object, node: Node | None, shown: dict[str, Any]) -> str:
+def _render(file: object, missing: str, shown: dict[str, Any]) -> str:
     parts = [f"{file}: fine\n"]
-    if node is None:
-        parts.append("the node is not known here: pod CIDRs and addresses that come from it are left out\n")
+    if missing:
+        parts.append(f"{missing}; pod CIDRs and addresses that come from the node are left out\n")
     headings = {
         "neighbors": ("sessions", {"peer": "PEER", "peerAddress": "ADDRESS", "peerASN": "ASN",
                                    "localAddress": "FROM", "localASN": "AS", "families": "FAMILIES"}),

@@ -24,7 +24,6 @@ from bgpd.config.load import Loaded, load
 from bgpd.model.fault import FaultsError
 from bgpd.netlink import lookup
 
-SPEAKER = "steady.py"  # ExaBGP as `launch` starts it
 OK, WARN, BAD = "ok", "warn", "bad"
 
 
@@ -119,13 +118,18 @@ def _peers(loaded: Loaded) -> Iterator[Finding]:
 
 
 def _port(port: int) -> Iterator[Finding]:
-    if port:
-        owner = lookup.listener_on(port)
-        ours = owner in ("", "exabgp", SPEAKER)
-        text = f"port {port}: " + (f"{owner} listens" if owner else "nobody listens yet")
-        if not ours:
-            text += "; stop it (BIRD or FRR left over?) or set bgp.listenPort: 0"
-        yield Finding("listen", OK if ours else BAD, text)
+    if not port:
+        return
+    match lookup.listener_on(port):
+        case "":
+            yield Finding("listen", OK, f"port {port}: nobody listens yet")
+        case "exabgp" | "steady.py":  # as `launch` starts it
+            yield Finding("listen", OK, f"port {port}: ExaBGP listens")
+        case "?":
+            yield Finding("listen", WARN, f"port {port}: somebody listens; root can see who")
+        case other:
+            remedy = "stop it (BIRD or FRR left over?) or set bgp.listenPort: 0"
+            yield Finding("listen", BAD, f"port {port}: {other} listens; {remedy}")
 
 
 def _daemon(run: Path) -> Iterator[Finding]:

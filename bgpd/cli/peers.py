@@ -15,6 +15,7 @@ COLUMNS = {
     "asn": "ASN",
     "state": "STATE",
     "since": "SINCE",
+    "flaps": "FLAPS",
     "routes": "ANNOUNCED",
     "eor": "EOR",
     "why": "WHY",
@@ -41,9 +42,16 @@ def render(rows: list[dict[str, object]]) -> str:
         {
             **row,
             "since": duration(row.get("since_s")),  # type: ignore[arg-type]
-            "routes": f"{row['announced']}/{row['wanted']}" if "wanted" in row else "-",
+            "routes": _announced(row),
             "eor": len(row.get("endOfRIB", ())) if row["state"] == "up" else None,  # type: ignore[arg-type]
         }
         for row in rows
     ]
     return table(shown, COLUMNS)
+
+
+def _announced(row: dict[str, object]) -> str:
+    """How many routes of how many; `?` when that is not known, `-` of a peer without a session."""
+    if "wanted" not in row:
+        return "-"
+    return f"{'?' if row['announced'] is None else row['announced']}/{row['wanted']}"

@@ -10,6 +10,7 @@ from bgpd.cli import peers
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import duration, print_json
+from bgpd.model.brief import brief
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,9 +33,8 @@ def render(status: dict[str, Any]) -> str:
     lines = [
         f"node      {status['node']}, bgpd {status['version']}, up {duration(status['uptime_s'])}",
         f"config    {status['config']['file']}: {status['config']['state']}",
-        f"source    {source['kind']}: {source['state']}"
-        + (f" ({source['lastError']})" if source["lastError"] else ""),
-        f"pod CIDRs {' '.join(status['podCIDRs']) or '-'}",
+        f"source    {source['kind']}: {source['state']}{_error(source)}",
+        f"pod CIDRs {' '.join(brief(status['podCIDRs'])) or '-'}",
         f"speaker   {'connected' if speaker['connected'] else speaker['reason']}",
         f"drain     {status['drain']}",
         "",
@@ -43,3 +43,12 @@ def render(status: dict[str, Any]) -> str:
     if status["problems"]:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status["problems"])]
     return "\n".join(lines) + "\n"
+
+
+def _error(source: dict[str, Any]) -> str:
+    """What is wrong with it; of a source that is well again, what was."""
+    if not source["lastError"]:
+        return ""
+    if source["state"] != "synced":
+        return f" ({source['lastError']})"
+    return f" (last error, {duration(source['lastErrorAgo_s'])} ago: {source['lastError']})"

@@ -22,6 +22,8 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from enum import Enum, StrEnum
 from typing import Any, Protocol, TextIO, TypeAlias, cast
 
+from bgpd.model.brief import brief
+
 # structlog loads rich, when it is installed, for tracebacks that we do not use: 4 MB of a node's memory.
 # A module that is None in sys.modules counts as not installed (importlib's rule); it is put right afterwards.
 _RICH = sys.modules.get("rich")
@@ -42,7 +44,6 @@ LEVELS = {
     "error": logging.ERROR,
     "critical": logging.CRITICAL,
 }
-SHOWN_FAILURES = 5
 _PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog(3)
 
 
@@ -139,15 +140,12 @@ class RoundLog:
 
 
 def _round_fields(round: Round) -> dict[str, Any]:
-    names = [f"{key}: {reason}" for key, reason in list(round.failed.items())[:SHOWN_FAILURES]]
-    if len(round.failed) > len(names):
-        names.append(f"+{len(round.failed) - len(names)} more")
     fields = {
         "added": round.added,
         "updated": round.updated,
         "removed": round.removed,
         "failed": len(round.failed),
-        "failures": names,
+        "failures": brief(round.failed.items(), ": ".join),
         "drift": round.drift,
         "suspicious": round.suspicious,
         "error": round.error,

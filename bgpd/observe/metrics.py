@@ -61,13 +61,14 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """`last_error_at` is Unix seconds; None: there was no error yet."""
+    """`last_error_at` is Unix seconds; None: there was no error yet. `faults` counts what it cannot read now."""
 
     name: str
     synced: bool
     reconnects: int = 0
     last_error_at: float | None = None
     following: bool = False
+    faults: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,13 +289,19 @@ def _sources(snapshot: Snapshot) -> Iterator[Family]:
         "Observed: when the source last failed, in seconds since the epoch.",
         ["source"],
     )
+    faults = _gauge(
+        "bgpd_source_faults",
+        "Observed: files and objects at the source that cannot be read now; `bgpd status` names them.",
+        ["source"],
+    )
     for source in snapshot.sources:
         synced.add_metric((source.name,), source.synced)
         following.add_metric((source.name,), source.following)
         reconnects.add_metric((source.name,), source.reconnects)
+        faults.add_metric((source.name,), source.faults)
         if source.last_error_at is not None:
             failed.add_metric((source.name,), source.last_error_at)
-    yield from (synced, following, reconnects, failed)
+    yield from (synced, following, reconnects, faults, failed)
 
 
 def _objects(snapshot: Snapshot) -> Family:

@@ -48,7 +48,7 @@ def test_node_that_is_created_becomes_routes(
 ) -> None:
     """A daemon that waits for its Node says so; once there is one, both ToRs have its pod CIDRs and it is fine."""
     node.start()
-    node.wait_problem(f"Kubernetes has no node {place.name}")
+    node.wait_problem(f"there is no Node named {place.name}")
     assert node.try_bgpd("status").returncode == 4
     cluster.make(place, *place.pod_cidrs)
     for tor in tors:
@@ -103,7 +103,7 @@ def test_node_that_comes_back_with_other_cidrs(
     old, new = place.pod_cidrs[0], OTHER_CIDRS[0]
     with BgpCapture(place.namespace, CABLE) as capture:
         cluster.unmake(place)
-        node.wait_problem(f"Kubernetes has no node {place.name}")
+        node.wait_problem(f"there is no Node named {place.name}")
         cluster.make(place, *OTHER_CIDRS)
         for tor in tors:
             tor.wait_route(new)
@@ -125,7 +125,7 @@ def test_node_that_is_recreated_as_it_was(
     announcing(cluster, node, place)
     with unbroken(cluster, place) as capture:
         cluster.unmake(place)
-        node.wait_problem(f"Kubernetes has no node {place.name}")
+        node.wait_problem(f"there is no Node named {place.name}")
         cluster.make(place, *place.pod_cidrs)
         node.wait_healthy()
     assert capture.besides_keepalives() == []
@@ -141,7 +141,7 @@ def test_node_that_stays_away(cluster: Cluster, place: NodePlace, node: BgpdNode
             for prefix in place.pod_cidrs:
                 tor.wait_no_route(prefix, 3 * GRACE_S)
         assert GRACE_S - 0.5 < time.monotonic() - deleted < GRACE_S + 5
-        node.wait_problem(f"Kubernetes has no node {place.name}")
+        node.wait_problem(f"there is no Node named {place.name}")
     assert not capture.messages(BgpType.OPEN, BgpType.NOTIFICATION)
     cluster.make(place, *place.pod_cidrs)
     for tor in tors:

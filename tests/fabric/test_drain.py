@@ -58,6 +58,9 @@ def test_a_drain_shows_the_node_the_door_first(seed3: Seed3Fabric) -> None:
 def test_a_drained_node_says_so(seed3: Seed3Fabric) -> None:
     """Status and a metric show the drain, `routes` says why; it is meant, so it is no problem."""
     node = BgpdNode.announcing(seed3)
+    for nonsense in ("-1", "nan", "inf"):
+        assert node.try_bgpd("drain", "--wait", nonsense).returncode == 2
+    assert node.status()["drain"] == "no"
     node.bgpd("drain", "--wait", "0")
     status = node.status()
     assert (status["drain"], status["problems"]) == ("withdrawn", [])

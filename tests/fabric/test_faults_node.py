@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import pytest
 
+from bgpd.model.brief import LINES
 from tests.fabric.node import BgpdNode, node_manifest
+from tests.fabric.process import poll
 from tests.fabric.test_lifecycle import never_without
 from tests.fabric.topology import NodePlace, Seed3Fabric
 
@@ -89,6 +91,20 @@ def test_three_pod_cidrs_are_all_announced(seed3: Seed3Fabric) -> None:
     node.wait_problem("188.188.9.0/24 is a second ipv4 CIDR")
 
 
+def test_very_many_pod_cidrs_do_not_bury_the_rest(seed3: Seed3Fabric) -> None:
+    """The first problems of each sort are told and the others counted, in status, its screen and the log."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    assert node.daemon is not None
+    node.allocate(place, *place.pod_cidrs, *(f"10.0.{index}.0/24" for index in range(100)))
+    node.wait_problem("and 90 more")
+    node.wait_problem("and 190 more")  # refused by the brake, for each of two ToRs
+    assert len(node.status()["problems"]) == 2 * (LINES + 1)
+    assert len(node.status()["podCIDRs"]) == 102
+    assert "and 92 more" in node.try_bgpd("status").stdout
+    assert len(node.ask("routes")) == 2 * 102
+    node.daemon.wait_log('"and 90 more"')
+
+
 @pytest.mark.parametrize(
     "broken",
     [
@@ -105,5 +121,7 @@ def test_a_manifest_that_turns_unreadable_changes_nothing(seed3: Seed3Fabric, br
         file.write_text(broken)
         node.wait_problem(f"source: {file}")
         assert node.try_bgpd("status").returncode == 4
+        faults = 'bgpd_source_faults{source="manifests"}'
+        poll(lambda: node.metric(faults) == 1, 5, lambda: "the fault is not counted")
         node.allocate(place, *place.pod_cidrs)
         node.wait_healthy()

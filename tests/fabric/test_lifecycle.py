@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from bgpd.runtime.reconcile import EMPTY_GRACE_S
 from tests.fabric.bgp_wire import BgpMessage, BgpType
 from tests.fabric.node import BgpdNode, seed3_bgp
 from tests.fabric.observe import BgpCapture, RouteSampler
@@ -222,7 +223,7 @@ def test_a_deleted_node_is_withdrawn_after_its_grace(seed3: Seed3Fabric, explici
     node = BgpdNode.announcing(seed3, local_bgp(seed3) if explicit else None)
     with BgpCapture(place.namespace, CABLE) as capture:
         (node.manifests / "node.yaml").unlink()
-        node.wait_problem("Kubernetes has no node")
+        node.wait_problem("there is no Node named")
         assert node.daemon is not None
         node.daemon.wait_log("removals wait 10 s")
         assert [str(it) for it in capture.besides_keepalives()] == []
@@ -240,7 +241,7 @@ def test_a_node_with_other_cidrs_is_announced_before_the_old_ones_go(seed3: Seed
     old, new = place.pod_cidrs[0], "188.188.9.0/24"
     with BgpCapture(place.namespace, CABLE) as capture:
         (node.manifests / "node.yaml").unlink()
-        node.wait_problem("Kubernetes has no node")
+        node.wait_problem("there is no Node named")
         node.allocate(place, new, place.pod_cidrs[1])
         for tor in seed3.tors:
             tor.speaker.wait_no_route(old)
@@ -250,3 +251,32 @@ def test_a_node_with_other_cidrs_is_announced_before_the_old_ones_go(seed3: Seed
         assert len(updates) == 2, updates
         assert updates[0].body[:2] == b"\0\0", "the first must withdraw nothing"
         assert updates[1].body[:2] != b"\0\0", "the second must withdraw"
+
+
+@pytest.mark.parametrize("selected", [False, True], ids=["peers of every node", "peers with a nodeSelector"])
+def test_a_node_deleted_while_the_daemon_was_away(seed3: Seed3Fabric, selected: bool) -> None:
+    """What a former life announced is withdrawn after the grace, by sessions that stay; a new Node is announced."""
+    place = seed3.nodes[0]
+    own = {"nodeSelector": {"matchLabels": {"kubernetes.io/hostname": place.name}}} if selected else {}
+    node, new = BgpdNode.announcing(seed3, seed3_bgp(seed3, **own)), "188.188.9.0/24"
+    assert node.daemon is not None
+    node.daemon.stop()
+    (node.manifests / "node.yaml").unlink()
+    with BgpCapture(place.namespace, CABLE) as capture:
+        node.start_daemon()
+        held = node.wait_status("nothing is held", lambda it: bool(it["held"]))["held"]
+        assert (held["routes"], held["why"]) == (4, "there is no such Node")
+        assert 0 < held["for_s"] <= EMPTY_GRACE_S
+        assert all("withdrawn in" in row["why"] for row in node.ask("routes"))
+        assert all(tor.speaker.route(prefix) for tor in seed3.tors for prefix in place.pod_cidrs)
+        for tor in seed3.tors:
+            for prefix in place.pod_cidrs:
+                tor.speaker.wait_no_route(prefix)
+        gone = node.wait_status("still held", lambda it: it["held"] is None)
+        assert [row["state"] for row in gone["peers"]] == ["up", "up"]
+        assert len(gone["problems"]) == 1, gone["problems"]
+        node.allocate(place, new)
+        for tor in seed3.tors:
+            tor.speaker.wait_route(new)
+        node.wait_healthy()
+    assert {it.type for it in capture.besides_keepalives()} == {BgpType.UPDATE}

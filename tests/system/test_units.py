@@ -109,7 +109,7 @@ NEIGHBOR = """
 neighbor {peer} {{
   router-id {local}; local-address {local}; local-as 64512; peer-as 64512; hold-time 9;
   {role}
-  outgoing-ttl 255;
+  incoming-ttl 255; outgoing-ttl 255;
   md5-password "secret";
   family {{ ipv4 unicast; ipv6 unicast; }}
   api {{ processes [ bgpd ]; neighbor-changes; negotiated; }}
@@ -125,8 +125,7 @@ def test_exabgp_works_under_its_unit(tmp_path: Path) -> None:
         pytest.skip("needs root: it makes a network namespace and changes the user")
     if find_library("seccomp") is None and not list(Path("/usr/lib").glob("*/libseccomp.so.2")):
         pytest.skip("not installed: libseccomp.so.2")
-    # One end only demands the TTL: ExaBGP's listening socket answers a SYN with the host's own TTL.
-    listens = "passive true; listen 179; incoming-ttl 255;"
+    listens = "passive true; listen 179;"
     ends = [
         ("listens", NEIGHBOR.format(local="127.0.0.1", peer="127.0.0.2", role=listens)),
         ("dials", NEIGHBOR.format(local="127.0.0.2", peer="127.0.0.1", role="connect 179;")),
@@ -172,7 +171,7 @@ def start_speaker(directory: Path, neighbor: str, namespace: int) -> subprocess.
     who = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
     who += [f"--{kind}={capabilities}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
     confined = [sys.executable, "-I", str(Path(__file__).with_name("confine.py")), str(SPEAKER)]
-    exabgp = [sys.executable, str(Path(sys.executable).with_name("exabgp")), "server", str(configuration)]
+    exabgp = [sys.executable, "-P", str(Path(guardian.__file__).with_name("steady.py")), "server", str(configuration)]
     environment = {
         "PATH": "/usr/bin:/bin",
         "exabgp_daemon_user": "nobody",

@@ -18,6 +18,7 @@ import pytest
 import structlog
 
 from bgpd.model.bgp import Family, Secret
+from bgpd.model.brief import LINES
 from bgpd.observe import log
 from bgpd.runtime.reconcile import Round
 
@@ -236,14 +237,14 @@ def test_a_round_is_one_line_with_what_is_not_zero() -> None:
     }
 
 
-def test_a_round_names_five_failures() -> None:
-    """A round with many failures is a warning that names five and counts the rest."""
+def test_a_round_names_its_first_failures() -> None:
+    """A round with many failures is a warning that names some and counts the rest."""
     stream = configured()
-    log.log_round(log.get("x"), a_round(failed={f"10.0.{i}.0/24": "refused" for i in range(8)}))
+    log.log_round(log.get("x"), a_round(failed={f"10.0.{i}.0/24": "refused" for i in range(40)}))
     (line,) = lines(stream)
-    assert (line["level"], line["failed"], len(line["failures"])) == ("warning", 8, 6)
+    assert (line["level"], line["failed"], len(line["failures"])) == ("warning", 40, LINES + 1)
     assert line["failures"][0] == "10.0.0.0/24: refused"
-    assert line["failures"][-1] == "+3 more"
+    assert line["failures"][-1] == f"and {40 - LINES} more"
 
 
 @pytest.mark.parametrize("trouble", [{"suspicious": "empty"}, {"error": "unreachable"}, {"failed": {"a": "b"}}])
