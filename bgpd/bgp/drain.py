@@ -40,13 +40,13 @@ class Drainer:
             if self._state.newest.value is not Drain.WITHDRAWN:
                 # also when a former drain was broken off here: nobody knows how long the fabric has had
                 self._enter(Drain.SHUTDOWN)
-                if not await routing.confirm(CONFIRM_S):
+                if not await _confirmed(routing, progress):
                     raise DrainError(f"graceful-shutdown is not confirmed: {_why(routing)}; still announcing")
                 progress(f"{announced} routes announced with graceful-shutdown (65535:0)")
                 progress(f"waiting {wait_s:g} s for the fabric to move away")
                 await asyncio.sleep(wait_s)
             self._enter(Drain.WITHDRAWN)
-            if not await routing.confirm(CONFIRM_S) or any(map(is_route, routing.routes.have)):
+            if not await _confirmed(routing, progress) or any(map(is_route, routing.routes.have)):
                 raise DrainError(f"the withdrawal is not confirmed: {_why(routing)}; retried until it is")
             progress("everything withdrawn; the adj-rib-out is empty")
             return announced
@@ -55,7 +55,7 @@ class Drainer:
         """Announces again; the number of routes announced."""
         async with self._busy:
             self._enter(Drain.NO)
-            if not await routing.confirm(CONFIRM_S):
+            if not await _confirmed(routing, progress):
                 raise DrainError(f"the announcement is not confirmed: {_why(routing)}; retried until it is")
             announced = sum(map(is_route, routing.routes.have))
             progress(f"{announced} routes announced")
@@ -86,6 +86,14 @@ def _stored(file: Path) -> Drain:
         file.read_text()
         return Drain.WITHDRAWN
     return Drain.NO
+
+
+async def _confirmed(routing: Routing, progress: Progress) -> bool:
+    """Whether ExaBGP has it, within `CONFIRM_S`. Says first if that can only be after something else."""
+    speaker = routing.speaker.state.newest.value
+    if not speaker.connected:
+        progress(f"no speaker ({speaker.reason}): waiting up to {CONFIRM_S:.0f} s for it")
+    return await routing.confirm(CONFIRM_S)
 
 
 def _why(routing: Routing) -> str:

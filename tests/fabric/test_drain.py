@@ -121,6 +121,20 @@ def test_a_speaker_that_restarts_while_drained_announces_nothing(seed3: Seed3Fab
         assert all(it.end_of_rib for it in updates(capture, tor))
 
 
+def test_a_drain_without_a_speaker_says_what_it_waits_for(seed3: Seed3Fabric) -> None:
+    """ExaBGP is gone: the operator is told at once, and the drain goes through as soon as it is back."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    assert node.speaker is not None
+    node.speaker.kill()
+    node.wait_status("the speaker is not missed", lambda it: not it["speaker"]["connected"])
+    terminal = start_drain(node, "--wait", "0")
+    terminal.wait_log("no speaker")
+    node.start_speaker()
+    assert terminal.popen.wait(30) == 0
+    for tor in seed3.tors:
+        tor.speaker.wait_no_route(place.pod_cidrs[0])
+
+
 def test_a_drain_does_not_wait_for_a_peer_that_is_down(seed3: Seed3Fabric) -> None:
     """tor-a is gone: the drain of tor-b is confirmed. What ExaBGP replays to tor-a when it returns is taken back."""
     place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
