@@ -29,6 +29,7 @@ from tests.fabric.test_exabgp_api import (
     rig,
     withdrawn,
 )
+from tests.fabric.test_faults_peer import LENGTH_7, Rogue, saying
 
 __all__ = ["rig"]
 pytestmark = pytest.mark.needs("bird", str(exabgp.PROGRAM))
@@ -160,6 +161,17 @@ def test_what_was_announced_is_replayed_when_the_session_returns(rig: Rig) -> No
     bird.wait_no_route(V4)
     bird.ask(f"enable {protocol_name(NODE)}")
     assert bird.wait_route(V4)
+
+
+# --- peers that break
+
+
+def test_a_peer_that_breaks_its_sessions_is_dialled_at_once_again(rig: Rig) -> None:
+    """For ever: ExaBGP forgets every failure as soon as a session is established. So `steady` installs `Redial`."""
+    with Rogue(rig.namespaces[TOR], TOR, saying(LENGTH_7, established=True)) as rogue:
+        rig.start(neighbor())
+        rogue.wait_dialled(20)
+    assert rogue.dialled[19] - rogue.dialled[9] < 10
 
 
 # --- routes

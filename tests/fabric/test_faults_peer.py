@@ -7,6 +7,8 @@ wrong with it. `Rogue` knows just enough of RFC 4271 section 4 to come up and to
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import re
 import select
 import socket
@@ -19,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from tests.fabric.bgp_wire import MARKER, BgpType
+from tests.fabric.netns import Namespace
 from tests.fabric.node import BgpdNode
 from tests.fabric.observe import BgpCapture
 from tests.fabric.peer import many_prefixes
@@ -28,7 +31,6 @@ from tests.fabric.topology import ASN, CABLE, GATEWAY, Seed3Fabric
 
 pytestmark = pytest.mark.needs("bird")
 
-MEETINGS = 40
 KEEPALIVE = MARKER + struct.pack("!HB", 19, 4)
 
 
@@ -44,20 +46,22 @@ def open_message(asn: int = ASN, version: int = 4, hold_s: int = 9, identifier: 
 
 
 class Rogue:
-    """Listens at the gateway's address, port 179, and gives its first connections to `behave`, in a thread.
+    """Listens on port 179 and gives its connections to `behave`, one after the other, in a thread."""
 
-    Not all of them: ExaBGP dials at once again after a session that came up, 40 times a second.
-    """
-
-    def __init__(self, fabric: Seed3Fabric, behave: Callable[[socket.socket], None]) -> None:
+    def __init__(self, namespace: Namespace, address: str, behave: Callable[[socket.socket], None]) -> None:
         self._behave = behave
-        self._listener = fabric.fabric.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener = namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind((GATEWAY, 179))
+        self._listener.bind((address, 179))
         self._listener.listen()
         self._connection = self._listener  # the one that is being talked on
-        self.meetings = 0
+        self.dialled: list[float] = []  # when it was, in monotonic seconds
         self._thread = threading.Thread(target=self._run, name="rogue", daemon=True)
+
+    @classmethod
+    def beside(cls, fabric: Seed3Fabric, behave: Callable[[socket.socket], None]) -> Rogue:
+        """At the gateway's address: the third neighbor of `with_rogue`."""
+        return cls(fabric.fabric, GATEWAY, behave)
 
     def __enter__(self) -> Rogue:
         self._thread.start()
@@ -70,14 +74,17 @@ class Rogue:
         self._thread.join(10)
         self._listener.close()
 
+    def wait_dialled(self, times: int, timeout_s: float = 20.0) -> None:
+        poll(lambda: len(self.dialled) >= times, timeout_s, lambda: f"dialled only at {self.dialled}")
+
     def _run(self) -> None:
         with contextlib.suppress(OSError):  # the listener is shut down at the end
-            while self.meetings < MEETINGS:
+            while True:
                 connection = self._connection = self._listener.accept()[0]
+                self.dialled.append(time.monotonic())
                 connection.settimeout(10)
                 with connection, contextlib.suppress(OSError):
                     self._behave(connection)
-                self.meetings += 1
 
 
 def read_message(connection: socket.socket) -> int:
@@ -156,6 +163,7 @@ def unharmed(fabric: Seed3Fabric, node: BgpdNode) -> Iterator[None]:
 
 ORIGIN_TOO_LONG = struct.pack("!HH", 0, 5) + b"\x40\x01\x02\0\0" + bytes([24, 10, 0, 0])
 CUT_SHORT = struct.pack("!HH", 0, 200) + b"\x40\x01\x01\0"
+LENGTH_7 = MARKER + struct.pack("!HB", 7, 2)
 NO_SUCH_LENGTH = struct.pack("!HH", 0, 0) + bytes([200, 10, 0, 0])
 
 
@@ -166,7 +174,7 @@ NO_SUCH_LENGTH = struct.pack("!HH", 0, 0) + bytes([200, 10, 0, 0])
         pytest.param(open_message()[:-4] + b"\xff" * 4, False, "peer rogue is down", id="OPEN of garbled AS"),
         pytest.param(open_message(identifier="0.0.0.0"), False, "peer rogue is down", id="OPEN without identifier"),  # noqa: S104
         pytest.param(b"GET / HTTP/1.1\r\nHost: tor\r\n\r\n", False, "peer rogue is down", id="no BGP at all"),
-        pytest.param(MARKER + struct.pack("!HB", 7, 2), True, "notification sent (1,2)", id="length 7"),
+        pytest.param(LENGTH_7, True, "notification sent (1,2)", id="length 7"),
         pytest.param(message(9, b""), True, "(1,3): can not decode message of type", id="type 9"),
     ],
 )
@@ -175,7 +183,7 @@ def test_a_malformed_message_ends_one_session_only(
 ) -> None:
     """The session with its sender falls and says why; both ToRs notice nothing."""
     node = with_rogue(seed3)
-    with Rogue(seed3, saying(bad, established=established)), unharmed(seed3, node):
+    with Rogue.beside(seed3, saying(bad, established=established)), unharmed(seed3, node):
         node.wait_problem(told)
 
 
@@ -190,17 +198,17 @@ def test_a_malformed_message_ends_one_session_only(
 def test_a_malformed_update_costs_no_session(seed3: Seed3Fabric, update: bytes) -> None:
     """Nothing that peers announce is looked at, so not even its sender's session falls."""
     place, node = seed3.nodes[0], with_rogue(seed3)
-    with Rogue(seed3, saying(message(2, update), established=True)) as rogue, unharmed(seed3, node):
+    with Rogue.beside(seed3, saying(message(2, update), established=True)) as rogue, unharmed(seed3, node):
         node.wait_status("rogue has no routes", lambda it: it["peers"][2].get("announced") == 1)
         with BgpCapture(place.namespace, CABLE) as capture:
             capture.wait(lambda it: it.dst == GATEWAY and it.type is BgpType.KEEPALIVE, what="keepalive")
-        assert (node.peer("rogue")["state"], node.peer("rogue")["flaps"], rogue.meetings) == ("up", 0, 0)
+        assert (node.peer("rogue")["state"], node.peer("rogue")["flaps"], len(rogue.dialled)) == ("up", 0, 1)
 
 
 def test_a_peer_of_another_as_is_named_with_both_numbers(seed3: Seed3Fabric) -> None:
     """It answers with AS 64999 where 64512 is configured: `bgpd peers` shows both."""
     node = with_rogue(seed3)
-    with Rogue(seed3, saying(open_message(asn=64999), established=False)), unharmed(seed3, node):
+    with Rogue.beside(seed3, saying(open_message(asn=64999), established=False)), unharmed(seed3, node):
         node.wait_problem("peer rogue is down: notification sent (2,2): ASN in OPEN (64999) did not match ASN")
 
 
@@ -216,6 +224,23 @@ def test_a_peer_that_flaps_every_second_harms_nobody(seed3: Seed3Fabric) -> None
                     if select.select([connection], [], [], 0.05)[0]:
                         assert read_message(connection)
         node.wait_status("not 15 flaps", lambda it: it["peers"][2]["flaps"] >= 14)
+
+
+def test_a_peer_that_breaks_every_session_is_left_alone_ever_longer(seed3: Seed3Fabric) -> None:
+    """1, 2, 4 s between two attempts, a handful of log lines; and when it dials us itself, it is let in at once."""
+    place, node = seed3.nodes[0], with_rogue(seed3)
+    assert node.daemon is not None
+    with Rogue.beside(seed3, saying(LENGTH_7, established=True)) as rogue, unharmed(seed3, node):
+        rogue.wait_dialled(4)
+        gaps = [later - earlier for earlier, later in itertools.pairwise(rogue.dialled)]
+        assert [gap >= wait for gap, wait in zip(gaps, (0.9, 1.9, 3.9), strict=True)] == [True] * 3, gaps
+        node.wait_status("not down", lambda it: (it["peers"][2]["flaps"], it["peers"][2]["state"]) == (3, "down"))
+        with poll(lambda: dial(seed3, place.address), 5, lambda: "not let in"):
+            assert time.monotonic() - rogue.dialled[-1] < 8, "let in only when its own turn had come"
+            node.wait_status("not up", lambda it: it["peers"][2]["state"] == "up")
+    told = [line for line in map(json.loads, node.daemon.log().splitlines()) if line.get("peer") == "rogue"]
+    assert [line["event"] for line in told] == ["session"] * 6 + ["session flaps"]
+    assert (told[-1]["downs"], told[-1]["reason"]) == (3, "notification sent (1,2)")
 
 
 def test_a_hundred_thousand_routes_leave_no_trace(seed3: Seed3Fabric) -> None:
