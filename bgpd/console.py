@@ -21,11 +21,14 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
 from bgpd.config.schema import Config
 from bgpd.kube.sources import Source
+from bgpd.masq.masquerading import Masquerading
+from bgpd.masq.plan import explain, rules_of
 from bgpd.model.bgp import Family, RouteKey
 from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
-from bgpd.model.prefix import sort_key
+from bgpd.model.prefix import PrefixError, parse_address, sort_key
 from bgpd.observe.control import ControlError, Handler, Progress
+from bgpd.runtime.reconcile import TargetError
 
 # what only a new process can take over, by key path
 NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
@@ -35,6 +38,10 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "bgp.speaker": lambda config: config.bgp.speaker,
     "metrics.listen": lambda config: config.metrics.listen,
     "bgp.health": lambda config: config.bgp.health,
+    "masquerade.enabled": lambda config: config.masquerade.enabled,
+    "masquerade.config": lambda config: config.masquerade.config,
+    "masquerade.map": lambda config: config.masquerade.map,
+    "masquerade, how the document is read": lambda config: rules_of(config.masquerade),
     "log": lambda config: config.log,
 }
 NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {
@@ -55,8 +62,16 @@ class ConfigState:
 class Console:
     """The handlers. `started` is monotonic seconds."""
 
-    def __init__(self, file: Path, inputs: Inputs, routing: Routing, source: Source, drainer: Drainer) -> None:
-        self.routing, self.source = routing, source
+    def __init__(
+        self,
+        file: Path,
+        inputs: Inputs,
+        routing: Routing,
+        source: Source,
+        drainer: Drainer,
+        masquerading: Masquerading | None,
+    ) -> None:
+        self.routing, self.source, self.masquerading = routing, source, masquerading
         self._inputs, self._drainer = inputs, drainer
         self._started = time.monotonic()
         self.wall_clock_offset_s = time.time() - time.monotonic()  # one for good: a time must not jitter
@@ -94,6 +109,8 @@ class Console:
             "drain": self._drain,
             "undrain": self._undrain,
             "reload": self._reload,
+            "masq list": self._masq_list,
+            "masq test": self._masq_test,
         }
 
     @property
@@ -158,6 +175,8 @@ class Console:
         for loop in (routing.sessions, routing.routes):
             if loop.error and speaker.connected:
                 found.append(f"{loop.name}: {loop.error}")
+        if self.masquerading is not None:
+            found += brief(list(self.masquerading.problems()))
         return found
 
     def _note_source_error(self) -> None:
@@ -232,6 +251,35 @@ class Console:
             return self.reload()
         except FaultsError as error:
             raise ControlError(f"kept the last good configuration; refused:\n{error}", 2) from None
+
+    async def _masq_list(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        masquerading = self._masquerading_on()
+        try:
+            hits = masquerading.hits() if arguments.get("hits") else {}
+        except TargetError as error:
+            raise ControlError(str(error), 1) from None
+        rows = [{"prefix": str(entry), "hits": hits.get(entry)} for entry in masquerading.entries]
+        advertised = sorted({key.prefix for key in self.routing.plan.routes}, key=sort_key)
+        return {"entries": rows, "findings": [str(finding) for finding in masquerading.findings(advertised)]}
+
+    async def _masq_test(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        try:
+            address = parse_address(str(arguments.get("address")))
+        except PrefixError as error:
+            raise ControlError(str(error), 2) from None
+        verdict = explain(self._masquerading_on().plan, address)
+        return {
+            "address": str(verdict.address),
+            "kept": verdict.kept,
+            "entry": str(verdict.entry) if verdict.entry else None,
+            "snatTo": verdict.snat_to or None,
+            "why": verdict.reason,
+        }
+
+    def _masquerading_on(self) -> Masquerading:
+        if self.masquerading is None:
+            raise ControlError("masquerade is off on this node; masquerade.enabled: true turns it on", 2)
+        return self.masquerading
 
     def peer_rows(self) -> list[dict[str, Any]]:
         routing = self.routing

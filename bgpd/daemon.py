@@ -32,11 +32,17 @@ from bgpd.config.load import Loaded
 from bgpd.config.schema import Bgp, Config, SpeakerMode
 from bgpd.console import Console
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
-from bgpd.kube.parse import NODE
-from bgpd.kube.sources import Source, api_server, api_source, manifest_source
+from bgpd.kube.parse import CONFIG_MAP, NODE
+from bgpd.kube.sources import Source, api_server, api_source, manifest_source, several
+from bgpd.masq.masquerading import Masquerading, clear
+from bgpd.masq.memory import Memory
+from bgpd.masq.plan import rules_of
+from bgpd.masq.source import ConfigMapSource, FileSource
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
+from bgpd.model.configmap import ConfigMap
 from bgpd.model.fault import FaultsError
+from bgpd.model.masq import Reading
 from bgpd.model.node import Node
 from bgpd.observe import log
 from bgpd.observe.control import ControlServer
@@ -46,10 +52,11 @@ from bgpd.observe.metrics import Metrics
 from bgpd.runtime.lock import RunLock
 from bgpd.runtime.notify import Notifier, watchdog
 from bgpd.runtime.process import Child
-from bgpd.runtime.reconcile import Round
+from bgpd.runtime.reconcile import Round, TargetError
 from bgpd.runtime.store import Store
 
 Tasks: TypeAlias = dict[str, Coroutine[Any, Any, Any]]
+ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
 HEARTBEAT_S = 1.0
 PUBLISH_S = 0.1  # a burst of changes is published once
@@ -136,17 +143,30 @@ class Daemon:
         files.prepare(header)
         speaker = Speaker(files.socket, Store(SpeakerState()))
         routing = Routing(config.node.name, inputs, speaker, header, self._report)
-        source = await _source(config, inputs.nodes)
-        console = Console(self.file, inputs, routing, source, drainer)
+        config_maps: ConfigMaps = Store({})
+        source = await _source(config, inputs.nodes, config_maps)
+        tasks: Tasks = {}
+        masquerading = None
+        if config.masquerade.enabled:
+            reading = Store(Reading())
+            memory = Memory(config.paths.state / "masq-document", reading)
+            memory.start()
+            masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, reading, memory, self._report)
+            tasks = {"document": _document(config, config_maps, reading).run(), "masquerade": masquerading.run()}
+            reading.on_change(self._note_change)
+        elif config.paths.bpf.is_dir():
+            self._clear_masquerade(config.paths.bpf)
+        console = Console(self.file, inputs, routing, source, drainer, masquerading)
         console.on_reload = lambda keys: self._tell_reload(console, keys)
         for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state):
             store.on_change(self._note_change)
-        inputs.nodes.on_change(lambda: self._tell_node(routing))
+        # told once the routes that it brings have been sent off: what was woken before has its turn first
+        inputs.nodes.on_change(lambda: asyncio.get_running_loop().call_soon(self._tell_node, routing))
         inputs.drain.on_change(lambda: self.log.info("drain", state=inputs.drain.newest.value.value))
         inputs.health.on_change(lambda: self._tell_health(inputs.health.newest.value))
         speaker.state.on_change(lambda: self._tell_sessions(inputs.config.newest.value.config.bgp, speaker))
         source.status.on_change(lambda: self._tell_source(source))
-        return console, {
+        return console, tasks | {
             "source": source.run(),
             "speaker": speaker.run(),
             "routing": routing.run(),
@@ -154,6 +174,13 @@ class Daemon:
             "heartbeat": self._beat(console),
             "watchdog": watchdog(self.notifier, lambda: True),
         }
+
+    def _clear_masquerade(self, directory: Path) -> None:
+        """It is off now: what an earlier life has left in the kernel would go on working."""
+        try:
+            self.log.info("masquerade is off", removed=clear(directory))
+        except TargetError as error:
+            self.log.warning("masquerade is off", error=str(error))
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -299,12 +326,24 @@ class Daemon:
                 await asyncio.sleep(PUBLISH_S)
 
 
-async def _source(config: Config, nodes: Store[Mapping[str, Node]]) -> Source:
-    """The one source the configuration names, feeding our own node. FaultsError: unusable credentials."""
-    feed = Feed(NODE, nodes, config.node.name)
+async def _source(config: Config, nodes: Store[Mapping[str, Node]], config_maps: ConfigMaps) -> Source:
+    """The one source the configuration names, feeding our own objects. FaultsError: unusable credentials."""
+    feeds: list[Feed[Any]] = [Feed(NODE, nodes, config.node.name)]
+    name = config.masquerade.config.config_map
+    if config.masquerade.enabled and name is not None:
+        feeds.append(Feed(CONFIG_MAP, config_maps, name))
     if config.source.manifests is not None:
-        return manifest_source(config.source.manifests, [feed])
+        return manifest_source(config.source.manifests, feeds)
     assert config.source.kubernetes is not None
     server = api_server(config.source.kubernetes.kubeconfig)
     await server.check()
-    return api_source(server, feed)
+    return several([api_source(server, feed) for feed in feeds])
+
+
+def _document(config: Config, config_maps: ConfigMaps, reading: Store[Reading]) -> FileSource | ConfigMapSource:
+    """Where the masquerade document comes from."""
+    rules, place = rules_of(config.masquerade), config.masquerade.config
+    if place.config_map is not None:
+        return ConfigMapSource(place.config_map, rules, config_maps, reading)
+    assert place.path is not None
+    return FileSource(place.path, rules, reading)

@@ -6,7 +6,7 @@ What a metric is called and means stands in `observe.metrics`, when a node is re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bgpd.bgp.plan import Drain
@@ -17,6 +17,7 @@ from bgpd.model.bgp import EndOfRibKey, Family, Neighbor, RouteKey
 from bgpd.model.outcome import Blocked, Retry
 from bgpd.observe.health import Condition, Readiness, readiness
 from bgpd.observe.metrics import Objects, Peer, Snapshot, Source
+from bgpd.runtime.reconcile import Reconciler
 
 
 def snapshot(console: Console) -> Snapshot:
@@ -35,7 +36,7 @@ def snapshot(console: Console) -> Snapshot:
                 faults=len(source.faults),
             ),
         ),
-        objects={loop.name: _objects(loop.have, loop.trouble) for loop in (routing.sessions, routing.routes)},
+        objects={loop.name: _objects(loop.have, loop.trouble) for loop in _loops(console)},
         speaker_connected=speaker.connected,
         draining=console.drain is not Drain.NO,
         healthy=not console.unhealthy,
@@ -51,7 +52,7 @@ def ready(console: Console) -> Readiness:
     return readiness(
         Condition(
             unsynced=() if console.nodes_synced else (console.source_kind,),
-            unsettled=[loop.name for loop in (routing.sessions, routing.routes) if not loop.ever_settled],
+            unsettled=[loop.name for loop in _loops(console) if not loop.ever_settled],
             speaker="" if speaker.connected else speaker.reason,
             config=console.config_state.faults[0] if console.config_state.faults else "",
             draining=console.drain is not Drain.NO,
@@ -62,6 +63,11 @@ def ready(console: Console) -> Readiness:
             },
         )
     )
+
+
+def _loops(console: Console) -> Sequence[Reconciler[Any, Any]]:
+    masquerading, routing = console.masquerading, console.routing
+    return [routing.sessions, routing.routes, *(masquerading.loops if masquerading else ())]
 
 
 def _peer(console: Console, neighbor: Neighbor) -> Peer:

@@ -3,11 +3,12 @@
 #
 #   install_packages PACKAGE...   Debian packages; nothing to do, and no root needed, when all are there
 #   make_venv                     .venv with this tree, editable, and what its tests need; kept while pyproject.toml is as it was
+#   hand_back                     to whoever owns the tree, what root made in it; a script that made more calls it again at its end
 #
 # Whoever sources it may define `run COMMAND...` before, to keep a hold on long steps; it returns their exit status.
-# `made_policy` names a file to remove if the script ends in between.
+# `made_policy` and `said` name files to remove if the script ends in between.
 
-made_policy=''
+made_policy='' said=''
 interpreter=/usr/bin/python3
 [[ -x $interpreter ]] || interpreter=python3
 
@@ -16,6 +17,16 @@ say() { printf '== %s\n' "$*"; }
 if ! declare -F run >/dev/null; then
   run() { "$@" </dev/null; }
 fi
+
+quietly() { # COMMAND...: a long step whose output is shown only if it fails
+  local status=0
+  said=$(mktemp)
+  run "$@" >"$said" 2>&1 || status=$?
+  ((status == 0)) || cat "$said" >&2
+  rm -f "$said"
+  said=''
+  return "$status"
+}
 
 install_packages() {
   local missing=() package policy=/usr/sbin/policy-rc.d status=0
@@ -36,7 +47,7 @@ install_packages() {
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
   fi
-  run apt-get -qq -o Dpkg::Use-Pty=0 install --yes --no-install-recommends "${missing[@]}" || status=$?
+  quietly apt-get -qq -o Dpkg::Use-Pty=0 install --yes --no-install-recommends "${missing[@]}" || status=$?
   [[ ! $made_policy ]] || rm -f "$policy"
   [[ ! -d /run/systemd/system ]] || disable_services "${missing[@]}"
   return "$status"
@@ -60,5 +71,15 @@ make_venv() {
   say "making .venv"
   run "$interpreter" -m venv --clear .venv || return
   run .venv/bin/python -m pip --disable-pip-version-check install --quiet --progress-bar off -e '.[test]' || return
+  # Now, while the directories that the interpreter makes for it can be handed back.
+  run .venv/bin/python -m compileall -q bgpd tests || return
   printf '%s\n' "$want" >"$stamp"
+  hand_back
+}
+
+# After `sudo` in a user's clone, that user shall be able to run the tests without it, and to remove the tree.
+hand_back() {
+  if ((EUID == 0)) && [[ $(stat -c %u .) != 0 ]]; then
+    find . -xdev -user root -exec chown --no-dereference --reference=. {} +
+  fi
 }

@@ -188,10 +188,13 @@ class Routing:
     # --- wake-ups -----------------------------------------------------------------------------------------
 
     def _inputs_changed(self) -> None:
-        """Of a peer that was not planned so far nobody knows what its session carries: that is read first."""
+        """Of a peer that was not planned so far nobody knows what its session carries: that is read first.
+
+        Routes take their turn first: sessions change seldom, and a route that is announced is waited for.
+        """
         before = self._planned[1].neighbors if self._planned else {}
-        self.sessions.kick()
         self.routes.kick(stale=not self.plan.neighbors.keys() <= before.keys())
+        self.sessions.kick()
 
     def _speaker_changed(self) -> None:
         """A session came or went: ExaBGP replays or forgets on its own then, so both are read again."""

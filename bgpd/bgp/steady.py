@@ -5,7 +5,8 @@ time ends every session (4/0), and after a step back no keepalive is sent until 
 every peer gives up. A machine without a battery-backed clock, or one resumed from a snapshot, makes such a step
 soon after its start.
 
-When it dials a peer again is put right too, and told in `redial`; what its listening sockets lack, in `gtsm`.
+When it dials a peer again is put right too, and told in `redial`; what its listening sockets lack, in `gtsm`; what
+it does for every command and need not, in `turns`.
 
 Each goes once ExaBGP does it itself.
 """
@@ -22,9 +23,11 @@ from exabgp.reactor import loop, peer
 
 from bgpd.bgp import gtsm
 from bgpd.bgp.redial import Redial
+from bgpd.bgp.turns import Turns
 
 if __name__ == "__main__":
     timer.time = SimpleNamespace(time=time.monotonic)
     peer.Delay = Redial
     loop.Listener = gtsm.Listener
+    loop.ASYNC = Turns
     sys.exit(main())

@@ -22,6 +22,7 @@ COMMANDS = {
     "status": "one screen: is this node announcing what it should, and if not, why",
     "peers": "sessions: state, since when, how many routes, why down",
     "routes": "per prefix and peer: wanted, announced, why not",
+    "masq": "the list of destinations that see pod addresses, and what it means for one of them",
     "doctor": "what this node can and cannot do, and what to change",
     "drain": "announce graceful-shutdown, wait, withdraw everything, confirm",
     "undrain": "announce again after a drain",

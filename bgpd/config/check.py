@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from bgpd.config.document import Path, spell
 from bgpd.config.field import did_you_mean
-from bgpd.config.schema import Advertisement, AdvertisementType, Bgp, Peer
+from bgpd.config.schema import Advertisement, AdvertisementType, Bgp, MapOwner, Masquerade, Peer, SnatAddress
+from bgpd.model.masq import Compat
 from bgpd.model.prefix import family_of
 
 Problem = tuple[Path, str]
@@ -53,6 +54,28 @@ def warnings(bgp: Bgp) -> Iterator[Problem]:
     if not bgp.advertisements:
         yield ("bgp", "advertisements"), "not given: sessions are kept, and nothing is announced on them"
     yield from _prepended_inside(bgp)
+
+
+def masquerade_warnings(masquerade: Masquerade) -> Iterator[Problem]:
+    """Settings that are not there, or that have no effect beside others."""
+    if not masquerade.enabled:
+        return
+    if masquerade.map is MapOwner.OWN:
+        if not masquerade.cluster_cidrs:
+            yield (
+                ("masquerade", "clusterCIDRs"),
+                "not given: pods of other nodes see this node's address, unless the document lists theirs; "
+                "give what kube-controller-manager has in --cluster-cidr",
+            )
+    else:
+        for key, given in (
+            ("clusterCIDRs", bool(masquerade.cluster_cidrs)),
+            ("snatAddress", masquerade.snat_address != SnatAddress()),
+        ):
+            if given:
+                yield ("masquerade", key), "it has no effect: with map: cilium its datapath decides that; remove it"
+    if masquerade.nomasq_all_reserved_ranges and masquerade.compat is Compat.CILIUM:
+        yield ("masquerade", "nomasqAllReservedRanges"), "it is always so with compat: cilium; remove it"
 
 
 def _within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:

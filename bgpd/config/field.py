@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from enum import Enum
+from enum import Enum, StrEnum
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,6 +51,13 @@ class Listen:
     def __str__(self) -> str:
         host = f"[{self.address}]" if self.address.version == 6 else str(self.address)
         return f"{host}:{self.port}"
+
+
+class SnatSource(StrEnum):
+    """Which address of the node masqueraded traffic gets, when it is not given itself."""
+
+    UPLINK = "uplink"
+    INTERNAL_IP = "InternalIP"
 
 
 def whole(low: int, high: int, *, or_zero: bool = False) -> PlainValidator:
@@ -211,6 +218,22 @@ def _http_url(text: str) -> str:
     return text
 
 
+def _snat_address(version: int) -> PlainValidator:
+    """An address of the node, or where to find one."""
+    names = tuple(source.value for source in SnatSource)
+    parse = _address_of_version(version)
+
+    def check(value: object) -> Address | SnatSource:
+        if isinstance(value, str) and value in names:
+            return SnatSource(value)
+        if isinstance(value, str) and re.search(r"[0-9]", value):
+            return parse(value)
+        hint = did_you_mean(value, names)
+        raise ValueError(f"found {shown(value)}; give {', '.join(names)} or an IPv{version} address{hint}")
+
+    return PlainValidator(check)
+
+
 def _distinct_names(values: tuple[Any, ...]) -> tuple[Any, ...]:
     _distinct(tuple(value.name for value in values))
     return values
@@ -220,7 +243,7 @@ def _distinct(values: tuple[Hashable, ...]) -> tuple[Hashable, ...]:
     seen: set[Hashable] = set()
     for value in values:
         if value in seen:
-            raise ValueError(f"{shown(value.value if isinstance(value, Enum) else value)} is listed twice")
+            raise ValueError(f"{shown(value.value if isinstance(value, Enum) else str(value))} is listed twice")
         seen.add(value)
     return values
 
@@ -249,6 +272,13 @@ NODE_NAME = _matching(  # RFC 1123 subdomain, as Kubernetes names nodes
     r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", 253, "a node's name: lower-case letters, digits, inner dashes and dots"
 )
 TEXT = _text(str, "a text")
+CONFIG_MAP = _matching(  # a namespace is an RFC 1123 label, a ConfigMap's name a subdomain
+    r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?",
+    63 + 1 + 253,
+    "a namespace and a name, like 'kube-system/ip-masq-agent'",
+)
+SNAT_IPV4 = _snat_address(4)
+SNAT_IPV6 = _snat_address(6)
 ENDPOINT = PlainValidator(_endpoint)
 HTTP_URL = _text(_http_url, "a URL like 'http://127.0.0.1:10248/healthz'")
 DISTINCT = AfterValidator(_distinct)

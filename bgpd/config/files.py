@@ -18,6 +18,10 @@ class UnreadableError(Exception):
     """The text says what is in the way and what would be right, without naming the path."""
 
 
+class MissingError(UnreadableError):
+    """There is no such file: nothing at the path, or a link that leads nowhere."""
+
+
 @dataclass(frozen=True, slots=True)
 class Contents:
     """`mode` holds the permission bits of the very file that was read, not of what the path means by now."""
@@ -27,11 +31,11 @@ class Contents:
 
 
 def read_limited(path: Path, max_bytes: int = MAX_BYTES) -> Contents:
-    """The whole of a regular file (through links), or UnreadableError."""
+    """The whole of a regular file (through links), or UnreadableError, which is MissingError when there is none."""
     try:
         file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - Path.open takes no opener
     except FileNotFoundError:
-        raise UnreadableError("the file does not exist") from None
+        raise MissingError("the file does not exist") from None
     except IsADirectoryError:
         raise UnreadableError("it is a directory; give a file") from None
     except OSError as error:

@@ -2,7 +2,7 @@
 
 Decides which fields of an object count and what a strange value in one means. It does not fetch anything,
 and does not decide what becomes of an object that cannot be read: `mirror` and `manifests` do, for the API
-server and for files. The structs hold only the fields that are used (core/v1 NodeSpec, NodeStatus).
+server and for files. The structs hold only the fields that are used (core/v1 NodeSpec, NodeStatus, ConfigMap).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import msgspec
 
+from bgpd.model.configmap import ConfigMap
 from bgpd.model.node import Node
 from bgpd.model.prefix import Address, Prefix, PrefixError, family_of, parse_address, parse_prefix
 
@@ -70,6 +71,10 @@ class RawNodeStatus(msgspec.Struct, frozen=True, gc=False):
 class RawNode(RawObject, frozen=True, gc=False):
     spec: RawNodeSpec | None = None
     status: RawNodeStatus | None = None
+
+
+class RawConfigMap(RawObject, frozen=True, gc=False):
+    data: dict[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +156,13 @@ def node_from(raw: RawNode) -> Node:
     )
 
 
+def config_map_from(raw: RawConfigMap) -> ConfigMap:
+    """What its keys hold is up to whoever asked for it."""
+    return ConfigMap(CONFIG_MAP.key(raw), raw.data or {})
+
+
 NODE = Kind("Node", "v1", "nodes", namespaced=False, raw=RawNode, to_model=node_from)
+CONFIG_MAP = Kind("ConfigMap", "v1", "configmaps", namespaced=True, raw=RawConfigMap, to_model=config_map_from)
 
 
 def dotted(path: FieldPath) -> str:

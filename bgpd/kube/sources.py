@@ -1,4 +1,4 @@
-"""Offers the two sources of Kubernetes objects behind one face: the API server and a directory of manifests.
+"""Offers the sources of Kubernetes objects behind one face: an API server, a directory of manifests, several at once.
 
 Decides only which modules a source loads: the API server's brings the Kubernetes client (40 MB resident), so
 it is imported when that source is made, and a node that runs on manifests never pays for it.
@@ -6,11 +6,13 @@ it is imported when that source is made, and a node that runs on manifests never
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from bgpd.kube.feed import Feed, SourceStatus
+from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.manifests import ManifestSource
 from bgpd.runtime.store import Store
 
@@ -48,3 +50,31 @@ def api_source(server: ApiServer, feed: Feed[T]) -> Source:
 def manifest_source(directory: Path, feeds: Sequence[Feed[Any]]) -> Source:
     """Any kinds of object from a directory, which is read once for all of them."""
     return ManifestSource(directory, feeds)
+
+
+def several(sources: Sequence[Source]) -> Source:
+    """Runs all of them; its status is that of the one that is worst off, with the faults and warnings of all."""
+    return sources[0] if len(sources) == 1 else _Several(sources)
+
+
+class _Several:
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self._sources = sources
+        self.status = Store(self._worst())
+        for source in sources:
+            source.status.on_change(lambda: self.status.publish(self._worst()))
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for source in self._sources:
+                group.create_task(source.run(), name="source")
+
+    def _worst(self) -> SourceStatus:
+        order = (SourceState.SYNCED, SourceState.RETRYING, SourceState.STARTING)
+        found = [source.status.newest.value for source in self._sources]
+        return replace(
+            max(found, key=lambda status: order.index(status.state)),
+            reconnects=sum(status.reconnects for status in found),
+            faults=tuple(fault for status in found for fault in status.faults),
+            warning="; ".join(filter(None, (status.warning for status in found))),
+        )

@@ -33,21 +33,30 @@ def parse_address(text: str) -> Address:
 
 def parse_prefix(text: str) -> Prefix:
     """A CIDR without host bits, as RFC 4632 section 3.1 wants it. A bare address is refused: /32 must be meant."""
+    _check_notation(text)
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    raise PrefixError(f"{text!r} has host bits set; did you mean {parse_masked(text)}?")
+
+
+def parse_masked(text: str) -> Prefix:
+    """As `parse_prefix`, for those who take host bits and drop them: 192.0.2.1/24 is 192.0.2.0/24."""
+    _check_notation(text)
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise PrefixError(f"{text!r} is not a CIDR; write it like 192.0.2.0/24 or 2001:db8::/64") from None
+
+
+def _check_notation(text: str) -> None:
     network, slash, length = text.partition("/")
     if not slash:
         raise PrefixError(f"{text!r} has no length; write it like 192.0.2.0/24 or 2001:db8::/64")
     # the standard library also takes netmasks, leading zeros and scopes, which other speakers do not
     if "%" in network or not re.fullmatch(r"0|[1-9][0-9]{0,2}", length):
         raise PrefixError(f"{text!r} is not a CIDR; write it like 192.0.2.0/24 or 2001:db8::/64")
-    try:
-        return ipaddress.ip_network(text)
-    except ValueError:
-        pass
-    try:
-        masked = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise PrefixError(f"{text!r} is not a CIDR; write it like 192.0.2.0/24 or 2001:db8::/64") from None
-    raise PrefixError(f"{text!r} has host bits set; did you mean {masked}?")
 
 
 def family_of(value: Address | Prefix) -> str:

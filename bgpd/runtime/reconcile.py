@@ -19,6 +19,7 @@ It does not know what the objects are, does no I/O of its own, and never stops b
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -108,7 +109,7 @@ class Reconciler(Generic[K, V]):
         report: Callable[[Round], None],
         clock: Callable[[], float] = time.monotonic,
         rand: Callable[[], float] = random.random,
-        resync_s: float = RESYNC_S,
+        resync_s: Callable[[], float] = lambda: RESYNC_S,
     ) -> None:
         self.name = name
         self._plan, self._actuator, self._order, self._report = plan, actuator, order, report
@@ -124,7 +125,7 @@ class Reconciler(Generic[K, V]):
         self._waiters: list[_Waiter] = []
         self._stale = True
         self._wake_at = clock()
-        self._resync_at = clock()
+        self._read_at, self._read_took_s = clock(), 0.0
         self._latest_cause: float | None = None
         self._empty_since: float | None = None
         self.ever_settled = False
@@ -166,6 +167,11 @@ class Reconciler(Generic[K, V]):
         self._kicked.set()
         return self._revision
 
+    def suspect(self) -> None:
+        """Somebody else may have changed the target: resyncs now, and counts as drift what is not as it was left."""
+        self._read_at = -math.inf
+        self._kicked.set()
+
     async def wait_until(self, revision: Revision, deadline_s: float) -> bool:
         """Whether a plan at least as new as `revision` was in the target, without trouble, in `deadline_s`."""
         if self._completed >= revision:
@@ -192,6 +198,10 @@ class Reconciler(Generic[K, V]):
                 pass
             self._kicked.clear()
             await self.round()
+
+    @property
+    def _resync_at(self) -> float:
+        return self._read_at + max(self._resync_s(), self._read_took_s / RESYNC_SHARE)
 
     # --- one round ----------------------------------------------------------------------------------------
 
@@ -223,7 +233,7 @@ class Reconciler(Generic[K, V]):
             raise
         before, self._have = self._have, observed
         now = self._clock()
-        self._resync_at = now + max(self._resync_s, (now - started) / RESYNC_SHARE)
+        self._read_at, self._read_took_s = now, now - started
         if told or before is None:
             return 0  # somebody said that it changed: that is news, not drift
         return sum(1 for key in before.keys() | observed.keys() if before.get(key) != observed.get(key))

@@ -35,7 +35,7 @@ class Store(Generic[T]):
         self._clock = clock
         self._newest = Snapshot(initial, Revision(0), synced=False, at=clock())
         self._changed = asyncio.Event()
-        self._listeners: list[Callable[[], None]] = []
+        self._listeners: list[Callable[[], object]] = []
 
     @property
     def newest(self) -> Snapshot[T]:
@@ -53,7 +53,7 @@ class Store(Generic[T]):
             listener()
         return self._newest.revision
 
-    def on_change(self, listener: Callable[[], None]) -> None:
+    def on_change(self, listener: Callable[[], object]) -> None:
         """Calls `listener` (which must not block) after every publication, for as long as the store lives."""
         self._listeners.append(listener)
 

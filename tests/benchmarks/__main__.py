@@ -34,7 +34,7 @@ def main() -> int:
     screen = Screen()
     for name in BENCHES if options.name == "all" else [options.name]:
         results = BENCHES[name](screen)
-        screen.out.write(f"\n{name}\n{report.table(results)}\n")
+        screen.out.write(f"\n{name}\n{report.measured()}\n{report.table(results)}\n")
         missed = sum(it.missed for it in results)
         with_goal = sum(it.goal is not None for it in results)
         screen.out.write(f"\n{with_goal - missed} of {with_goal} goals met\n")

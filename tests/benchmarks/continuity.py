@@ -1,4 +1,4 @@
-"""Whether the fabric notices: the daemon restarted, the daemon killed, ExaBGP killed; a BIRD beside it.
+"""Whether the fabric notices: the daemon restarted, killed or upgraded, ExaBGP killed; a BIRD beside it.
 
 A sample is a question to a ToR's BIRD every 10 ms whether it still has a usable route; lost is a sample without.
 What is on the node's wire meanwhile is captured, and whatever is not a keepalive is counted.
@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tests.benchmarks.contenders import bgp_options
+from tests.benchmarks.installation import Installation
 from tests.benchmarks.report import Result
 from tests.fabric.bird import Bird
 from tests.fabric.node import BgpdNode
@@ -76,6 +77,34 @@ def results(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace) -> list[Resul
         _messages("sigkill_bgp_messages", kill.messages),
         _lost("speaker_sigkill_samples_lost", crash.lost, bird=bird_crash.lost),
         Result(name="longest_blind_ms", value=blind, unit="ms"),
+    ]
+
+
+def upgrade(fabric: Seed3Fabric, place: NodePlace, installation: Installation) -> list[Result]:
+    """From one release to the next on a node of its own, which leaves the fabric in the end.
+
+    As an operator does it, `sudo systemd/install`: a new virtual environment, checked, put in the place of the old
+    one by a rename, and the daemon restarted from it. The speaker goes on from the release that it was started from.
+    """
+    before, after = installation.wheels
+    installation.install(before)
+    node = BgpdNode.announcing(fabric, place=place, program=installation.program)
+    version = node.status()["version"]
+
+    def act() -> None:
+        installation.install(after)
+        node.restart_daemon()
+        if node.wait_healthy()["version"] == version:
+            raise RuntimeError(f"after the upgrade {version} still runs")
+
+    seen = watch(fabric, place, place.pod_cidrs[0], act)
+    assert node.daemon is not None
+    node.daemon.stop()
+    node.stop_speaker()
+    return [
+        _lost("upgrade_samples_lost", seen.lost),
+        _messages("upgrade_bgp_messages", seen.messages),
+        Result(name="upgrade_longest_blind_ms", value=seen.longest_blind_ms, unit="ms"),
     ]
 
 

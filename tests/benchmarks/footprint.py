@@ -1,6 +1,7 @@
 """What it costs to have it running: resident memory, processor time when nothing happens, time to start.
 
-Memory is VmRSS, shared pages included, as `ps` shows it. Processor time is read from the scheduler, in
+Memory is VmRSS, shared pages included, as `ps` shows it; of several processes it is the sum. PSS divides a page
+among all that have it (proc(5)), here also among what measures. Processor time is read from the scheduler, in
 nanoseconds and over all threads, because a tick of 10 ms is a tenth of what is looked for.
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from tests.benchmarks.contenders import BirdScript, Contender, GobgpScript, Ours, bgp_options
 from tests.benchmarks.report import Result
 from tests.fabric.bird import Bird
-from tests.fabric.node import BIN, BgpdNode
+from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
 from tests.fabric.topology import NodePlace, Seed3Fabric
 
@@ -25,12 +26,17 @@ STARTS = 5
 
 
 def rss_mb(pids: Iterable[int]) -> float:
-    total = 0
-    for pid in pids:
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                total += int(line.split()[1])
-    return total / 1024
+    return _memory_mb(pids, "status", "VmRSS:")
+
+
+def pss_mb(pids: Iterable[int]) -> float:
+    return _memory_mb(pids, "smaps_rollup", "Pss:")
+
+
+def _memory_mb(pids: Iterable[int], file: str, field: str) -> float:
+    """The sum of a field in kB that such a file in /proc has for each process."""
+    lines = (line for pid in pids for line in Path(f"/proc/{pid}/{file}").read_text().splitlines())
+    return sum(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def cpu_s(pids: Iterable[int]) -> float:
@@ -40,23 +46,15 @@ def cpu_s(pids: Iterable[int]) -> float:
 
 
 def memory(ours: Ours, bird: BirdScript, gobgp: GobgpScript) -> list[Result]:
-    theirs: list[Contender] = [bird, gobgp]
-    return [
-        Result(
-            name="daemon_rss_mb",
-            value=rss_mb(ours.pids()["daemon"]),
-            unit="MB",
-            goal=75.0,
-            beside={f"{it.name.partition('+')[0]}'s script": rss_mb(it.pids()["daemon"]) for it in theirs},
-        ),
-        Result(
-            name="speaker_rss_mb",
-            value=rss_mb(ours.pids()["speaker"]),
-            unit="MB",
-            goal=45.0,
-            beside={it.name.partition("+")[0]: rss_mb(it.pids()["speaker"]) for it in theirs},
-        ),
-    ]
+    scripts = {f"{it.name.partition('+')[0]}'s script": it.pids()["daemon"] for it in (bird, gobgp)}
+    speakers = {it.name.partition("+")[0]: it.pids()["speaker"] for it in (bird, gobgp)}
+    found = []
+    for what, goal, beside in (("daemon", 75.0, scripts), ("speaker", 45.0, speakers)):
+        pids = ours.pids()[what]
+        for name, measure, bound in (("rss", rss_mb, goal), ("pss", pss_mb, None)):
+            others = {other: measure(some) for other, some in beside.items()}
+            found.append(Result(name=f"{what}_{name}_mb", value=measure(pids), unit="MB", goal=bound, beside=others))
+    return found
 
 
 def idle(contenders: Iterable[Contender], seconds: float = IDLE_S) -> list[Result]:
@@ -100,8 +98,8 @@ def cold(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace) -> Result:
     bird = Bird(bird_place.namespace, bgp_options(fabric, bird_place), name="cold")
     began = time.monotonic()
     config = ["--config", str(node.config_file)]  # both at once, as systemd starts them
-    node.speaker = node.namespace.popen([str(BIN / "bgpd"), "speaker", "run", *config], name="speaker")
-    node.daemon = node.namespace.popen([str(BIN / "bgpd"), "run", *config], name="bgpd")
+    node.speaker = node.namespace.popen([str(node.program), "speaker", "run", *config], name="speaker")
+    node.daemon = node.namespace.popen([str(node.program), "run", *config], name="bgpd")
     tor.wait_route(prefix, peer=place.address)
     ours = time.monotonic() - began
     bird.reconfigure(originate=(bird_prefix,))
@@ -122,7 +120,7 @@ def _start(node: BgpdNode) -> tuple[float, float]:
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as notify:
         notify.bind(str(path))
         notify.settimeout(20.0)
-        argv = [str(BIN / "bgpd"), "run", "--config", str(node.config_file)]
+        argv = [str(node.program), "run", "--config", str(node.config_file)]
         began = time.monotonic()
         node.daemon = node.namespace.popen(argv, name="bgpd", env={"NOTIFY_SOCKET": str(path)})
         while b"READY=1" not in notify.recv(4096).split(b"\n"):

@@ -76,6 +76,7 @@ def as_json(bench: str, results: Sequence[Result]) -> dict[str, Any]:
     return {
         "bench": bench,
         "kernel": os.uname().release,
+        "cores": os.cpu_count(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "results": [
             {
@@ -99,9 +100,13 @@ def markdown(results: Sequence[Result]) -> str:
     rows = []
     for name, value, beside, ratio, goal, verdict in map(cells, results):
         rows.append(f"| `{name}` | {value} | {beside} | {ratio} | {goal} | {verdict} |")
+    return "\n".join([measured(), "", *head, *rows])
+
+
+def measured() -> str:
+    """When and on what; nothing that names the machine."""
     when = datetime.datetime.now(datetime.UTC).date().isoformat()
-    said = f"Measured {when} on {os.cpu_count()} cores, Linux {os.uname().release}."
-    return "\n".join([said, "", *head, *rows])
+    return f"Measured {when} on {os.cpu_count()} cores, Linux {os.uname().release}."
 
 
 def rewrite(readme: Path, bench: str, results: Sequence[Result]) -> None:

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 
 from tests.benchmarks import bulk, continuity, footprint, latency
 from tests.benchmarks.contenders import BirdScript, Contender, GobgpScript, Ours
+from tests.benchmarks.installation import Installation
 from tests.benchmarks.report import Result
 from tests.benchmarks.stage import stage
 from tests.fabric.netns import Lab
@@ -17,7 +18,7 @@ PROGRAMS = ("bird", "birdc", "gobgpd", "gobgp")
 
 
 def run(screen: Screen) -> list[Result]:
-    """Under six minutes on two cores."""
+    """Under eight minutes on two cores."""
     return [*_with_api_server(screen), *_with_manifests(screen)]
 
 
@@ -61,6 +62,10 @@ def _with_manifests(screen: Screen) -> list[Result]:
         node.wait_healthy()
         with screen.step("restart, kill the daemon, kill ExaBGP; the same to a BIRD"):
             found += continuity.results(fabric, node, place)
+        with screen.step("two releases"):
+            installation = Installation(lab.directory / "installation")
+        with screen.step("an upgrade"):
+            found += continuity.upgrade(fabric, fabric.nodes[2], installation)
         with screen.step(f"{bulk.FEW} and {bulk.MANY} prefixes"):
             found += bulk.results(fabric, node, place)
     return found

@@ -36,9 +36,7 @@ def main() -> None:
 
 def follow(options: argparse.Namespace, announce: Announce) -> None:
     """Announces the pod CIDRs the node has, and again whenever it has others."""
-    connection = http.client.HTTPSConnection(
-        options.server, context=ssl.create_default_context(cafile=options.ca)
-    )
+    connection = http.client.HTTPSConnection(options.server, context=ssl.create_default_context(cafile=options.ca))
     path = f"/api/v1/nodes?fieldSelector=metadata.name%3D{options.node}"
     headers = {"Authorization": f"Bearer {Path(options.token).read_text().strip()}"}
     connection.request("GET", path, headers=headers)

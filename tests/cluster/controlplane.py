@@ -162,18 +162,19 @@ class ControlPlane:
         return self._write_kubeconfig(f"token-{token_file.stem}", {"tokenFile": str(token_file)})
 
     def service_account_token(
-        self, namespace: str, name: str, seconds: int = 3600, *, secret: str | None = None
+        self, namespace: str, name: str, seconds: int = 3600, *, bound_to: JsonObject | None = None
     ) -> str:
         """A token of an existing service account, from the TokenRequest API; `seconds` is 600 or more.
 
-        Bound to a `secret` of the same namespace, it is refused (401) once that is deleted; bound to none,
-        once the account is. Either takes up to ten seconds to be seen, if the token was used just before:
-        kube-apiserver remembers a token that it has accepted for that long.
+        Bound to a Secret or Pod of the same namespace, given as the API server returned it, it is refused
+        (401) once that is deleted; bound to none, once the account is. Either takes up to ten seconds to be
+        seen, if the token was used just before: kube-apiserver remembers a token that it has accepted for
+        that long.
         """
         spec: dict[str, Any] = {"expirationSeconds": seconds}
-        if secret is not None:
-            uid = self.admin.get(f"/api/v1/namespaces/{namespace}/secrets/{secret}")["metadata"]["uid"]
-            spec["boundObjectRef"] = {"apiVersion": "v1", "kind": "Secret", "name": secret, "uid": uid}
+        if bound_to is not None:
+            which = {key: bound_to["metadata"][key] for key in ("name", "uid")}
+            spec["boundObjectRef"] = {"apiVersion": "v1", "kind": bound_to["kind"], **which}
         path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token"
         return str(self.admin.create(path, {"spec": spec})["status"]["token"])
 

@@ -183,15 +183,18 @@ def announcing(
     place: NodePlace,
     environment: Mapping[str, str] | None = None,
     speaker_environment: Mapping[str, str] | None = None,
+    *,
+    wrapper: Sequence[str] = (),
 ) -> None:
     """Makes the Node, starts the product, and waits until nobody has anything left to say: see `wait_quiet`.
 
-    The environments are added to the daemon's and the speaker's own.
+    The environments are added to the daemon's and the speaker's own. `wrapper` is a command that the daemon's is
+    appended to, and that becomes the daemon.
     """
     cluster.make(place, *place.pod_cidrs)
     with BgpCapture(place.namespace, CABLE) as capture:
         node.speaker = start(node, "speaker", ["speaker", "run"], speaker_environment or {})
-        node.daemon = start(node, "bgpd", ["run"], environment or {})
+        node.daemon = start(node, "bgpd", ["run"], environment or {}, wrapper)
         node.wait_healthy()
         wait_quiet(cluster, place, capture)
 
@@ -213,10 +216,12 @@ def _has_ends(capture: BgpCapture, loopback: str) -> bool:
     return all(sum(it.end_of_rib for it in said) >= 2 for said in both)
 
 
-def start(node: BgpdNode, name: str, words: Sequence[str], environment: Mapping[str, str]) -> Process:
+def start(
+    node: BgpdNode, name: str, words: Sequence[str], environment: Mapping[str, str], wrapper: Sequence[str] = ()
+) -> Process:
     """A `bgpd` command that stays, as the node itself starts it, with this added to its environment."""
     added = [f"{key}={value}" for key, value in environment.items()]
-    argv = ["env", *added, str(BIN / "bgpd"), *words, "--config", str(node.config_file)]
+    argv = [*wrapper, "env", *added, str(BIN / "bgpd"), *words, "--config", str(node.config_file)]
     return node.namespace.popen(argv, name=name)
 
 

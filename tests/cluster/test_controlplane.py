@@ -188,8 +188,8 @@ def test_forgotten_history_is_gone_for_lists_and_watches(control_plane: ControlP
 def test_token_dies_with_the_secret_it_is_bound_to(control_plane: ControlPlane, name: str) -> None:
     """A service account's token is accepted until its Secret is deleted, and then refused with 401."""
     control_plane.admin.create(ACCOUNTS, {"metadata": {"name": name}})
-    control_plane.admin.create(SECRETS, {"metadata": {"name": name}})
-    client = control_plane.token_client(control_plane.service_account_token("default", name, secret=name))
+    secret = control_plane.admin.create(SECRETS, {"metadata": {"name": name}})
+    client = control_plane.token_client(control_plane.service_account_token("default", name, bound_to=secret))
     assert user_of(client) == f"system:serviceaccount:default:{name}"
     control_plane.admin.delete(f"{SECRETS}/{name}")
     deadline = time.monotonic() + 20

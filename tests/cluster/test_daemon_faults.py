@@ -191,8 +191,8 @@ def test_token_that_is_rotated(cluster: Cluster, place: NodePlace, node: BgpdNod
     """A new token in the file is used for the next request: the old one, revoked then, is never missed."""
     secrets = "/api/v1/namespaces/kube-system/secrets"
     admin = cluster.control_plane.admin
-    admin.create(secrets, {"metadata": {"name": "old"}})
-    old = cluster.control_plane.service_account_token("kube-system", "bgpd", secret="old")
+    secret = admin.create(secrets, {"metadata": {"name": "old"}})
+    old = cluster.control_plane.service_account_token("kube-system", "bgpd", bound_to=secret)
     replace(token_file(node), old)
     announcing(cluster, node, place)
     with unbroken(cluster, place) as capture:

@@ -13,11 +13,13 @@ import pytest
 
 from bgpd.kube.client import ApiServer
 from bgpd.kube.feed import Feed, SourceState
-from bgpd.kube.parse import NODE
+from bgpd.kube.parse import CONFIG_MAP, NODE
 from bgpd.kube.sources import Source
 from bgpd.kube.watch import ApiSource
+from bgpd.model.configmap import ConfigMap
 from bgpd.model.node import Node
-from tests.contract.test_source_contract import Nodes, Origin, SourceContract, node, run, running, until
+from bgpd.runtime.store import Store
+from tests.contract.test_source_contract import SOON_S, Nodes, Origin, SourceContract, node, run, running, until
 
 from .controlplane import ControlPlane
 from .rest import ApiError
@@ -98,6 +100,42 @@ def test_rbac_grants_what_is_used(control_plane: ControlPlane, tmp_path: Path) -
     run(scenario)
 
 
+def test_rbac_grants_the_one_config_map(control_plane: ControlPlane, tmp_path: Path) -> None:
+    """The document is listed and watched with the field selector that its Role asks for, and followed."""
+    control_plane.apply_file(RBAC)
+    token = tmp_path / "token"
+    token.write_text(control_plane.service_account_token("kube-system", "bgpd") + "\n")
+    kubeconfig = control_plane.token_kubeconfig(token)
+    path, name = "/api/v1/namespaces/kube-system/configmaps", "ip-masq-agent"
+
+    async def scenario() -> None:
+        store: Store[Mapping[str, ConfigMap]] = Store({})
+        source = ApiSource(ApiServer(kubeconfig), Feed(CONFIG_MAP, store, f"kube-system/{name}"))
+
+        async def has(data: dict[str, str] | None) -> None:
+            async with asyncio.timeout(SOON_S):
+                newest = store.newest
+                while not newest.synced or [found.data for found in newest.value.values()] != (
+                    [data] if data else []
+                ):
+                    newest = await store.newer_than(newest.revision)
+
+        async with running(source):
+            await has(None)
+            content = {"metadata": {"name": name}, "data": {"config": "nonMasqueradeCIDRs: []"}}
+            await asyncio.to_thread(control_plane.admin.create, path, content)
+            await has({"config": "nonMasqueradeCIDRs: []"})
+            await asyncio.to_thread(
+                control_plane.admin.patch, f"{path}/{name}", {"data": {"config": "masqLinkLocal: true"}}
+            )
+            await has({"config": "masqLinkLocal: true"})
+            await asyncio.to_thread(control_plane.admin.delete, f"{path}/{name}")
+            await has(None)
+            assert source.status.newest.value.reconnects == 0
+
+    run(scenario)
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -107,6 +145,9 @@ def test_rbac_grants_what_is_used(control_plane: ControlPlane, tmp_path: Path) -
         ("get", "/api/v1/secrets"),
         ("get", "/api/v1/namespaces/kube-system/secrets"),
         ("get", "/api/v1/namespaces/kube-system/configmaps"),
+        ("get", "/api/v1/namespaces/kube-system/configmaps/ip-masq-agent"),
+        ("get", "/api/v1/namespaces/kube-system/configmaps?fieldSelector=metadata.name=other"),
+        ("get", "/api/v1/namespaces/default/configmaps?fieldSelector=metadata.name=ip-masq-agent"),
     ],
 )
 def test_rbac_grants_nothing_else(control_plane: ControlPlane, method: str, path: str) -> None:

@@ -15,10 +15,6 @@ from tests.fabric.netns import Lab, missing
 from tests.fabric.topology import Seed3Fabric
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "needs(*programs): programs this test starts; skipped without them")
-
-
 @pytest.fixture(scope="session")
 def lacking() -> dict[tuple[str, ...], str | None]:
     """What was found out about the machine so far, by the programs asked for."""

@@ -64,10 +64,21 @@ def seed3_bgp(fabric: Seed3Fabric, **peer: Any) -> dict[str, Any]:
 
 
 class BgpdNode:
-    """The product on one node. `start` starts speaker and daemon; each can be ended and started by itself."""
+    """The product on one node. `start` starts speaker and daemon; each can be ended and started by itself.
 
-    def __init__(self, namespace: Namespace, name: str, bgp: dict[str, Any], **sections: Any) -> None:
-        self.namespace, self.name = namespace, name
+    `program` is the `bgpd` that the node has installed; `sections` are those of bgpd.yaml.
+    """
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        name: str,
+        bgp: dict[str, Any],
+        *,
+        program: Path = BIN / "bgpd",
+        **sections: Any,
+    ) -> None:
+        self.namespace, self.name, self.program = namespace, name, program
         self.directory = namespace.lab.directory / f"{namespace.name}-bgpd"
         self.manifests = self.directory / "manifests"
         self.manifests.mkdir(parents=True)
@@ -109,12 +120,12 @@ class BgpdNode:
         return self
 
     def start_speaker(self) -> None:
-        argv = [str(BIN / "bgpd"), "speaker", "run", "--config", str(self.config_file)]
+        argv = [str(self.program), "speaker", "run", "--config", str(self.config_file)]
         self.speaker = self.namespace.popen(argv, name="speaker")
         poll(self.socket.exists, 10, lambda: "no bridge: " + self._tail(self.speaker))
 
     def start_daemon(self) -> None:
-        argv = [str(BIN / "bgpd"), "run", "--config", str(self.config_file)]
+        argv = [str(self.program), "run", "--config", str(self.config_file)]
         self.daemon = self.namespace.popen(argv, name="bgpd")
         status = self.directory / "run" / "status.sock"
         poll(status.exists, 10, lambda: "no daemon: " + self._tail(self.daemon))
@@ -132,12 +143,12 @@ class BgpdNode:
 
     def bgpd(self, *words: str, check: bool = True) -> str:
         """Runs a `bgpd` command on this node, as an operator would; its standard output."""
-        argv = [str(BIN / "bgpd"), *words, "--config", str(self.config_file)]
+        argv = [str(self.program), *words, "--config", str(self.config_file)]
         return str(self.namespace.run(argv, check=check).stdout)
 
     def try_bgpd(self, *words: str) -> subprocess.CompletedProcess[str]:
         """As `bgpd`, for a test that looks at the exit code and at both outputs."""
-        argv = [str(BIN / "bgpd"), *words, "--config", str(self.config_file)]
+        argv = [str(self.program), *words, "--config", str(self.config_file)]
         return self.namespace.run(argv, check=False)
 
     def status(self) -> dict[str, Any]:
@@ -207,9 +218,16 @@ class BgpdNode:
         poll(probe, timeout_s, lambda: self.bgpd("status", check=False) + self._tail(self.daemon))
 
     @classmethod
-    def announcing(cls, fabric: Seed3Fabric, bgp: dict[str, Any] | None = None, **sections: Any) -> BgpdNode:
-        """The fabric's first node with both its pod CIDRs at both ToRs, and nothing left to do."""
-        place = fabric.nodes[0]
+    def announcing(
+        cls,
+        fabric: Seed3Fabric,
+        bgp: dict[str, Any] | None = None,
+        *,
+        place: NodePlace | None = None,
+        **sections: Any,
+    ) -> BgpdNode:
+        """A node of the fabric (default: its first) with both its pod CIDRs at both ToRs, and nothing left to do."""
+        place = place or fabric.nodes[0]
         node = cls.at(place, bgp or seed3_bgp(fabric), *place.pod_cidrs, **sections)
         with BgpCapture(place.namespace, CABLE) as capture:
             if node.config["bgp"].get("speaker") == "managed":

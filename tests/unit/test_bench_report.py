@@ -35,9 +35,9 @@ def test_the_table_fits_a_terminal() -> None:
 
 
 def test_json_has_the_agreed_form() -> None:
-    """Bench, kernel, date and the results with what stood beside them."""
+    """Bench, kernel, cores, date and the results with what stood beside them."""
     said = report.as_json("routes", [HELD])
-    assert said.keys() == {"bench", "kernel", "date", "results"}
+    assert said.keys() == {"bench", "kernel", "cores", "date", "results"}
     assert said["results"] == [
         {
             "name": "a_ms",

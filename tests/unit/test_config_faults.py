@@ -34,7 +34,7 @@ U32 = "give a whole number from 0 to 4294967295"
         (("paths", "run"), "/" + 80 * "x", "paths.run: it is too long for sockets; "
          "give a path of at most 80 bytes"),
         (("paths", "state"), "/a\0b", "paths.state: found '/a\\x00b'; give an absolute path"),
-        (("paths", "bpf"), "/x", "paths.bpf: unknown key 'bpf'; known here are run, state"),
+        (("paths", "cniBin"), "/x", "paths.cniBin: unknown key 'cniBin'; known here are run, state, bpf"),
         (("source", "kubernetes"), {}, "source: give exactly one of 'kubernetes' and 'manifests'"),
         (("source", "manifests"), None, "source.manifests: found nothing; give an absolute path"),
         (("source",), [], "source: found a list; give a mapping"),
@@ -56,8 +56,8 @@ U32 = "give a whole number from 0 to 4294967295"
         (("bgp", "drain", "waitSeconds"), 1.5, "bgp.drain.waitSeconds: found 1.5; "
          "give a whole number from 0 to 600"),
         (("bgp", "peer"), [], "bgp.peer: unknown key 'peer'; did you mean 'peers'?"),
-        (("masquerade",), {}, "masquerade: unknown key 'masquerade'; "
-         "known here are node, paths, source, bgp, metrics, log"),
+        (("policy",), {}, "policy: unknown key 'policy'; "
+         "known here are node, paths, source, bgp, masquerade, metrics, log"),
         ((*PEER, "peerAdress"), "1", "bgp.peers[0].peerAdress: unknown key 'peerAdress'; "
          "did you mean 'peerAddress'?"),
         ((*PEER, "peer_port"), 1, "bgp.peers[0].peer_port: unknown key 'peer_port'; "
@@ -137,6 +137,23 @@ U32 = "give a whole number from 0 to 4294967295"
          "did you mean 10.0.0.0/8?"),
         (("bgp", "export", "allow"), [], "bgp.export.allow: the list is empty; name at least one"),
         (("bgp", "export", "allow"), None, "bgp.export.allow: the list is empty; name at least one"),
+        (("masquerade", "config"), {"path": "/x", "configMap": "a/b"}, "masquerade.config: "
+         "give only one of 'path' and 'configMap'"),
+        (("masquerade", "config"), {"configMap": "ip-masq-agent"}, "masquerade.config.configMap: "
+         "found 'ip-masq-agent'; give a namespace and a name, like 'kube-system/ip-masq-agent'"),
+        (("masquerade", "compat"), "calico", "masquerade.compat: found 'calico'; give agent or cilium"),
+        (("masquerade", "map"), "agent", "masquerade.map: found 'agent'; give own or cilium"),
+        (("masquerade", "ipv6"), "yes", "masquerade.ipv6: found 'yes'; give true or false"),
+        (("masquerade", "clusterCIDRs"), ["188.188.1.0/16"], "masquerade.clusterCIDRs[0]: "
+         "'188.188.1.0/16' has host bits set; did you mean 188.188.0.0/16?"),
+        (("masquerade", "clusterCidrs"), [], "masquerade.clusterCidrs: unknown key 'clusterCidrs'; "
+         "did you mean 'clusterCIDRs'?"),
+        (("masquerade", "f5SnatPools"), 2 * ["11.8.37.4/30"], "masquerade.f5SnatPools: "
+         "'11.8.37.4/30' is listed twice"),
+        (("masquerade", "snatAddress"), {"ipv4": "internalip"}, "masquerade.snatAddress.ipv4: "
+         "found 'internalip'; give uplink, InternalIP or an IPv4 address; did you mean 'InternalIP'?"),
+        (("masquerade", "snatAddress"), {"ipv6": "11.8.37.63"}, "masquerade.snatAddress.ipv6: found 11.8.37.63; "
+         "give an IPv6 address"),
         (("metrics", "listen"), 9179, "metrics.listen: found 9179; "
          "give '0.0.0.0:9179' or '[::]:9179', or off for none"),
         (("metrics", "listen"), ":::9179", "metrics.listen: found ':::9179'; "

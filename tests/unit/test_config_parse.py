@@ -12,11 +12,12 @@ import yaml
 
 from bgpd.bgp import codec
 from bgpd.config import field
-from bgpd.config.field import Listen
+from bgpd.config.field import Listen, SnatSource
 from bgpd.config.parse import parse
-from bgpd.config.schema import Config, LogFormat, LogLevel, SpeakerMode
+from bgpd.config.schema import Config, LogFormat, LogLevel, MapOwner, SpeakerMode
 from bgpd.config.section import Section
 from bgpd.model.bgp import Family
+from bgpd.model.masq import Compat
 from tests.unit.config_values import EXAMPLE, SMALLEST, changed, dump
 
 FULL_PEER = """
@@ -184,6 +185,77 @@ def test_export_allow_takes_both_families() -> None:
     """Prefixes come out as networks."""
     config = read(changed(("bgp", "export", "allow"), ["188.188.0.0/16", "fd00::/8"]))
     assert config.bgp.export.allow == (ip_network("188.188.0.0/16"), ip_network("fd00::/8"))
+
+
+def test_masquerade_is_off_and_has_the_references_defaults() -> None:
+    """Without the section, and with one whose lines are commented out; the agent's reading and file."""
+    for value in (SMALLEST, changed(("masquerade",), None), changed(("masquerade", "config"), None)):
+        masquerade = read(value).masquerade
+        assert not masquerade.enabled
+        assert (masquerade.compat, masquerade.map) == (Compat.AGENT, MapOwner.OWN)
+        assert masquerade.config.path == Path("/etc/config/ip-masq-agent")
+        assert (masquerade.config.config_map, masquerade.cluster_cidrs, masquerade.f5_snat_pools) == (None, (), ())
+        assert masquerade.snat_address.ipv4 is SnatSource.UPLINK
+        assert not masquerade.nomasq_all_reserved_ranges
+
+
+@pytest.mark.parametrize(
+    ("section", "wanted"),
+    [
+        ({}, False),
+        ({"compat": "cilium"}, True),
+        ({"ipv6": True}, True),
+        ({"compat": "cilium", "ipv6": False}, False),
+    ],
+)
+def test_ipv6_follows_the_reference_unless_told(section: dict[str, Any], wanted: bool) -> None:
+    """ip-masq-agent needs --enable-ipv6, Cilium masquerades IPv6 unless told otherwise."""
+    assert read(changed(("masquerade",), section)).masquerade.ipv6_wanted is wanted
+
+
+def test_every_key_of_masquerade_is_read() -> None:
+    """Nothing left out."""
+    masquerade = read(
+        changed(
+            ("masquerade",),
+            {
+                "enabled": True,
+                "config": {"configMap": "kube-system/ip-masq-agent"},
+                "compat": "cilium",
+                "map": "cilium",
+                "clusterCIDRs": ["188.188.0.0/16", "fd00:188::/32"],
+                "snatAddress": {"ipv4": "InternalIP", "ipv6": "fd00::63"},
+                "f5SnatPools": ["11.8.37.4/30"],
+            },
+        )
+    ).masquerade
+    assert (masquerade.config.path, masquerade.config.config_map) == (None, "kube-system/ip-masq-agent")
+    assert (masquerade.compat, masquerade.map) == (Compat.CILIUM, MapOwner.CILIUM)
+    assert masquerade.cluster_cidrs == (ip_network("188.188.0.0/16"), ip_network("fd00:188::/32"))
+    assert (masquerade.snat_address.ipv4, masquerade.snat_address.ipv6) == (
+        SnatSource.INTERNAL_IP,
+        ip_address("fd00::63"),
+    )
+    assert masquerade.f5_snat_pools == (ip_network("11.8.37.4/30"),)
+
+
+@pytest.mark.parametrize(
+    ("section", "keys"),
+    [
+        ({"enabled": False, "map": "cilium", "clusterCIDRs": ["10.0.0.0/8"]}, []),
+        ({"clusterCIDRs": ["10.0.0.0/8"]}, []),
+        ({}, ["clusterCIDRs"]),
+        ({"map": "cilium"}, []),
+        ({"map": "cilium", "clusterCIDRs": ["10.0.0.0/8"], "snatAddress": {"ipv4": "InternalIP"}},
+         ["clusterCIDRs", "snatAddress"]),
+        ({"map": "cilium", "compat": "cilium", "nomasqAllReservedRanges": True}, ["nomasqAllReservedRanges"]),
+    ],
+)  # fmt: skip
+def test_masquerade_warns_of_what_is_missing_or_has_no_effect(section: dict[str, Any], keys: list[str]) -> None:
+    """Only where it is on."""
+    data = dump(changed(("masquerade",), {"enabled": True} | section)).encode()
+    warned = [warning.key for warning in parse(data, "bgpd.yaml").warnings]
+    assert [key.removeprefix("masquerade.") for key in warned if key.startswith("masquerade")] == keys
 
 
 def test_community_names_are_those_the_codec_knows() -> None:

@@ -1,0 +1,69 @@
+"""`bgpd masq list`, `masq test IP`: which destinations see pods with their own addresses. `masq clear`: none of it.
+
+`clear` works without the daemon, and only without one that masquerades: after it is gone or has been told not to.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from bgpd.cli.ask import ask
+from bgpd.cli.exits import FAILED, FINE, USAGE
+from bgpd.cli.output import print_json, table
+from bgpd.cli.settings import without_passwords
+from bgpd.runtime.reconcile import TargetError
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    text = (
+        "list: what is in the kernel, as `cilium bpf ipmasq list` prints it; test: what becomes of flows to IP; "
+        "clear: take rule, program and maps out of the kernel, once the daemon is gone"
+    )
+    parser.add_argument("what", choices=("list", "test", "clear"), help=text)
+    parser.add_argument("address", nargs="?", metavar="IP", help="for test: a destination")
+    parser.add_argument("--hits", action="store_true", help="for list: with the flows that each entry has covered")
+
+
+def main(options: argparse.Namespace) -> int:
+    if (options.what == "test") != (options.address is not None):
+        sys.stderr.write("usage: bgpd masq list [--hits] | bgpd masq test IP | bgpd masq clear\n")
+        return USAGE
+    return {"list": _list, "test": _test, "clear": _clear}[options.what](options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    answer = ask(options, "masq list", {"hits": options.hits})
+    if options.output == "json":
+        print_json(answer["entries"])
+        return FINE
+    columns = {"prefix": "IP PREFIX/ADDRESS"} | ({"hits": "HITS"} if options.hits else {})
+    sys.stdout.write(table(answer["entries"], columns) or "IP PREFIX/ADDRESS\n")
+    for finding in answer["findings"]:
+        sys.stderr.write(f"{finding}\n")
+    return FINE
+
+
+def _test(options: argparse.Namespace) -> int:
+    answer = ask(options, "masq test", {"address": options.address})
+    if options.output == "json":
+        print_json(answer)
+        return FINE
+    fate = {True: "kept", False: "SNATed", None: "unknown"}[answer["kept"]]
+    to = f" to {answer['snatTo']}" if answer["snatTo"] else ""
+    by = f": {answer['entry']}" if answer["entry"] else ""
+    sys.stdout.write(f"{answer['address']}: {fate}{to} ({answer['why']}{by})\n")
+    return FINE
+
+
+def _clear(options: argparse.Namespace) -> int:
+    from bgpd.masq.masquerading import clear  # brings libbpf and nf_tables
+
+    try:
+        removed = clear(without_passwords(options).paths.bpf)
+    except TargetError as error:
+        sys.stderr.write(f"{error}\n")
+        return FAILED
+    for what in removed or ["nothing was there"]:
+        sys.stdout.write(f"removed {what}\n" if removed else f"{what}\n")
+    return FINE

@@ -1,0 +1,81 @@
+"""What this kernel and this process can do with BPF: named facts, each with its remedy, for `bgpd doctor`.
+
+Leaves nothing behind. Decides nothing: whoever needs a thing tries it and says so when it fails.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bgpd.datapath import layout, libbpf, pins
+from bgpd.datapath.libbpf import DatapathError
+from bgpd.datapath.maps import Map
+
+BTF = Path("/sys/kernel/btf/vmlinux")
+SOCKET_FILTER, SKB_LOAD_BYTES_RELATIVE = 1, 68  # BPF_PROG_TYPE_, BPF_FUNC_
+
+
+@dataclass(frozen=True, slots=True)
+class Fact:
+    """`text` says how it is and, unless `ok`, what to do. Without `needed` all works, some of it slower."""
+
+    what: str
+    ok: bool
+    text: str
+    needed: bool = True
+
+
+def probe(directory: Path) -> Iterator[Fact]:
+    """All that the programs pinned in `directory` rest on; without libbpf or privileges, what can be told."""
+    try:
+        yield Fact("libbpf", True, libbpf.library().libbpf_version_string().decode())
+    except DatapathError as error:
+        yield Fact("libbpf", False, str(error))
+        return
+    yield _bpffs(directory)
+    if not libbpf.capable():
+        yield Fact("capabilities", False, f"{libbpf.reason(errno.EPERM)}; the kernel cannot be asked without")
+        return
+    yield Fact("capabilities", True, "maps and programs may be created")
+    yield from _tries()
+    yield _socket_filters()
+    yield _btf()
+
+
+def _bpffs(directory: Path) -> Fact:
+    try:
+        pins.examine(directory)
+    except DatapathError as error:
+        return Fact("bpffs", False, str(error))
+    return Fact("bpffs", True, f"{directory} can be written")
+
+
+def _tries() -> Iterator[Fact]:
+    try:
+        trie = Map.create(replace(layout.MAPS["ipmasq_v4"], name="bgpd_probe", max_entries=1))
+    except DatapathError as error:
+        yield Fact("lpm map", False, f"{error}; needs Linux 4.11 with CONFIG_BPF_SYSCALL")
+        return
+    yield Fact("lpm map", True, "works")
+    if trie.batches:
+        yield Fact("lpm batches", True, "work")
+    else:
+        yield Fact("lpm batches", False, "missing, long lists change slower; Linux 5.13 has them", needed=False)
+    trie.close()
+
+
+def _socket_filters() -> Fact:
+    found = libbpf.library().libbpf_probe_bpf_helper(SOCKET_FILTER, SKB_LOAD_BYTES_RELATIVE, None)
+    if found == 1:
+        return Fact("socket filter", True, "programs can read the IP header")
+    return Fact("socket filter", False, "programs cannot read the IP header; needs Linux 4.18")
+
+
+def _btf() -> Fact:
+    if BTF.exists():
+        return Fact("kernel btf", True, str(BTF))
+    text = f"no {BTF} (CONFIG_DEBUG_INFO_BTF); the objects shipped here do without"
+    return Fact("kernel btf", False, text, needed=False)

@@ -1,0 +1,138 @@
+"""Puts a prebuilt object into the kernel: its maps and programs are then pinned, and stay when the daemon goes.
+
+What is pinned is what counts. A pinned map of the right kind is used on, its entries with it. A pinned program that
+is the object's, and uses these maps, is adopted; else it is replaced in one step. Whoever holds a replaced program,
+such as a rule of the nat table, keeps it until asked to take the new one: `Program.id` tells one from the other.
+
+Objects are built by bpf/Makefile and shipped; nothing is compiled here.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from bgpd.datapath import layout, pins
+from bgpd.datapath.layout import MapSpec
+from bgpd.datapath.libbpf import DatapathError, check, library, pointer, program_info
+from bgpd.datapath.maps import Map
+
+OBJECTS = Path(__file__).with_name("objects")
+_BTF_KIND_ENUM = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """`id`: the kernel's number of it. `replaced`: another program was pinned there, or none."""
+
+    pin: Path
+    tag: str
+    id: int
+    replaced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Installed:
+    """One object in the kernel, by the names that its source gives."""
+
+    maps: Mapping[str, Map]
+    programs: Mapping[str, Program]
+
+
+def shipped(name: str) -> Path:
+    """The object that bpf/NAME.bpf.c was built into."""
+    return OBJECTS / f"{name}.o"
+
+
+def install(file: Path, directory: Path) -> Installed:
+    """Loads an object and pins what it has in `directory`. Idempotent.
+
+    DatapathError: the kernel refuses, or something else is pinned there. Nothing has been replaced then.
+    """
+    pins.prepare(directory)
+    call = library()
+    with ExitStack() as stack:
+        handle = pointer(f"opening {file}", call.bpf_object__open_file(os.fsencode(file), None))
+        stack.callback(call.bpf_object__close, handle)
+        _check_abi(handle, file)
+        maps = {}
+        for each in _all(call.bpf_object__next_map, handle):
+            spec = _spec(each, file)
+            known = pins.open_map(directory / spec.name, spec)
+            if known is not None:
+                maps[spec.name] = known
+                check(f"using {directory / spec.name}", call.bpf_map__reuse_fd(each, known.fd))
+        check(f"loading {file}", call.bpf_object__load(handle))
+        for each in _all(call.bpf_object__next_map, handle):
+            spec = _spec(each, file)
+            if spec.name not in maps:
+                pins.put(call.bpf_map__fd(each), directory / spec.name)
+                maps[spec.name] = Map(os.dup(call.bpf_map__fd(each)))
+        programs = {}
+        for each in _all(call.bpf_object__next_program, handle):
+            pin = directory / call.bpf_program__name(each).decode()
+            programs[pin.name] = _install(call.bpf_program__fd(each), pin)
+    return Installed(maps, programs)
+
+
+def restore(installed: Installed, directory: Path) -> None:
+    """Puts back the pins of maps that somebody removed or took for another map: the programs use ours still."""
+    for name, ours in installed.maps.items():
+        fd = pins.get(directory / name, "map")
+        if fd is None or Map(fd).id != ours.id:
+            pins.substitute(ours.fd, directory / name)
+
+
+def _install(fd: int, pin: Path) -> Program:
+    """Adopts the program pinned there if it is the one of `fd`, with the same maps; else replaces it."""
+    tag, maps, number = program_info(fd)
+    pinned = pins.get(pin, "prog")
+    if pinned is not None:
+        try:
+            *there, adopted = program_info(pinned)
+        finally:
+            os.close(pinned)
+        if there == [tag, maps]:
+            return Program(pin, tag, adopted, replaced=False)
+    pins.substitute(fd, pin)
+    return Program(pin, tag, number, replaced=True)
+
+
+def _check_abi(handle: int, file: Path) -> None:
+    """DatapathError: the object was not built with the layout that this code knows."""
+    call = library()
+    btf = pointer(f"{file}: reading its BTF", call.bpf_object__btf(handle))
+    number = check(f"{file}: finding its ABI", call.btf__find_by_name_kind(btf, b"bgpd_abi", _BTF_KIND_ENUM))
+    # struct btf_type {u32 name, info, size}, then the enum's first {u32 name; s32 value}
+    words = (ctypes.c_int32 * 5).from_address(call.btf__type_by_id(btf, number))
+    if words[4] != layout.ABI:
+        remedy = "they belong to different releases; install bgpd again"
+        raise DatapathError(f"{file} has ABI {words[4]}, and this bgpd {layout.ABI}: {remedy}")
+
+
+def _spec(handle: int, file: Path) -> MapSpec:
+    """What the object says of a map. DatapathError: `layout` says otherwise."""
+    call = library()
+    found = MapSpec(
+        call.bpf_map__name(handle).decode(),
+        call.bpf_map__type(handle),
+        call.bpf_map__key_size(handle),
+        call.bpf_map__value_size(handle),
+        call.bpf_map__max_entries(handle),
+        call.bpf_map__map_flags(handle),
+    )
+    if layout.MAPS.get(found.name) != found:
+        raise DatapathError(f"{file}: its map {found.name} is not the one that this bgpd knows; install bgpd again")
+    return found
+
+
+def _all(following: Callable[[int, int | None], int | None], handle: int) -> Iterator[int]:
+    """What bpf_object__next_map and bpf_object__next_program go through."""
+    each = following(handle, None)
+    while each is not None:
+        yield each
+        each = following(handle, each)

@@ -1,0 +1,102 @@
+"""Finds what in a list of non-masquerade CIDRs works and is probably not meant. Pure.
+
+For `bgpd check`, `bgpd doctor` and the status. Whatever is not a document at all, `parse` has refused already, and
+what can be said from its text alone is in `MasqDocument.findings`; added here is what takes the list as a whole, or
+a look at the cluster and at BGP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from bgpd.masq.match import PrefixTable
+from bgpd.model.masq import LINK_LOCAL, Finding, MasqDocument
+from bgpd.model.prefix import Prefix, contains
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a list is held against.
+
+    `pod_cidrs`: of the node and the cluster, kept in any case. `own_pod_cidrs`: the node's alone. `advertised`:
+    what is announced to at least one BGP peer; None: nobody can say here.
+    """
+
+    pod_cidrs: Collection[Prefix] = ()
+    own_pod_cidrs: Collection[Prefix] = ()
+    f5_snat_pools: Collection[Prefix] = ()
+    advertised: Collection[Prefix] | None = None
+
+
+def findings(document: MasqDocument, around: Surroundings) -> tuple[Finding, ...]:
+    """The document's own findings first, then those of the list in its order, then those about it as a whole."""
+    return (
+        *document.findings,
+        *_redundant(document, around.pod_cidrs),
+        *_masqueraded_after_all(document),
+        *_uncovered_pools(document, around),
+        *_unreachable(document, around),
+    )
+
+
+def _redundant(document: MasqDocument, pod_cidrs: Collection[Prefix]) -> Iterator[Finding]:
+    """An entry that changes nothing. One that repeats link-local is none: the example in every guide lists it."""
+    if document.is_default:
+        return
+    listed, pods = PrefixTable(document.entries), PrefixTable(pod_cidrs)
+    first: dict[Prefix, int] = {}
+    for index, entry in enumerate(document.entries):
+        earlier = first.setdefault(entry, index)
+        wider = listed.cover(entry, shorter=True)
+        native = pods.cover(entry)
+        if earlier != index:
+            cause = f"it is on line {document.lines[earlier]} already"
+        elif wider is not None:
+            cause = f"it lies in {wider}, which is listed as well"
+        elif native is not None:
+            cause = f"it lies in {native}, where pods live, which keep their addresses among each other in any case"
+        else:
+            continue
+        yield Finding(str(entry), cause, "remove it", document.place(index))
+
+
+def _masqueraded_after_all(document: MasqDocument) -> Iterator[Finding]:
+    """A flag asks for link-local to be masqueraded, and an entry keeps it from being so."""
+    listed = PrefixTable(document.entries)
+    flags = ("masqLinkLocal", "masqLinkLocalIPv6")
+    for prefix, flag in zip(LINK_LOCAL, flags, strict=True):
+        keeper = listed.cover(prefix)
+        if keeper is not None and prefix not in document.link_local:
+            place = document.place(document.entries.index(keeper))
+            cause = f"it holds {prefix}, which {flag}: true wants masqueraded"
+            yield Finding(str(keeper), cause, "remove one of the two", place)
+
+
+def _uncovered_pools(document: MasqDocument, around: Surroundings) -> Iterator[Finding]:
+    kept = (*document.entries, *around.pod_cidrs)
+    for pool in around.f5_snat_pools:
+        if not any(contains(prefix, pool) or contains(pool, prefix) for prefix in kept):
+            cause = "nothing of this F5 SNAT pool is listed, so what pods send there on their own comes from the node"
+            yield Finding(str(pool), cause, "list it in nonMasqueradeCIDRs, or remove it from masquerade.f5SnatPools")
+
+
+def _unreachable(document: MasqDocument, around: Surroundings) -> Iterator[Finding]:
+    """Whoever sees a pod's address answers to it, and finds the way there by BGP."""
+    if around.advertised is None:
+        return
+    for pods in around.own_pod_cidrs:
+        outside = [entry for entry in document.entries if _lies_outside(entry, pods, around.pod_cidrs)]
+        if outside and not any(contains(prefix, pods) for prefix in around.advertised):
+            others = f" and {len(outside) - 1:,} more" if len(outside) > 1 else ""
+            cause = (
+                f"whoever is there{others} sees pods of {pods}, which no BGP peer is told: answers have no way back"
+            )
+            remedy = "advertise PodCIDR in bgp.advertisements and let bgp.export.allow pass it, or remove the entry"
+            yield Finding(str(outside[0]), cause, remedy, document.place(document.entries.index(outside[0])))
+
+
+def _lies_outside(prefix: Prefix, pods: Prefix, pod_cidrs: Collection[Prefix]) -> bool:
+    """Whether an entry of the pods' family names more than pods and the link."""
+    known = (*LINK_LOCAL, *pod_cidrs)
+    return prefix.version == pods.version and not any(contains(each, prefix) for each in known)

@@ -1,0 +1,274 @@
+"""The masquerade subsystem put together: the document, one plan, the list in the maps, the rule that asks for it.
+
+Input are stores (configuration, nodes, the document), which others fill. Three reconcilers: the list of each family,
+and the rule. The rule comes after the lists: a rule in front of an empty list would translate what is listed, and the
+flow would stay translated for as long as it lasts. With `map: cilium` there is no rule of ours.
+
+Nothing is taken back when the daemon ends: maps, program and table do their work without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from bgpd.config.load import Loaded
+from bgpd.config.schema import MapOwner
+from bgpd.datapath import layout, loader
+from bgpd.datapath.layout import LpmKey
+from bgpd.masq import lint, nft
+from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
+from bgpd.masq.memory import Memory
+from bgpd.masq.nft import MasqueradeTable
+from bgpd.masq.plan import FamilyPlan, MasqPlan, Rule, plan
+from bgpd.masq.table import Side, Table, side
+from bgpd.model.masq import Finding, Reading
+from bgpd.model.node import Node
+from bgpd.model.outcome import Blocked, Outcome
+from bgpd.model.prefix import Prefix
+from bgpd.netlink.nftables import Connection, NftablesError, Watch
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import Desired, Reconciler, Round, TargetError
+from bgpd.runtime.store import Revision, Store
+
+VERSIONS = (4, 6)
+PROGRAM = "masquerade"
+
+
+class Masquerading:
+    """Keeps lists and rule as planned. `reading` is the document, as its source last read it."""
+
+    def __init__(
+        self,
+        node_name: str,
+        config: Store[Loaded],
+        nodes: Store[Mapping[str, Node]],
+        reading: Store[Reading],
+        memory: Memory,
+        report: Callable[[Round], None],
+    ) -> None:
+        self._node_name, self._config, self._nodes, self.reading = node_name, config, nodes, reading
+        self._memory = memory
+        self._planned: tuple[tuple[Revision, ...], MasqPlan] | None = None
+        start = config.newest.value.config
+        self._owns = start.masquerade.map is MapOwner.OWN
+        self._datapath = Datapath(start.paths.bpf)
+        self.lists = {
+            version: Reconciler(
+                f"masq_ipv{version}",
+                partial(self._want_list, version),
+                MasqList(partial(self._maps, version)),
+                lambda key: key.order,
+                report,
+                resync_s=self._resync_s,
+            )
+            for version in VERSIONS
+        }
+        self._rule = RuleOfOurs(self._datapath)
+        self.rule: Reconciler[str, Table] = Reconciler(
+            "masq_rule", self._want_rule, self._rule, str, report, resync_s=self._resync_s
+        )
+        for store in self._stores:
+            store.on_change(self._inputs_changed)
+
+    @property
+    def loops(self) -> Sequence[Reconciler[LpmKey, Held] | Reconciler[str, Table]]:
+        return (*self.lists.values(), *([self.rule] if self._owns else []))
+
+    @property
+    def _stores(self) -> tuple[Store[Loaded], Store[Mapping[str, Node]], Store[Reading]]:
+        return self._config, self._nodes, self.reading
+
+    @property
+    def node(self) -> Node | None:
+        return self._nodes.newest.value.get(self._node_name)
+
+    @property
+    def plan(self) -> MasqPlan:
+        """The plan from the newest inputs."""
+        revisions = tuple(store.newest.revision for store in self._stores)
+        if self._planned is None or self._planned[0] != revisions:
+            masquerade = self._config.newest.value.config.masquerade
+            self._planned = revisions, plan(masquerade, self.reading.newest.value.document, self.node)
+        return self._planned[1]
+
+    @property
+    def entries(self) -> list[Prefix]:
+        """The list as it is in the kernel, IPv4 first, by address."""
+        found = [key.prefix for loop in self.lists.values() for key, held in loop.have.items() if held.listed]
+        return sorted(found, key=lambda prefix: (prefix.version, prefix.network_address, prefix.prefixlen))
+
+    def hits(self) -> Mapping[Prefix, int]:
+        """How many flows each entry has covered since it is listed. TargetError: the maps cannot be read."""
+        counted: dict[Prefix, int] = {}
+        for version in VERSIONS:
+            hits = self._maps(version).hits
+            for key, value in hits.entries().items() if hits else ():
+                counted[LpmKey.read(key).prefix] = layout.COUNTER.unpack(value)[0]
+        return counted
+
+    def findings(self, advertised: Sequence[Prefix]) -> Sequence[Finding]:
+        """What in the document works and is probably not meant."""
+        document, node = self.reading.newest.value.document, self.node
+        if document is None:
+            return ()
+        masquerade = self._config.newest.value.config.masquerade
+        own = node.pod_cidrs if node else ()
+        around = lint.Surroundings((*own, *masquerade.cluster_cidrs), own, masquerade.f5_snat_pools, advertised)
+        return lint.findings(document, around)
+
+    def problems(self) -> Iterator[str]:
+        """Everything about masquerading that an operator should know; nothing on a healthy node."""
+        reading, planned = self.reading.newest.value, self.plan
+        kept = "; the last good list stays in use" if reading.document else ""
+        yield from (f"masquerade: {fault}{kept}" for fault in reading.faults)
+        if reading.document is None:
+            yield "masquerade: there was no good document so far, so nothing has been changed"
+        if self._memory.problem:
+            yield f"masquerade: {self._memory.problem}"
+        blocked = [part for family in _families(planned) for part in (family.entries, family.rule)]
+        yield from dict.fromkeys(f"masquerade: {part.reason}" for part in blocked if isinstance(part, Blocked))
+        for loop in self.loops:
+            reasons = dict.fromkeys(outcome.reason for outcome in loop.trouble.values())
+            yield from (f"masquerade: {loop.name}: {reason}" for reason in (*reasons, *filter(None, [loop.error])))
+
+    async def run(self) -> None:
+        """All loops, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for loop in self.loops:
+                group.create_task(loop.run(), name=f"reconcile {loop.name}")
+            if self._owns:
+                group.create_task(self._rule.watch(self.rule.suspect), name="nftables watch")
+
+    # --- what the reconcilers ask -------------------------------------------------------------------------
+
+    def _want_list(self, version: int) -> Desired[LpmKey, Held]:
+        family = self.plan.of(version)
+        if family is None:
+            return Desired({}, complete=self.plan.complete)
+        if isinstance(family.entries, Blocked):
+            return Desired(self.lists[version].have, complete=False)
+        newest = self.reading.newest
+        # a document that is only remembered may add, and takes nothing away
+        complete = self.plan.complete and newest.synced
+        return Desired(wanted(family.entries, counted=self._owns), complete=complete, at=newest.at)
+
+    def _want_rule(self) -> Desired[str, Table]:
+        families = _families(self.plan)
+        blocked = any(isinstance(part, Blocked) for family in families for part in (family.rule, family.entries))
+        listed = all(loop.ever_settled for loop in self.lists.values())
+        if blocked or not self.plan.complete or not listed:
+            return Desired({}, complete=False)
+        sides = {version: _side(self.plan.of(version)) for version in VERSIONS}
+        if not any(sides.values()):
+            return Desired({}, complete=True)
+        program = self._datapath.installed().programs[PROGRAM]
+        table = Table(str(program.pin), program.id, sides[4], sides[6])
+        return Desired({nft.KEY: table}, complete=True, at=max(self._nodes.newest.at, self.reading.newest.at))
+
+    def _maps(self, version: int) -> ListMaps:
+        if not self._owns:
+            return cilium_maps(CILIUM, version)
+        return own_maps(self._datapath.installed(), self._datapath.directory, version)
+
+    def _resync_s(self) -> float:
+        document = self.reading.newest.value.document
+        return document.resync_interval_s if document else 60.0
+
+    def _inputs_changed(self) -> None:
+        for loop in self.loops:
+            loop.kick()
+
+
+def clear(directory: Path) -> list[str]:
+    """Takes rule, program and maps of ours out of the kernel; what there was. TargetError: it cannot be done.
+
+    For a node where no daemon masquerades any more. Open flows keep their translation, which is conntrack's.
+    """
+    removed = []
+    try:
+        with contextlib.closing(Connection()) as connection:
+            if nft.remove(connection):
+                removed.append(f"nftables {nft.KEY}")
+        if directory.is_dir():
+            for pin in directory.iterdir():
+                pin.unlink()
+            directory.rmdir()
+            removed.append(str(directory))
+    except (OSError, NftablesError) as error:
+        remedy = "; a bgpd that runs owns it: stop that first" if error.errno == errno.EPERM else ""
+        raise TargetError(f"masquerade cannot be taken out of the kernel: {error}{remedy}") from None
+    return removed
+
+
+class Datapath:
+    """Our maps and our program, put into the kernel when they are first asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._installed: loader.Installed | None = None
+
+    def installed(self) -> loader.Installed:
+        """DatapathError: the kernel refuses; asked again, it is tried again."""
+        if self._installed is None:
+            self._installed = loader.install(loader.shipped("masq"), self.directory)
+        return self._installed
+
+
+class RuleOfOurs:
+    """`MasqueradeTable`, opened when it is first looked at, so that a node without nf_tables says so and goes on."""
+
+    def __init__(self, datapath: Datapath) -> None:
+        self._datapath = datapath
+        self._connection: Connection | None = None
+        self._table: MasqueradeTable | None = None
+        self._opened = asyncio.Event()
+
+    async def observe(self) -> Mapping[str, Table]:
+        if self._table is None:
+            self._table = await asyncio.to_thread(self._open)
+            self._opened.set()
+        return await self._table.observe()
+
+    async def apply(self, changes: Sequence[Change[str, Table]]) -> Sequence[Outcome]:
+        assert self._table is not None, "the loop observes first"
+        return await self._table.apply(changes)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` whenever somebody else has committed something to nf_tables. Never returns."""
+        await self._opened.wait()
+        assert self._connection is not None
+        loop, port = asyncio.get_running_loop(), self._connection.port
+        watch = Watch()
+        news = asyncio.Event()
+        loop.add_reader(watch.fileno(), news.set)
+        with contextlib.closing(watch):
+            try:
+                while True:
+                    await news.wait()
+                    news.clear()
+                    if watch.others(port):
+                        changed()
+            finally:
+                loop.remove_reader(watch.fileno())
+
+    def _open(self) -> MasqueradeTable:
+        try:
+            self._connection = self._connection or Connection()
+            return MasqueradeTable(self._connection, owned=nft.can_own(self._connection))
+        except (OSError, NftablesError) as error:
+            raise TargetError(f"nf_tables cannot be used: {error}; is CAP_NET_ADMIN there?") from None
+
+
+def _families(planned: MasqPlan) -> list[FamilyPlan]:
+    return [family for family in map(planned.of, VERSIONS) if family is not None]
+
+
+def _side(family: FamilyPlan | None) -> Side | None:
+    if family is None or not isinstance(family.rule, Rule):
+        return None
+    return side(family.rule.sources, family.rule.pod_cidrs, family.rule.snat_to)

@@ -1,0 +1,61 @@
+"""Remembers the last good document in a file, for a node that boots while there is none to be had.
+
+After a reboot the maps are empty, and the API server may be unreachable or the document broken. What was remembered
+then counts until a source delivers, and is published as not synced: it may add to the kernel, never take away.
+Written as a document of its own, so that an operator can read it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from bgpd.config.files import UnreadableError, read_limited
+from bgpd.masq.parse import LIMITS, parse
+from bgpd.model.fault import FaultsError
+from bgpd.model.masq import Compat, MasqDocument, Reading, Rules
+from bgpd.runtime.store import Store
+
+_AS_WRITTEN = Rules(Compat.CILIUM, ipv6=True)  # no limit, and what is left out is not replaced by a default
+
+
+class Memory:
+    """Follows `store` from now on. `problem`: why the newest document could not be kept; empty: it could."""
+
+    def __init__(self, file: Path, store: Store[Reading]) -> None:
+        self._file, self._store = file, store
+        self._kept: MasqDocument | None = None
+        self.problem = ""
+
+    def start(self) -> None:
+        """Publishes what an earlier life left, and keeps from now on what comes."""
+        try:
+            self._kept = parse(read_limited(self._file, LIMITS.bytes).data, str(self._file), _AS_WRITTEN)
+        except (UnreadableError, FaultsError):
+            self._kept = None  # the first start, or a disk that was full: as good as nothing
+        else:
+            self._store.publish(Reading(self._kept), synced=False)
+        self._store.on_change(self._keep)
+
+    def _keep(self) -> None:
+        document = self._store.newest.value.document
+        if document is None or document is self._kept:
+            return
+        new = self._file.with_name(f"{self._file.name}.new")
+        try:
+            new.write_bytes(_written(document))
+            new.replace(self._file)
+        except OSError as error:
+            self.problem = f"{self._file}: the document cannot be remembered: {error.strerror}"
+            return
+        self._kept, self.problem = document, ""
+
+
+def _written(document: MasqDocument) -> bytes:
+    value = {
+        "nonMasqueradeCIDRs": [str(entry) for entry in document.entries],
+        "masqLinkLocal": document.masq_link_local,
+        "masqLinkLocalIPv6": document.masq_link_local_v6,
+        "resyncInterval": f"{document.resync_interval_s:f}s",
+    }
+    return json.dumps(value, indent=1).encode()

@@ -1,0 +1,198 @@
+"""Keeps the newest good ip-masq-agent document in a store, from a file or from a ConfigMap.
+
+Decides when what is there counts, and what stays when it is no document: the last good one, whole. Nothing of a bad
+document counts, not even its flags. What a document means is `parse`'s.
+
+Nobody can tell a file that is being written from one that is complete, and half a list is one too: `10.0.0.0/1` may
+become `10.0.0.0/16` with the next byte. So a file counts once it has been as it is for `SETTLE_S`, its absence too;
+one that never rests is believed every `PATIENCE_S`. A ConfigMap arrives whole, and only its absence has to settle.
+
+The last good document is the one in the store. A source that is made anew, because it shall read another place or
+read by other rules, is given the same store and carries on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from bgpd.config.files import MissingError, UnreadableError, read_limited
+from bgpd.masq.parse import LIMITS, document_key, key_problem, parse
+from bgpd.model.configmap import ConfigMap
+from bgpd.model.fault import Fault, FaultsError
+from bgpd.model.masq import Reading, Rules
+from bgpd.runtime.inotify import DirectoryWatch
+from bgpd.runtime.store import Store
+
+SETTLE_S = 0.2  # an editor truncates and writes, or moves the old file away first: a few milliseconds
+PATIENCE_S = 2.0
+RESCAN_S = 10.0  # finds what inotify cannot tell: files linked from elsewhere, network file systems
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What is there. `data` None: nothing, for the reason in `problem`, or because there is no document at all."""
+
+    origin: str
+    data: bytes | None
+    problem: str = ""
+
+    @property
+    def is_absent(self) -> bool:
+        return not self.data and not self.problem
+
+
+class FileSource:
+    """Feeds `store` from `path`: the file, or the directory a ConfigMap is mounted at. Neither need exist yet."""
+
+    def __init__(
+        self,
+        path: Path,
+        rules: Rules,
+        store: Store[Reading],
+        *,
+        settle_s: float = SETTLE_S,
+        patience_s: float = PATIENCE_S,
+        rescan_s: float = RESCAN_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path, self._rules, self._store, self._clock = path, rules, store, clock
+        self._settle_s, self._patience_s, self._rescan_s = settle_s, patience_s, rescan_s
+        self._published: _Content | None = None
+        self._seen: _Content | None = None
+        self._seen_at = self._restless_at = clock()
+
+    async def run(self) -> None:
+        """Never returns; cancel it. What is published stays."""
+        while True:
+            directories = self._directories()
+            async with DirectoryWatch(directories) as watch:
+                while directories == self._directories():
+                    # 16,000 entries take a quarter of a second, in which everything else wants to be looked after
+                    found = await asyncio.to_thread(self._look)
+                    wait_s = self._take(found, await asyncio.to_thread(self._reading, found))
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(wait_s):
+                            await watch.changed()
+
+    def read(self) -> float:
+        """Looks once and publishes what counts; returns in how many seconds to look again at the latest."""
+        found = self._look()
+        return self._take(found, self._reading(found))
+
+    def _directories(self) -> tuple[Path, ...]:
+        """What to watch: a mounted ConfigMap changes in its own directory, any file in its parent."""
+        return (self._path.parent, self._path) if _is_directory(self._path) else (self._path.parent,)
+
+    def _look(self) -> _Content:
+        path = self._path
+        try:
+            if _is_directory(path):
+                names = [each.name for each in path.iterdir() if not each.name.startswith(".")]
+                if not names:
+                    return _Content(str(path), None)
+                key = document_key(names)
+                if key is None:
+                    return _Content(str(path), None, key_problem(names))
+                path = path / key
+            return _Content(str(path), read_limited(path, LIMITS.bytes).data)
+        except MissingError:
+            return _Content(str(path), None)
+        except UnreadableError as error:
+            return _Content(str(path), None, str(error))
+        except OSError as error:
+            return _Content(str(path), None, f"the directory cannot be read: {error.strerror}")
+
+    def _reading(self, found: _Content) -> Reading | None:
+        """None: it is published already."""
+        return None if found == self._published else _reading(found, self._rules)
+
+    def _take(self, found: _Content, reading: Reading | None) -> float:
+        now = self._clock()
+        if self._seen == self._published:
+            self._restless_at = now
+        if found != self._seen:
+            self._seen, self._seen_at = found, now
+        if reading is None:
+            return self._rescan_s
+        is_first = self._published is None and reading.document is not None and not found.is_absent
+        rest_s = min(self._seen_at + self._settle_s, self._restless_at + self._patience_s) - now
+        if rest_s > 0 and not is_first:
+            return rest_s
+        _publish(self._store, reading, self._seen_at)
+        self._published = found
+        return self._rescan_s
+
+
+class ConfigMapSource:
+    """Feeds `store` from the ConfigMap `name` (namespace/name) in `config_maps`, which somebody else fills."""
+
+    def __init__(
+        self,
+        name: str,
+        rules: Rules,
+        config_maps: Store[Mapping[str, ConfigMap]],
+        store: Store[Reading],
+        *,
+        settle_s: float = SETTLE_S,
+    ) -> None:
+        self._name, self._rules, self._config_maps, self._store = name, rules, config_maps, store
+        self._settle_s = settle_s
+
+    async def run(self) -> None:
+        """Never returns; cancel it. What is published stays."""
+        while True:
+            newest = self._config_maps.newest
+            found = self._content(newest.value.get(self._name))
+            if not found.is_absent or (newest.synced and not await self._changes_again()):
+                _publish(self._store, await asyncio.to_thread(_reading, found, self._rules), newest.at)
+            await self._config_maps.newer_than(newest.revision)
+
+    async def _changes_again(self) -> bool:
+        """An object that is deleted and made anew, as `kubectl replace --force` does it, was never gone."""
+        try:
+            async with asyncio.timeout(self._settle_s):
+                await self._config_maps.newer_than(self._config_maps.newest.revision)
+        except TimeoutError:
+            return False
+        return True
+
+    def _content(self, config_map: ConfigMap | None) -> _Content:
+        origin = f"ConfigMap {self._name}"
+        if config_map is None:
+            return _Content(origin, None)
+        key = document_key(config_map.data)
+        if key is None:
+            return _Content(origin, None, key_problem(config_map.data))
+        return _Content(f"{origin} data.{key}", config_map.data[key].encode("utf-8", "surrogatepass"))
+
+
+def _reading(found: _Content, rules: Rules) -> Reading:
+    """What `found` is by itself; its document is None when it is none."""
+    if found.problem:
+        return Reading(faults=(Fault(found.origin, 0, 0, "", found.problem),))
+    try:
+        return Reading(parse(found.data, found.origin, rules))
+    except FaultsError as error:
+        return Reading(faults=error.faults)
+
+
+def _publish(store: Store[Reading], reading: Reading, at: float) -> None:
+    """A bad document leaves the last good one in place, with its faults. Before a good one, nothing is synced."""
+    newest = store.newest
+    if reading.document is None:
+        reading = Reading(newest.value.document, reading.faults)
+        store.publish(reading, synced=newest.synced, at=at)
+    else:
+        store.publish(reading, at=at)
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False

@@ -1,0 +1,14 @@
+"""A Kubernetes ConfigMap (core/v1) as far as somebody keeps a document in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigMap:
+    """`name` is namespace/name. `data` holds texts only: what kubectl finds to be binary is not in it."""
+
+    name: str
+    data: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,54 @@
+"""Fixtures of the BPF tests: a bpffs, and our object in it.
+
+A bpffs is mounted once per run, away from the machine's own; with its unmounting everything pinned is gone. A test
+that needs it is skipped, by the name of what lacks, where it cannot be had.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bgpd.datapath import libbpf, loader
+from bgpd.datapath.loader import Installed
+
+MOUNTS = Path("/tmp")
+_OURS = re.compile(rf"^\S+ ({MOUNTS}/bgpdt-(\d+)-bpffs) bpf ", re.MULTILINE)
+
+
+@pytest.fixture(scope="session")
+def bpffs() -> Iterator[Path]:
+    """The mount point. What a run left that was killed is taken away."""
+    if not libbpf.capable() or os.geteuid():
+        pytest.skip("not root with CAP_BPF or CAP_SYS_ADMIN")
+    for place, pid in _OURS.findall(Path("/proc/mounts").read_text()):
+        if not Path(f"/proc/{pid}").exists():
+            unmount(Path(place))
+    place = MOUNTS / f"bgpdt-{os.getpid()}-bpffs"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
+    try:
+        yield place
+    finally:
+        unmount(place)
+
+
+def unmount(place: Path) -> None:
+    subprocess.run(["umount", "--lazy", place], check=True)
+    place.rmdir()
+
+
+@pytest.fixture
+def directory(bpffs: Path, request: pytest.FixtureRequest) -> Path:
+    """Where a test may pin; not made yet, as on a node that starts."""
+    return bpffs / re.sub(r"\W", "_", request.node.name)
+
+
+@pytest.fixture
+def masq(directory: Path) -> Installed:
+    return loader.install(loader.shipped("masq"), directory)

@@ -1,0 +1,55 @@
+"""Runs a pinned program on one packet, in the kernel (BPF_PROG_TEST_RUN)."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from bgpd.datapath import pins
+from bgpd.datapath.libbpf import check, library
+
+
+class _Options(ctypes.Structure):
+    """struct bpf_test_run_opts."""
+
+    _fields_ = (
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_char_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What the program returned, and how long a run took on average."""
+
+    value: int
+    duration_ns: int
+
+
+def run(pin: Path, frame: bytes, repeat: int = 1) -> Result:
+    """`frame` begins with its Ethernet header. DatapathError: the kernel refuses to make a packet of it."""
+    fd = pins.get(pin, "prog")
+    assert fd is not None, f"nothing is pinned at {pin}"
+    opts = _Options(sz=ctypes.sizeof(_Options), data_in=frame, data_size_in=len(frame), repeat=repeat)
+    function = library().bpf_prog_test_run_opts
+    function.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    try:
+        check(f"running {pin}", function(fd, ctypes.byref(opts)))
+    finally:
+        os.close(fd)
+    return Result(opts.retval, opts.duration)

@@ -1,0 +1,39 @@
+"""What `bgpd doctor` can say of BPF on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from bgpd.datapath import features, libbpf
+from tests.bpf.source import ROOT
+
+
+def test_this_machine_can_do_everything(directory: Path) -> None:
+    """Or the other tests here could not have run. Looking changes nothing."""
+    facts = list(features.probe(directory))
+    assert [fact for fact in facts if not fact.ok] == []
+    names = {"libbpf", "bpffs", "capabilities", "lpm map", "lpm batches", "socket filter", "kernel btf"}
+    assert {fact.what for fact in facts} == names
+    assert not directory.exists()
+
+
+def test_a_missing_bpffs_is_one_fact_of_several(bpffs: Path, tmp_path: Path) -> None:
+    """The rest is told all the same."""
+    bad = [fact for fact in features.probe(tmp_path / "bgpd") if not fact.ok]
+    assert [(fact.what, fact.needed) for fact in bad] == [("bpffs", True)]
+    assert f"mount -t bpf bpf {tmp_path}" in bad[0].text
+
+
+def test_without_privileges_it_says_what_it_could_not_ask(directory: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from bgpd.datapath import features\n"
+        "for fact in features.probe(Path(sys.argv[1])): print(fact.what, fact.ok, fact.text)"
+    )
+    without = f"-cap_{libbpf.CAP_BPF},-cap_{libbpf.CAP_SYS_ADMIN}"
+    command = ["setpriv", f"--bounding-set={without}", sys.executable, "-c", program, str(directory)]
+    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+    *others, last = said.splitlines()
+    assert last.startswith("capabilities False Operation not permitted: CAP_BPF is missing")
+    assert all(" True " in line for line in others)

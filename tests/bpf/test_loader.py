@@ -1,0 +1,159 @@
+"""An object in the kernel: pinned, adopted by whoever starts next, replaced when it is another one."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bgpd.datapath import libbpf, loader, pins
+from bgpd.datapath.layout import MAPS, PRESENT, LpmKey
+from bgpd.datapath.libbpf import DatapathError
+from bgpd.datapath.loader import Installed
+from bgpd.model.prefix import parse_prefix
+from tests.bpf.packets import packet
+from tests.bpf.program import run
+from tests.bpf.source import ROOT, Source
+
+ENTRY = LpmKey.of(parse_prefix("192.0.2.0/24"))
+INSIDE = parse_prefix("192.0.2.7/32").network_address
+KEEP, MASQUERADE = 0, 1
+
+
+def install(directory: Path, file: Path | None = None) -> Installed:
+    return loader.install(file or loader.shipped("masq"), directory)
+
+
+def pinned(directory: Path) -> dict[str, int]:
+    """The id of every map that is pinned."""
+    found = {name: pins.open_map(directory / name, spec) for name, spec in MAPS.items()}
+    return {name: each.id for name, each in found.items() if each is not None}
+
+
+def pinned_program(directory: Path) -> int:
+    """Its id."""
+    fd = pins.get(directory / "masquerade", "prog")
+    assert fd is not None
+    try:
+        return libbpf.program_info(fd)[2]
+    finally:
+        os.close(fd)
+
+
+def test_an_object_is_pinned_whole(directory: Path) -> None:
+    """Every map that the layout knows, and the program; nothing else."""
+    installed = install(directory)
+    assert {path.name for path in directory.iterdir()} == {*MAPS, "masquerade"}
+    assert pinned(directory) == {name: each.id for name, each in installed.maps.items()}
+    assert installed.programs["masquerade"].replaced
+
+
+def test_pins_survive_the_process_and_are_adopted_by_the_next(directory: Path) -> None:
+    """The same program and maps, entries included: nothing that points at them needs to be touched."""
+    program = (
+        "import sys; from pathlib import Path; from bgpd.datapath import loader\n"
+        "installed = loader.install(loader.shipped('masq'), Path(sys.argv[1]))\n"
+        f"installed.maps['ipmasq_v4'].update({{{bytes(ENTRY)!r}: {PRESENT!r}}})"
+    )
+    subprocess.run([sys.executable, "-c", program, directory], cwd=ROOT, check=True, timeout=60)
+    before, number = pinned(directory), pinned_program(directory)
+    assert run(directory / "masquerade", packet(INSIDE)).value == KEEP
+    installed = install(directory)
+    assert not installed.programs["masquerade"].replaced
+    assert installed.programs["masquerade"].id == number
+    assert (pinned(directory), pinned_program(directory)) == (before, number)
+    assert set(installed.maps["ipmasq_v4"].entries()) == {ENTRY}
+
+
+def test_another_program_replaces_the_pinned_one_and_keeps_its_maps(directory: Path, tmp_path: Path) -> None:
+    """An upgrade: the list stays, the decision is the new one's."""
+    before = install(directory)
+    before.maps["ipmasq_v4"].update({ENTRY: PRESENT})
+    source = Source(tmp_path)
+    source.replace("masq.bpf.c", "return verdict != MASQ_LISTED;", "return verdict == MASQ_LISTED;")
+    after = install(directory, source.build())
+    assert after.programs["masquerade"].replaced
+    assert after.programs["masquerade"].tag != before.programs["masquerade"].tag
+    assert after.programs["masquerade"].id == pinned_program(directory) != before.programs["masquerade"].id
+    assert {name: each.id for name, each in after.maps.items()} == {
+        name: each.id for name, each in before.maps.items()
+    }
+    assert run(directory / "masquerade", packet(INSIDE)).value == MASQUERADE
+    assert install(directory).programs["masquerade"].replaced, "and back"
+
+
+def test_the_same_program_with_other_maps_is_replaced(directory: Path) -> None:
+    """Its tag is the same, but it would ask a list that nobody writes any more."""
+    install(directory)
+    (directory / "ipmasq_v4").unlink()
+    installed = install(directory)
+    assert installed.programs["masquerade"].replaced
+    installed.maps["ipmasq_v4"].update({ENTRY: PRESENT})
+    assert run(directory / "masquerade", packet(INSIDE)).value == KEEP
+
+
+def test_pins_that_somebody_removed_are_put_back(masq: Installed, directory: Path) -> None:
+    """The very maps that the program uses, though another map has the name meanwhile."""
+    before = pinned(directory)
+    (directory / "ipmasq_v4").unlink()
+    (directory / "ipmasq_v6").unlink()
+    pins.open_or_create(directory / "ipmasq_v6", replace(MAPS["ipmasq_v6"], max_entries=1))
+    loader.restore(masq, directory)
+    assert pinned(directory) == before
+    loader.restore(masq, directory)
+    assert pinned(directory) == before
+
+
+def test_a_foreign_map_is_refused_before_anything_is_pinned(directory: Path) -> None:
+    pins.open_or_create(directory / "ipmasq_hits_v6", replace(MAPS["ipmasq_hits_v6"], max_entries=64))
+    with pytest.raises(DatapathError, match="ipmasq_hits_v6: its max_entries is 64, not 16384"):
+        install(directory)
+    assert [path.name for path in directory.iterdir()] == ["ipmasq_hits_v6"]
+
+
+def test_an_object_of_another_abi_is_refused(directory: Path, tmp_path: Path) -> None:
+    source = Source(tmp_path)
+    source.replace("include/bgpd/layout.h", "BGPD_ABI = 1,", "BGPD_ABI = 2,")
+    file = source.build()
+    with pytest.raises(DatapathError, match=rf"{file} has ABI 2, and this bgpd 1: .*install bgpd again"):
+        install(directory, file)
+    assert list(directory.iterdir()) == []
+
+
+def test_an_object_with_another_map_is_refused(directory: Path, tmp_path: Path) -> None:
+    """A layout that changed and an ABI that was forgotten."""
+    source = Source(tmp_path)
+    source.replace("include/bgpd/layout.h", "#define IPMASQ_ENTRIES 16384", "#define IPMASQ_ENTRIES 512")
+    with pytest.raises(DatapathError, match="its map ipmasq_v4 is not the one that this bgpd knows"):
+        install(directory, source.build())
+
+
+def test_what_the_verifier_says_is_in_the_error(directory: Path, tmp_path: Path) -> None:
+    """A program that reads what may be NULL: the message has the verifier's own words."""
+    source = Source(tmp_path)
+    source.replace("masq.bpf.c", "	if (counter)\n		__sync", "	__sync")
+    with pytest.raises(DatapathError, match=r"loading .*masq\.o: .*map_value_or_null"):
+        install(directory, source.build())
+    assert list(directory.iterdir()) == []
+
+
+def test_a_missing_object_is_named(bpffs: Path) -> None:
+    with pytest.raises(DatapathError, match=r"opening /nowhere/masq\.o: No such file"):
+        install(bpffs, Path("/nowhere/masq.o"))
+
+
+def test_nothing_is_left_open(directory: Path) -> None:
+    """Installing a hundred times holds as many descriptors as installing once."""
+    installed = install(directory)
+    gc.collect()  # of tests before this one
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(100):
+        installed = install(directory)
+        loader.restore(installed, directory)
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
+    assert libbpf.map_info(installed.maps["ipmasq_v4"].fd).id == installed.maps["ipmasq_v4"].id

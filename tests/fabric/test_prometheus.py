@@ -1,0 +1,143 @@
+"""config/alerts.yaml and config/dashboard.json in a real Prometheus that scrapes a real daemon with real peers.
+
+Every query of the dashboard is asked as Grafana asks it: the variables' values first, then the panels with them
+filled in. What can be told from the files alone is tested in `tests/system/test_observability_files`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from tests.fabric.netns import Lab, missing
+from tests.fabric.node import BgpdNode
+from tests.fabric.process import poll
+from tests.fabric.prometheus import JOB, Prometheus
+from tests.fabric.topology import Seed3Fabric
+from tests.system.observability import ALERTS, dashboard, panels, variables
+
+SCRAPED_S = 20.0
+# What Grafana makes of it at its data source's default scrape interval of 15 s.
+RATE_INTERVAL = "1m"
+# What should not be has no series while it is not: by the comparison, or for want of a time when it was.
+SHOWS_TROUBLE_ONLY = re.compile(r"(>|!=) 0$|last_error_timestamp")
+
+
+@pytest.fixture(scope="module")
+def fabric() -> Iterator[Seed3Fabric]:
+    """One for this file: until a daemon announces, was scraped and has seen a change, seconds go by."""
+    reason = missing("bird", "prometheus")
+    if reason is not None:
+        pytest.skip(reason)
+    with Lab() as lab:
+        yield Seed3Fabric(lab).start()
+
+
+@pytest.fixture(scope="module")
+def node(fabric: Seed3Fabric) -> BgpdNode:
+    return BgpdNode.announcing(fabric)
+
+
+@pytest.fixture(scope="module")
+def prometheus(fabric: Seed3Fabric, node: BgpdNode) -> Prometheus:
+    """It has scraped a healthy life in which a pod CIDR went and came back."""
+    place = fabric.nodes[0]
+    server = Prometheus(place.namespace, ALERTS, node.config["metrics"]["listen"]).start()
+    wait_value(server, f'count_over_time(up{{job="{JOB}"}}[1m]) > bool 2', 1)
+    node.allocate(place, place.pod_cidrs[0])
+    wait_value(server, "sum(bgpd_bgp_routes_advertised)", 2)
+    node.allocate(place, *place.pod_cidrs)
+    wait_value(server, "sum(bgpd_bgp_routes_advertised)", 4)
+    return server
+
+
+def wait_value(server: Prometheus, expression: str, value: float) -> None:
+    poll(
+        lambda: server.instant(expression) == [value],
+        SCRAPED_S,
+        lambda: f"{expression}: {server.instant(expression)}",
+    )
+
+
+def filled(expression: str, values: dict[str, str]) -> str:
+    """An expression of the dashboard as Grafana sends it."""
+    for name, value in (values | {"__rate_interval": RATE_INTERVAL}).items():
+        expression = expression.replace(f"${name}", value)
+    assert "$" not in expression, expression
+    return expression
+
+
+def chosen(server: Prometheus) -> dict[str, str]:
+    """The variables of the dashboard when it is opened: the first value, or all of them."""
+    values: dict[str, str] = {}
+    given = {it["name"]: it for it in dashboard()["templating"]["list"]}
+    for name, selector, label in variables():
+        offered = server.label_values(filled(selector, values), label)
+        assert offered, f"variable {name} has no value"
+        values[name] = given[name]["allValue"] if given[name]["includeAll"] else offered[0]
+    return values
+
+
+def shown(server: Prometheus) -> dict[str, list[float]]:
+    """What each query of each panel gives, by its place and expression."""
+    values = chosen(server)
+    found = {}
+    for panel in panels():
+        for target in panel.get("targets", ()):
+            ask = server.instant if target.get("instant") else server.graph
+            expression = filled(target["expr"], values)
+            found[f"{panel['title']} {target['refId']}: {expression}"] = ask(expression)
+    return found
+
+
+def overview(found: dict[str, list[float]]) -> dict[str, float]:
+    """The figures at the top of the dashboard, by the panel's title."""
+    titles = [panel["title"] for panel in panels() if panel["type"] == "stat"]
+    return {title: it[0] for title in titles for place, it in found.items() if place.startswith(f"{title} A: ")}
+
+
+@pytest.fixture(scope="module")
+def healthy(prometheus: Prometheus) -> dict[str, list[float]]:
+    """What the dashboard shows before any trouble."""
+    return shown(prometheus)
+
+
+def test_every_panel_of_a_healthy_node_has_data(healthy: dict[str, list[float]]) -> None:
+    """No query is at fault; all give numbers, but those that show only what is wrong, which give none."""
+    quiet = {place for place in healthy if SHOWS_TROUBLE_ONLY.search(place)}
+    assert quiet
+    assert {place for place, it in healthy.items() if not it} == quiet
+
+
+def test_overview_of_a_healthy_node(healthy: dict[str, list[float]]) -> None:
+    """One node, two prefixes to each of two peers, and nothing else to look at."""
+    assert {title: it for title, it in overview(healthy).items() if it} == {"Nodes scraped": 1, "Routes wanted": 4}
+
+
+def test_trouble_is_shown(
+    fabric: Seed3Fabric, node: BgpdNode, prometheus: Prometheus, healthy: dict[str, list[float]]
+) -> None:
+    """Nothing is about to fire before; a switch that dies and a file with faults raise their alerts and figures.
+
+    Nothing is mended: `healthy` is what other tests of this file look at.
+    """
+    rules = {rule["name"]: rule for rule in prometheus.rules()}
+    assert {name: rule for name, rule in rules.items() if rule["health"] != "ok"} == {}
+    assert prometheus.alerts() == set()
+
+    fabric.tors[1].speaker.kill()
+    node.config["bgp"]["nonsense"] = 1
+    node.write_config()
+    assert node.try_bgpd("reload").returncode == 2
+
+    raised = {"BgpdSessionDown", "BgpdConfigRejected"}
+    poll(lambda: prometheus.alerts() == raised, SCRAPED_S, lambda: str(prometheus.alerts()))
+    before = overview(healthy)
+    expected = {"Sessions down", "Configurations refused", "Routes missing"}
+
+    def changed() -> set[str]:
+        return {title for title, it in overview(shown(prometheus)).items() if it != before[title]}
+
+    poll(lambda: changed() == expected, SCRAPED_S, lambda: str(changed()))

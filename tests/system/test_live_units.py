@@ -1,0 +1,203 @@
+"""`systemd/install`, both units and `systemd/uninstall` under a real systemd, as two ToRs see the node.
+
+One node of the fabric is a machine with a systemd of its own. Every test finds the product installed and
+healthy there, and leaves it so or uninstalled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.fabric.netns import Lab, missing
+from tests.fabric.node import node_manifest, seed3_bgp
+from tests.fabric.observe import BgpCapture
+from tests.fabric.process import poll
+from tests.fabric.test_lifecycle import never_without
+from tests.fabric.topology import CABLE, Seed3Fabric
+from tests.system.machine import Machine, lacking
+from tests.system.test_install import PYTHON, SOURCE
+
+DAEMON, SPEAKER = "bgpd.service", "bgpd-speaker.service"
+INSTALL = ("/srv/bgpd/systemd/install", "--python", PYTHON, "--find-links", "/srv/wheels")
+UNINSTALL = "/srv/bgpd/systemd/uninstall"
+CONFIG = "/etc/bgpd/bgpd.yaml"
+HEALTHY_S = 30.0
+WATCHDOG = f"/run/systemd/system/{DAEMON}.d/watchdog.conf"
+
+
+class Installed:
+    """The product on the first node of the fabric."""
+
+    def __init__(self, fabric: Seed3Fabric, machine: Machine) -> None:
+        self.fabric, self.place, self.machine = fabric, fabric.nodes[0], machine
+
+    def install(self) -> str:
+        """The first one finds the operator's configuration and Node object in place, and so starts both units."""
+        place = self.place
+        source = {"manifests": "/etc/bgpd/manifests"}
+        config = {"node": {"name": place.name}, "source": source, "bgp": seed3_bgp(self.fabric)}
+        self.machine.write(CONFIG, yaml.safe_dump(config))
+        node = node_manifest(place.name, list(place.pod_cidrs), place.address, place.address6)
+        self.machine.write("/etc/bgpd/manifests/node.yaml", node)
+        return self.machine.run(*INSTALL)
+
+    def is_installed(self) -> bool:
+        return "loaded" in self.machine.unit(DAEMON, "LoadState")
+
+    def pid(self, unit: str) -> str:
+        (found,) = self.machine.unit(unit, "MainPID")
+        assert found != "0", f"{unit} does not run"
+        return found
+
+    def wait_healthy(self) -> None:
+        def is_healthy() -> bool:
+            with contextlib.suppress(AssertionError, json.JSONDecodeError):
+                return all(it["state"] == "up" for it in json.loads(self.machine.run(*status))["peers"])
+            return False
+
+        status = ("bgpd", "status", "-o", "json")
+        poll(is_healthy, HEALTHY_S, lambda: self.machine.run("journalctl", "--no-pager", "-n", "30"), every_s=0.2)
+        for tor in self.fabric.tors:
+            for prefix in self.place.pod_cidrs:
+                tor.speaker.wait_route(prefix)
+
+
+@pytest.fixture(scope="module")
+def machine_and_fabric(wheels: Path) -> Iterator[tuple[Seed3Fabric, Machine]]:
+    reason = lacking() or missing("bird")
+    if reason is not None:
+        pytest.skip(reason)
+    with Lab() as lab:
+        fabric = Seed3Fabric(lab).start()
+        machine = Machine(fabric.nodes[0].namespace, {"/srv/bgpd": SOURCE, "/srv/wheels": wheels}).start()
+        yield fabric, machine
+        machine.stop()
+
+
+@pytest.fixture
+def node(machine_and_fabric: tuple[Seed3Fabric, Machine]) -> Installed:
+    installed = Installed(*machine_and_fabric)
+    if not installed.is_installed():
+        installed.install()
+    installed.wait_healthy()
+    return installed
+
+
+@contextlib.contextmanager
+def unnoticed(node: Installed) -> Iterator[None]:
+    """Asserts that the ToRs hear nothing but keepalives and both still have the routes, from the same speaker."""
+    speaker = node.pid(SPEAKER)
+    with BgpCapture(node.place.namespace, CABLE) as capture:
+        yield
+        node.wait_healthy()
+    assert capture.dropped == 0
+    assert capture.besides_keepalives() == []
+    assert node.pid(SPEAKER) == speaker
+
+
+def test_both_units_run_after_the_installation(node: Installed) -> None:
+    """Enabled for the next boot, active now, the speaker not as root; `systemctl status` says that all is well."""
+    for unit in (DAEMON, SPEAKER):
+        assert node.machine.unit(unit, "ActiveState", "UnitFileState", "Result") == ["active", "enabled", "success"]
+    owner = node.machine.run("stat", "-c", "%U", f"/proc/{node.pid(SPEAKER)}").strip()
+    assert owner == "bgpd-speaker"
+    assert node.machine.unit(DAEMON, "StatusText") == ["ok"]
+
+
+def test_reload(node: Installed) -> None:
+    """`systemctl reload bgpd` takes over a changed file in the same process."""
+    daemon = node.pid(DAEMON)
+    with unnoticed(node):
+        node.machine.run("sh", "-ec", f"echo 'log: {{level: debug}}' >>{CONFIG}")
+        node.machine.run("systemctl", "reload", DAEMON)
+        journal = ("journalctl", "--output=cat", f"_PID={daemon}")
+        poll(lambda: "configuration loaded" in node.machine.run(*journal), 10, lambda: node.machine.run(*journal))
+    assert node.pid(DAEMON) == daemon
+
+
+def test_restart(node: Installed) -> None:
+    """`systemctl restart bgpd` is nothing that the fabric hears of."""
+    with unnoticed(node):
+        node.machine.run("systemctl", "restart", DAEMON)
+
+
+def other_daemon(node: Installed, signal: str) -> str:
+    """Sends the daemon a signal, waits until systemd has started another, and returns the journal's end."""
+    daemon = node.pid(DAEMON)
+    with unnoticed(node):
+        node.machine.run("kill", f"-{signal}", daemon)
+        poll(lambda: node.machine.unit(DAEMON, "MainPID")[0] not in ("0", daemon), 20, lambda: "no other daemon")
+    return node.machine.run("journalctl", "--no-pager", f"--unit={DAEMON}", "--lines=50")
+
+
+def test_daemon_that_dies(node: Installed) -> None:
+    """systemd starts another at once."""
+    assert "killed, status=9/KILL" in other_daemon(node, "KILL")
+
+
+def test_daemon_that_hangs(node: Installed) -> None:
+    """systemd ends it when its watchdog was not fed, and starts another."""
+    node.machine.write(WATCHDOG, "[Service]\nWatchdogSec=2\n")
+    try:
+        node.machine.run("systemctl", "daemon-reload")
+        node.machine.run("systemctl", "restart", DAEMON)
+        node.wait_healthy()
+        assert "Failed with result 'watchdog'" in other_daemon(node, "STOP")
+    finally:
+        node.machine.run("rm", WATCHDOG)
+        node.machine.run("systemctl", "daemon-reload")
+
+
+def test_speaker_that_dies(node: Installed) -> None:
+    """systemd starts another ExaBGP, and the ToRs keep the routes meanwhile; the daemon stays."""
+    daemon, speaker = node.pid(DAEMON), node.pid(SPEAKER)
+    with never_without(node.fabric, node.place.pod_cidrs):
+        node.machine.run("kill", "-KILL", speaker)
+        poll(lambda: node.machine.unit(SPEAKER, "MainPID")[0] not in ("0", speaker), 20, lambda: "no other speaker")
+        for tor in node.fabric.tors:
+            for prefix in node.place.pod_cidrs:
+                tor.speaker.wait_route(prefix, where=lambda route: not route.stale)
+        node.wait_healthy()
+    assert node.pid(DAEMON) == daemon
+
+
+def test_speaker_that_is_stopped(node: Installed) -> None:
+    """`systemctl stop` withdraws every route before the session closes."""
+    with BgpCapture(node.place.namespace, CABLE) as capture:
+        node.machine.run("systemctl", "stop", SPEAKER)
+        for tor in node.fabric.tors:
+            for prefix in node.place.pod_cidrs:
+                tor.speaker.wait_no_route(prefix)
+    for tor in node.fabric.tors:
+        assert len(capture.besides_keepalives(src=node.place.address, dst=tor.loopback)) >= len(node.place.pod_cidrs)
+    node.machine.run("systemctl", "start", SPEAKER)
+    node.wait_healthy()
+
+
+def test_upgrade(node: Installed) -> None:
+    """The daemon runs the new release, the speaker goes on with the old one, and nobody notices."""
+    daemon = node.pid(DAEMON)
+    with unnoticed(node):
+        said = node.install()
+    assert "the speaker need not be restarted" in said
+    assert node.pid(DAEMON) != daemon
+
+
+def test_uninstall(node: Installed) -> None:
+    """The routes are withdrawn first; neither file, user, unit nor runtime directory is left."""
+    node.machine.run(UNINSTALL)
+    for tor in node.fabric.tors:
+        for prefix in node.place.pod_cidrs:
+            tor.speaker.wait_no_route(prefix)
+    assert [path for path in node.machine.changes() if "bgpd" in str(path)] == []
+    assert node.machine.run("sh", "-c", "ls /run | grep bgpd", status=1) == ""
+    assert node.machine.run("getent", "passwd", "bgpd-speaker", status=2) == ""
+    assert node.machine.run("getent", "group", "bgpd-speaker", status=2) == ""
+    assert node.machine.run("systemctl", "list-units", "--all", "--no-legend", "bgpd*") == ""
+    node.machine.run(UNINSTALL)
