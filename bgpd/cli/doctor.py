@@ -21,8 +21,11 @@ from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import print_json, table
 from bgpd.cli.settings import run_directory
 from bgpd.config.load import Loaded, load
+from bgpd.datapath import features
+from bgpd.masq.nft import NO_MATCH, PROGRAM_MATCH
 from bgpd.model.fault import FaultsError
 from bgpd.netlink import lookup
+from bgpd.netlink.nftables import Connection, NftablesError
 
 OK, WARN, BAD = "ok", "warn", "bad"
 
@@ -69,7 +72,26 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
     if loaded is not None:
         yield from _peers(loaded)
         yield from _port(loaded.config.bgp.listen_port)
+        if loaded.config.masquerade.enabled:
+            yield from _datapath(loaded.config.paths.bpf)
     yield from _daemon(run)
+
+
+def _datapath(directory: Path) -> Iterator[Finding]:
+    """What masquerade's maps and program rest on."""
+    for fact in features.probe(directory):
+        state = OK if fact.ok else BAD if fact.needed else WARN
+        yield Finding(f"masquerade: {fact.what}", state, fact.text)
+    connection = None
+    try:
+        connection = Connection()
+        works = connection.has_match(*PROGRAM_MATCH)
+        yield Finding("masquerade: xt_bpf", OK if works else BAD, "rules can ask a program" if works else NO_MATCH)
+    except (OSError, NftablesError) as error:
+        yield Finding("masquerade: nf_tables", BAD, f"{error}; it takes nf_tables in the kernel and CAP_NET_ADMIN")
+    finally:
+        if connection is not None:
+            connection.close()
 
 
 def _exabgp() -> Finding:

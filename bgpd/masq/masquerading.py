@@ -200,7 +200,7 @@ def clear(directory: Path) -> list[str]:
             directory.rmdir()
             removed.append(str(directory))
     except (OSError, NftablesError) as error:
-        remedy = "; a bgpd that runs owns it: stop that first" if error.errno == errno.EPERM else ""
+        remedy = "; run as root, and if a bgpd is running that owns it, stop that first" if error.errno == errno.EPERM else ""
         raise TargetError(f"masquerade cannot be taken out of the kernel: {error}{remedy}") from None
     return removed
 
