@@ -200,7 +200,9 @@ def clear(directory: Path) -> list[str]:
             directory.rmdir()
             removed.append(str(directory))
     except (OSError, NftablesError) as error:
-        remedy = "; run as root, and if a bgpd is running that owns it, stop that first" if error.errno == errno.EPERM else ""
+        remedy = ""
+        if error.errno == errno.EPERM:
+            remedy = "; run as root, and if a bgpd is running that owns it, stop that first"
         raise TargetError(f"masquerade cannot be taken out of the kernel: {error}{remedy}") from None
     return removed
 
