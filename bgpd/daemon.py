@@ -319,7 +319,8 @@ class Daemon:
                 self.changed.clear()
                 self.metrics.publish(gauges.snapshot(console))
                 self.readiness = gauges.ready(console)
-                status = self.readiness.text.splitlines()[0]
+                refused = "configuration refused, on the last good one; " if console.config_state.faults else ""
+                status = refused + self.readiness.text.splitlines()[0]
                 if status != shown:
                     shown = status
                     self.notifier.status(status)

@@ -64,6 +64,10 @@ class Run:
         files = [*NETNS_DIR.glob(f"{self.mark}*"), *FILES_DIR.glob(f"{self.mark}*")]
         return [str(path) for path in files] + [line for line in command_lines() if self.mark in line]
 
+    def wait_nothing_left(self) -> None:
+        """A program that was just being started is killed with the demo, not before it (PDEATHSIG)."""
+        poll(lambda: self.leftovers() == [], 5, lambda: str(self.leftovers()))
+
 
 def command_lines() -> Iterator[str]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
@@ -94,7 +98,7 @@ def test_all_checks_pass_and_nothing_is_left(runs: list[Run]) -> None:
     assert not [line for line in checks if "FAILED" in line]
     assert f"{len(checks)} of {len(checks)} checks ok" in "\n".join(summary)
     assert not [line for line in run.seen if "\x1b" in line or len(line) > 100]
-    assert run.leftovers() == []
+    run.wait_nothing_left()
 
 
 @pytest.mark.parametrize("moment", ["network:", "node2 ", "TCP from outside", "taking everything down"])
@@ -105,8 +109,7 @@ def test_ctrl_c_leaves_nothing(runs: list[Run], moment: str) -> None:
     run.process.send_signal(signal.SIGINT)
     assert run.finish() == (0 if moment == "taking everything down" else 130), "\n".join(run.seen)
     assert not [line for line in run.seen if "Traceback" in line]
-    # A program that was just being started is killed with the demo, not before it (PDEATHSIG).
-    poll(lambda: run.leftovers() == [], 5, lambda: str(run.leftovers()))
+    run.wait_nothing_left()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -116,7 +119,7 @@ def test_other_ends_leave_nothing(runs: list[Run], number: signal.Signals) -> No
     run.read_until("node1 ")
     run.process.send_signal(number)
     assert run.finish() == 128 + number
-    assert run.leftovers() == []
+    run.wait_nothing_left()
 
 
 def test_keep_stays_until_enter(runs: list[Run]) -> None:
@@ -136,7 +139,7 @@ def test_keep_stays_until_enter(runs: list[Run]) -> None:
     run.process.stdin.write("\n")
     run.process.stdin.flush()
     assert run.finish() == 0
-    assert run.leftovers() == []
+    run.wait_nothing_left()
 
 
 def test_kill_is_swept_by_the_next(runs: list[Run]) -> None:
@@ -148,4 +151,4 @@ def test_kill_is_swept_by_the_next(runs: list[Run]) -> None:
     poll(lambda: not [it for it in command_lines() if run.mark in it], 5.0, lambda: str(run.leftovers()))
     runs.append(after := Run())
     after.read_until("ToRs:")
-    assert run.leftovers() == []
+    run.wait_nothing_left()

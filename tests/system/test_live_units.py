@@ -121,6 +121,18 @@ def test_reload(node: Installed) -> None:
     assert node.pid(DAEMON) == daemon
 
 
+def test_a_reload_of_a_file_with_faults_fails_and_changes_nothing(node: Installed) -> None:
+    """`systemctl reload` says so, the journal says why, `systemctl status` goes on saying it until it is mended."""
+    with unnoticed(node):
+        node.machine.run("sh", "-ec", f"cp {CONFIG} {CONFIG}.good; echo 'nonsense: 1' >>{CONFIG}")
+        node.machine.run("sh", "-c", f"! systemctl reload {DAEMON}")
+        assert "nonsense" in node.machine.run("journalctl", "--output=cat", f"--unit={DAEMON}", "-n", "20")
+        (text,) = node.machine.unit(DAEMON, "StatusText")
+        assert text.startswith("configuration refused")
+        node.machine.run("sh", "-ec", f"mv {CONFIG}.good {CONFIG}; systemctl reload {DAEMON}")
+    assert node.machine.unit(DAEMON, "ActiveState", "StatusText") == ["active", "ok"]
+
+
 def test_restart(node: Installed) -> None:
     """`systemctl restart bgpd` is nothing that the fabric hears of."""
     with unnoticed(node):
