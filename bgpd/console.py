@@ -41,7 +41,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "masquerade.enabled": lambda config: config.masquerade.enabled,
     "masquerade.config": lambda config: config.masquerade.config,
     "masquerade.map": lambda config: config.masquerade.map,
-    "masquerade, how the document is read": lambda config: rules_of(config.masquerade),
+    "masquerade.compat, .ipv6, .nomasqAllReservedRanges": lambda config: rules_of(config.masquerade),
     "log": lambda config: config.log,
 }
 NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {

@@ -29,12 +29,12 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Bgp, Config, SpeakerMode
+from bgpd.config.schema import Bgp, Config, MapOwner, SpeakerMode
 from bgpd.console import Console
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.parse import CONFIG_MAP, NODE
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source, several
-from bgpd.masq.masquerading import Masquerading, clear
+from bgpd.masq.masquerading import LOOPS, Masquerading, clear
 from bgpd.masq.memory import Memory
 from bgpd.masq.plan import rules_of
 from bgpd.masq.source import ConfigMapSource, FileSource
@@ -74,7 +74,8 @@ class Daemon:
         self.file, self.loaded = file, loaded
         self.log = log.get("daemon")
         self.notifier = Notifier()
-        self.metrics = Metrics(("sessions", "routes"))
+        masquerade = loaded.config.masquerade.enabled
+        self.metrics = Metrics(("sessions", "routes", *(LOOPS if masquerade else ())))
         self.stopping = asyncio.Event()
         self.readiness = Readiness(("starting",))
         self.heartbeat = time.monotonic()
@@ -154,7 +155,7 @@ class Daemon:
             masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, reading, memory, self._report)
             tasks = {"document": _document(config, config_maps, reading).run(), "masquerade": masquerading.run()}
             reading.on_change(self._note_change)
-        elif config.paths.bpf.is_dir():
+        if not translates(config) and config.paths.bpf.is_dir():
             self._clear_masquerade(config.paths.bpf)
         console = Console(self.file, inputs, routing, source, drainer, masquerading)
         console.on_reload = lambda keys: self._tell_reload(console, keys)
@@ -176,11 +177,13 @@ class Daemon:
         }
 
     def _clear_masquerade(self, directory: Path) -> None:
-        """It is off now: what an earlier life has left in the kernel would go on working."""
+        """We translate nothing now: what an earlier life has left in the kernel would go on doing so."""
         try:
-            self.log.info("masquerade is off", removed=clear(directory))
+            removed = clear(directory)
         except TargetError as error:
-            self.log.warning("masquerade is off", error=str(error))
+            self.log.warning("masquerade is not ours now", error=str(error))
+        else:
+            self.log.info("masquerade is not ours now", removed=removed)
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -325,6 +328,11 @@ class Daemon:
                     shown = status
                     self.notifier.status(status)
                 await asyncio.sleep(PUBLISH_S)
+
+
+def translates(config: Config) -> bool:
+    """Whether masquerade's rule is ours; else it is off, or Cilium's."""
+    return config.masquerade.enabled and config.masquerade.map is MapOwner.OWN
 
 
 async def _source(config: Config, nodes: Store[Mapping[str, Node]], config_maps: ConfigMaps) -> Source:

@@ -18,14 +18,18 @@ import os
 import socket
 import sys
 
-# {alive}: one digit, which is all that a POSIX shell takes; the pause is for a bridge that cannot even start
+# {alive}: one digit, which is all that a POSIX shell takes. A bridge that cannot even start is tried once a second,
+# after twenty in a row; one that was killed is replaced in a tenth of that.
 LOOP = """
+short=0
 while :; do
+  begun=$(date +%s)
   "$@" {alive}>&-
   ended=$?
   [ "$ended" -ne 0 ] || exit 0
   echo "bridge: it has ended ($ended): starting another" >&2
-  sleep 0.1
+  if [ $(($(date +%s) - begun)) -gt 1 ]; then short=0; else short=$((short + 1)); fi
+  if [ "$short" -gt 20 ]; then sleep 1; else sleep 0.1; fi
 done
 """
 
@@ -45,6 +49,8 @@ def listen(path: str) -> socket.socket:
 def main() -> None:
     path, eor_after_s = sys.argv[1:]
     hangup, alive = os.pipe()
+    if alive > 9:
+        sys.exit("guardian: too many files are open from before; the shell counts to 9")
     listener, memory = listen(path), os.memfd_create("memory")
     handed = (listener.fileno(), memory, hangup)
     for descriptor in (*handed, alive):
@@ -52,7 +58,8 @@ def main() -> None:
     # its real path: a guardian that outlives an upgrade starts the bridge of its own release
     bridge = os.path.join(os.path.dirname(os.path.realpath(__file__)), "bridge.py")  # noqa: PTH118, PTH120
     python = (sys.executable, "-I", "-S", bridge, eor_after_s, str(os.getppid()), *map(str, handed))
-    os.execv("/bin/sh", ("sh", "-c", LOOP.format(alive=alive), "bgpd-guardian", *python))  # noqa: S606 - fixed program, no input
+    shell = ("sh", "-c", LOOP.format(alive=alive), "bgpd-guardian", *python)
+    os.execv("/bin/sh", shell)  # noqa: S606 - a fixed text, no input
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
+import os
+import signal
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -98,15 +101,19 @@ async def probe(rule: HealthCheck) -> str:
         return f"no answer in {rule.timeout_seconds} s"
 
 
+# without the proxy of the environment: what is probed is on this node
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
 def _http(url: str, timeout_s: float) -> str:
     try:
-        with urllib.request.urlopen(url, timeout=timeout_s) as response:  # noqa: S310 - http and https only
+        with _OPENER.open(url, timeout=timeout_s) as response:
             return "" if response.status < 400 else f"{url} answers {response.status}"
     except urllib.error.HTTPError as error:
         error.close()
         return f"{url} answers {error.code}"
-    except OSError as error:
-        return f"{url}: {getattr(error, 'reason', None) or error}"
+    except (OSError, http.client.HTTPException, ValueError) as error:  # also what speaks something else
+        return f"{url}: {getattr(error, 'reason', None) or error or type(error).__name__}"
 
 
 async def _tcp(address: str, port: int) -> str:
@@ -127,6 +134,7 @@ async def _exec(command: Sequence[str]) -> str:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
         )
     except OSError as error:
         return f"{command[0]}: {error.strerror}"
@@ -134,7 +142,7 @@ async def _exec(command: Sequence[str]) -> str:
         output, _ = await process.communicate()
     except asyncio.CancelledError:
         with contextlib.suppress(ProcessLookupError):
-            process.kill()
+            os.killpg(process.pid, signal.SIGKILL)  # what it has started holds the pipe as well
         await process.communicate()  # reaps it and closes its pipe
         raise
     if process.returncode == 0:

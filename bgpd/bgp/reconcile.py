@@ -200,15 +200,18 @@ class Sessions:
             await asyncio.sleep(0.01)
 
     async def _validate(self, file: FilePath) -> None:
-        process = await asyncio.create_subprocess_exec(
-            str(self._exabgp),
-            "validate",
-            "-n",
-            str(file),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env={**os.environ, "exabgp_api_cli": "false"},
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                str(self._exabgp),
+                "validate",
+                "-n",
+                str(file),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+                env={**os.environ, "exabgp_api_cli": "false"},
+            )
+        except OSError as error:
+            raise TargetError(f"{self._exabgp} cannot be run: {error.strerror}; is bgpd being installed?") from None
         output, _ = await process.communicate()
         if process.returncode:
             lines = [line for line in output.decode(errors="replace").splitlines() if line.strip()]

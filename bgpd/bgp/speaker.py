@@ -103,7 +103,11 @@ class Speaker:
     # --- the connection -----------------------------------------------------------------------------------
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        hello = await reader.readline()
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                hello = await reader.readline()
+        except TimeoutError:  # the guardian takes connections while no bridge runs
+            raise ValueError("the bridge does not answer; see the log of bgpd-speaker") from None
         if not hello.startswith(b"hello "):
             raise ValueError("whatever listens there is not the bridge")
         self.identity, self._blame = hello.decode().strip(), ""

@@ -21,7 +21,7 @@ from typing import Any
 from bgpd.bgp.leave import LOOK_S, QUESTION, Leave, updates_sent
 from bgpd.model.prefix import Address, parse_address
 
-RESPAWN_S = 1.0  # a helper that was killed listens again after 0.1 s
+RESPAWN_S = 1.0  # a guardian that was killed is replaced in 0.1 s; a bridge is waited for in its queue
 ESTABLISHED = "01"  # in /proc/net/tcp
 
 
@@ -40,6 +40,9 @@ def withdraw_everything(path: Path, timeout_s: float, say: Callable[[str], None]
     except (FileNotFoundError, _NobodyListens):
         say("the speaker is not running: nothing to withdraw")
         return
+    except OSError as error:  # the guardian takes connections while no bridge answers them
+        text = f"{path}: {error.strerror or 'the bridge does not answer'}"
+        raise StopError(f"{text}; peers keep the routes until their graceful-restart timer ends") from None
     with connection, connection.makefile("rwb") as stream:
         try:
             _withdraw(_Bridge(stream), time.monotonic() + timeout_s, say)

@@ -40,7 +40,8 @@ def main(options: argparse.Namespace) -> int:
             sys.stderr.write(f"warning: {warning}\n")
         for fault in faults:
             sys.stderr.write(f"{fault}\n")
-        sys.stdout.write(_render(options.config, missing, shown))
+        fine = "fine, but its manifests are not" if faults else "fine"
+        sys.stdout.write(f"{options.config}: {fine}\n" + _render(missing, shown))
     return USAGE if faults else FINE
 
 
@@ -85,10 +86,8 @@ def _plan(planned: BgpPlan) -> dict[str, Any]:
     }
 
 
-def _render(file: object, missing: str, shown: dict[str, Any]) -> str:
-    parts = [f"{file}: fine\n"]
-    if missing:
-        parts.append(f"{missing}; pod CIDRs and addresses that come from the node are left out\n")
+def _render(missing: str, shown: dict[str, Any]) -> str:
+    parts = [f"{missing}; pod CIDRs and addresses that come from the node are left out\n"] if missing else []
     headings = {
         "neighbors": ("sessions", {"peer": "PEER", "peerAddress": "ADDRESS", "peerASN": "ASN",
                                    "localAddress": "FROM", "localASN": "AS", "families": "FAMILIES"}),

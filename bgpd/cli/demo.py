@@ -61,7 +61,7 @@ def _write(directory: Path, options: argparse.Namespace, peer: Address, local: A
     }
     config = {
         "node": {"name": NODE},
-        "paths": {"run": str(directory / "run"), "state": str(directory / "state")},
+        "paths": {name: str(directory / name) for name in ("run", "state", "bpf")},
         "source": {"manifests": str(manifests)},
         "bgp": {
             "localASN": options.asn,

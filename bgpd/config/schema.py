@@ -103,7 +103,7 @@ class Paths(Section):
     """Sockets and the rendered speaker configuration; may be empty after a reboot."""
 
     state: Annotated[Path, PATH] = Path("/var/lib/bgpd")
-    """What must survive a reboot: whether the node is drained."""
+    """What must survive a reboot: whether the node is drained, the last good masquerade document."""
 
     bpf: Annotated[Path, PATH] = Path("/sys/fs/bpf/bgpd")
     """Pinned BPF maps and programs; a directory of a BPF file system."""
@@ -396,8 +396,8 @@ class Masquerade(Section):
     snat_address: SnatAddress = SnatAddress()
 
     f5_snat_pools: Annotated[tuple[Annotated[Prefix, PREFIX], ...], DISTINCT] = ()
-    """Addresses that load balancers come from. Only for `bgpd check` and `bgpd doctor`: they say when the document
-    covers nothing of one."""
+    """Addresses that load balancers come from. Only for `bgpd masq list`, which says when the document covers
+    nothing of one."""
 
     @property
     def ipv6_wanted(self) -> bool:

@@ -1,6 +1,6 @@
 """Finds what in a list of non-masquerade CIDRs works and is probably not meant. Pure.
 
-For `bgpd check`, `bgpd doctor` and the status. Whatever is not a document at all, `parse` has refused already, and
+For `bgpd masq list`. Whatever is not a document at all, `parse` has refused already, and
 what can be said from its text alone is in `MasqDocument.findings`; added here is what takes the list as a whole, or
 a look at the cluster and at BGP.
 """

@@ -37,6 +37,9 @@ from bgpd.runtime.store import Revision, Store
 
 VERSIONS = (4, 6)
 PROGRAM = "masquerade"
+LIST_LOOPS = {version: f"masq_ipv{version}" for version in VERSIONS}
+RULE_LOOP = "masq_rule"
+LOOPS = (*LIST_LOOPS.values(), RULE_LOOP)
 
 
 class Masquerading:
@@ -59,7 +62,7 @@ class Masquerading:
         self._datapath = Datapath(start.paths.bpf)
         self.lists = {
             version: Reconciler(
-                f"masq_ipv{version}",
+                LIST_LOOPS[version],
                 partial(self._want_list, version),
                 MasqList(partial(self._maps, version)),
                 lambda key: key.order,
@@ -70,7 +73,7 @@ class Masquerading:
         }
         self._rule = RuleOfOurs(self._datapath)
         self.rule: Reconciler[str, Table] = Reconciler(
-            "masq_rule", self._want_rule, self._rule, str, report, resync_s=self._resync_s
+            RULE_LOOP, self._want_rule, self._rule, str, report, resync_s=self._resync_s
         )
         for store in self._stores:
             store.on_change(self._inputs_changed)
@@ -194,11 +197,12 @@ def clear(directory: Path) -> list[str]:
         with contextlib.closing(Connection()) as connection:
             if nft.remove(connection):
                 removed.append(f"nftables {nft.KEY}")
-        if directory.is_dir():
-            for pin in directory.iterdir():
-                pin.unlink()
+        for pin in (PROGRAM, *layout.MAPS):
+            if (directory / pin).exists():
+                (directory / pin).unlink()
+                removed.append(str(directory / pin))
+        with contextlib.suppress(OSError):  # somebody else's pins stay
             directory.rmdir()
-            removed.append(str(directory))
     except (OSError, NftablesError) as error:
         remedy = ""
         if error.errno == errno.EPERM:

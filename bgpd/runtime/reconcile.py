@@ -19,7 +19,6 @@ It does not know what the objects are, does no I/O of its own, and never stops b
 from __future__ import annotations
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -126,6 +125,7 @@ class Reconciler(Generic[K, V]):
         self._stale = True
         self._wake_at = clock()
         self._read_at, self._read_took_s = clock(), 0.0
+        self._suspected = False
         self._latest_cause: float | None = None
         self._empty_since: float | None = None
         self.ever_settled = False
@@ -169,7 +169,7 @@ class Reconciler(Generic[K, V]):
 
     def suspect(self) -> None:
         """Somebody else may have changed the target: resyncs now, and counts as drift what is not as it was left."""
-        self._read_at = -math.inf
+        self._suspected = True
         self._kicked.set()
 
     async def wait_until(self, revision: Revision, deadline_s: float) -> bool:
@@ -210,7 +210,7 @@ class Reconciler(Generic[K, V]):
         revision, started = self._revision, self._clock()
         drift = 0
         try:
-            if self._stale or self._have is None or started >= self._resync_at:
+            if self._stale or self._suspected or self._have is None or started >= self._resync_at:
                 drift = await self._read()
             desired = self._plan()
             changes, suspicious = self._due(desired)
@@ -224,7 +224,7 @@ class Reconciler(Generic[K, V]):
 
     async def _read(self) -> int:
         """Reads the target; returns how many objects differ from what this loop left there."""
-        told, self._stale = self._stale, False
+        told, self._stale, self._suspected = self._stale, False, False
         started = self._clock()
         try:
             observed = dict(await self._actuator.observe())

@@ -85,7 +85,7 @@ class BgpdNode:
         self.config_file = self.directory / "bgpd.yaml"
         self.config: dict[str, Any] = {
             "node": {"name": name},
-            "paths": {"run": str(self.directory / "run"), "state": str(self.directory / "state")},
+            "paths": {name: str(self.directory / name) for name in ("run", "state", "bpf")},
             "source": {"manifests": str(self.manifests)},
             "bgp": bgp,
             "metrics": {"listen": "127.0.0.1:9179"},

@@ -6,6 +6,8 @@ ExaBGP and real peers under graceful restart; see `test_bridge_rig`.
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 
@@ -191,6 +193,19 @@ def test_a_withdrawal_that_does_not_arrive_is_an_error(speaker: Speaker) -> None
     bird.namespace.link_down("eth0")
     with pytest.raises(RuntimeError, match="StopError"):
         stop(speaker, timeout_s=2)
+
+
+def test_a_bridge_that_hangs_is_an_error(speaker: Speaker) -> None:
+    """The guardian's socket takes the connection, and nobody answers."""
+    speaker.tor()
+    talk = speaker.start()
+    wait_up(talk)
+    os.kill(talk.hello["pid"], signal.SIGSTOP)
+    try:
+        with pytest.raises(RuntimeError, match="StopError"):
+            stop(speaker, timeout_s=1)
+    finally:
+        os.kill(talk.hello["pid"], signal.SIGCONT)
 
 
 def test_without_a_speaker_there_is_nothing_to_do(speaker: Speaker) -> None:

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -121,3 +123,31 @@ def test_a_program_must_end_with_zero() -> None:
 def test_a_probe_that_hangs_has_failed() -> None:
     """It is killed at its timeout."""
     assert asyncio.run(probe(rule(exec=["/bin/sleep", "30"], timeoutSeconds=1))) == "no answer in 1 s"
+
+
+def test_what_a_hanging_program_has_started_goes_with_it() -> None:
+    """A child that holds the pipe keeps nobody waiting: the probe ends while that would still sleep."""
+    with TemporaryDirectory() as directory:
+        ended = Path(directory, "ended")
+        command = ["/bin/sh", "-c", f"sleep 5; touch {ended}"]
+        assert asyncio.run(probe(rule(exec=command, timeoutSeconds=1))) == "no answer in 1 s"
+        assert not ended.exists()
+
+
+def test_http_towards_something_else_has_failed() -> None:
+    """A port that speaks another protocol is a failure with a reason, as one that answers nothing is."""
+    for words in (b"SSH-2.0-OpenSSH_9.2\r\n", b""):
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+
+            def answer(listener: socket.socket = listener, words: bytes = words) -> None:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.recv(4096)
+                    connection.sendall(words)
+
+            thread = threading.Thread(target=answer)
+            thread.start()
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            said = asyncio.run(probe(rule(httpGet=url)))
+            thread.join()
+        assert said.startswith(f"{url}: ") and len(said) > len(url) + 2

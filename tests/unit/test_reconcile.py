@@ -271,3 +271,26 @@ def test_a_bug_in_the_actuator_ends_the_loop() -> None:
     bench.target.apply = broken  # type: ignore[method-assign]
     with pytest.raises(AssertionError):
         bench.round()
+
+
+def test_a_suspicion_while_the_target_is_read_is_not_lost() -> None:
+    """Somebody empties the target just after it was read: the next round reads again, repairs, and counts it."""
+    bench = Bench({"a": 1})
+    bench.round()
+
+    class Emptied(Target):
+        async def observe(self) -> Mapping[str, int]:
+            seen = await super().observe()
+            if self.reads == 1:
+                self.table.clear()
+                bench.loop.suspect()
+            return seen
+
+    target = Emptied()
+    target.table = {"a": 1}
+    bench.loop = Reconciler(
+        "test", lambda: bench.desired, target, str, bench.reports.append, lambda: bench.now, lambda: 0.0
+    )
+    bench.round()
+    bench.round()
+    assert (target.table, target.reads, bench.reports[-1].drift) == ({"a": 1}, 2, 1)
