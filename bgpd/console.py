@@ -1,7 +1,7 @@
 """Answers the command line: the handlers behind `status.sock`, and what counts as a problem on this node.
 
-Reads the daemon's parts and changes only three things, on request: the drain, the configuration (after it was
-found good), nothing else. The wording of answers is the stable JSON interface of `bgpd -o json`.
+Reads the daemon's parts and changes only two things, on request: the drain, and the configuration once it was
+found good. The wording of answers is the stable JSON interface of `bgpd -o json`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bgpd.bgp.drain import Drainer, DrainError
 from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
-from bgpd.config.schema import Config
+from bgpd.config.schema import Config, SpeakerMode
 from bgpd.kube.sources import Source
 from bgpd.masq.masquerading import Masquerading
 from bgpd.masq.plan import explain, rules_of
@@ -30,7 +30,7 @@ from bgpd.model.prefix import PrefixError, parse_address, sort_key
 from bgpd.observe.control import ControlError, Handler, Progress
 from bgpd.runtime.reconcile import TargetError
 
-# what only a new process can take over, by key path
+# what only a new daemon can take over, by key path
 NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "node.name": lambda config: config.node.name,
     "paths": lambda config: config.paths,
@@ -44,6 +44,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "masquerade.compat, .ipv6, .nomasqAllReservedRanges": lambda config: rules_of(config.masquerade),
     "log": lambda config: config.log,
 }
+# what only a new ExaBGP can take over
 NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "bgp.endOfRIBTimeoutSeconds": lambda config: config.bgp.end_of_rib_timeout_seconds,
 }
@@ -59,8 +60,16 @@ class ConfigState:
     warnings: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """The key paths of what the newest configuration changes and only a restart of one or the other takes over."""
+
+    daemon: tuple[str, ...] = ()
+    speaker: tuple[str, ...] = ()
+
+
 class Console:
-    """The handlers. `started` is monotonic seconds."""
+    """The handlers."""
 
     def __init__(
         self,
@@ -73,13 +82,14 @@ class Console:
     ) -> None:
         self.routing, self.source, self.masquerading = routing, source, masquerading
         self._inputs, self._drainer = inputs, drainer
+        self._running = self._loaded.config  # what the process was started with: some of it no reload changes
         self._started = time.monotonic()
         self.wall_clock_offset_s = time.time() - time.monotonic()  # one for good: a time must not jitter
         self._source_error = ("", 0)
-        self.source_error_at: float | None = None  # Unix seconds
+        self._source_error_at: float | None = None  # monotonic seconds
         source.status.on_change(self._note_source_error)
-        # called after every attempt to reload, with the keys that a reload cannot change; see `config_state`
-        self.on_reload: Callable[[list[str]], None] = lambda keys: None
+        # called after every attempt to reload, with what waits for a restart; see `config_state`
+        self.on_reload: Callable[[Pending], None] = lambda pending: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
 
     @property
@@ -97,8 +107,13 @@ class Console:
 
     @property
     def source_kind(self) -> str:
-        """`kubernetes` or `manifests`, as the configuration calls it."""
-        return "kubernetes" if self._loaded.config.source.manifests is None else "manifests"
+        """`kubernetes` or `manifests`, as the configuration calls it: the one in use, whatever was reloaded."""
+        return "kubernetes" if self._running.source.manifests is None else "manifests"
+
+    @property
+    def source_error_at(self) -> float | None:
+        """When the source last failed, Unix seconds."""
+        return None if self._source_error_at is None else self._source_error_at + self.wall_clock_offset_s
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -119,19 +134,22 @@ class Console:
 
     def reload(self) -> dict[str, Any]:
         """Reads the configuration and puts it to use, or keeps the last good one. FaultsError: what was wrong."""
-        state, running = self.config_state, self._loaded
+        state = self.config_state
         try:
             loaded = load(state.file)
         except FaultsError as error:
             state.faults = tuple(map(str, error.faults))
-            self.on_reload([])
+            self.on_reload(Pending())
             raise
         state.faults, state.warnings, state.loaded_at = (), tuple(map(str, loaded.warnings)), time.time()
-        pending = {**NEEDS_RESTART, **NEEDS_SPEAKER_RESTART}
-        changed = [key for key, get in pending.items() if get(loaded.config) != get(running.config)]
         self._inputs.config.publish(loaded)
-        self.on_reload(changed)
-        return {"warnings": list(state.warnings), "needsRestart": changed}
+        pending = _pending(self._running, loaded.config)
+        self.on_reload(pending)
+        return {
+            "warnings": list(state.warnings),
+            "needsRestart": list(pending.daemon),
+            "needsSpeakerRestart": list(pending.speaker),
+        }
 
     def problems(self) -> list[str]:
         """Everything an operator should know about, the most basic first; empty on a healthy node."""
@@ -149,7 +167,7 @@ class Console:
         if routing.node is not None:
             found += brief(routing.node.problems)
         if routing.held is not None:
-            found.append(f"{routing.held.routes} routes that are not wanted are {routing.held.until}")
+            found.append(f"routes not wanted: {routing.held.routes}, {routing.held.until}")
         silence = speaker.reason if not speaker.connected else routing.speaker.silence
         if silence:
             found.append(f"speaker: {silence}")
@@ -180,10 +198,10 @@ class Console:
         return found
 
     def _note_source_error(self) -> None:
-        status = self.source.status.newest.value
-        error = (status.last_error, status.reconnects)
-        if status.last_error and error != self._source_error:
-            self._source_error, self.source_error_at = error, time.time()
+        newest = self.source.status.newest
+        error = (newest.value.last_error, newest.value.reconnects)
+        if newest.value.last_error and error != self._source_error:
+            self._source_error, self._source_error_at = error, newest.at
 
     # --- handlers -----------------------------------------------------------------------------------------
 
@@ -191,7 +209,8 @@ class Console:
         source, node = self.source.status.newest.value, self.routing.node
         speaker, held = self.routing.speaker.state.newest.value, self.routing.held
         state = self.config_state
-        error_ago_s = None if self.source_error_at is None else round(time.time() - self.source_error_at, 1)
+        error_at = self._source_error_at
+        error_ago_s = None if error_at is None else round(time.monotonic() - error_at, 1)
         return {
             "node": self.routing.node_name,
             "version": __version__,
@@ -291,6 +310,21 @@ class Console:
             routing.sessions.trouble,
             time.monotonic(),
         )
+
+
+def _pending(running: Config, newest: Config) -> Pending:
+    """What differs from the configuration that the daemon was started with.
+
+    A speaker that was restarted since is not known of: it is named until the daemon is restarted too.
+    """
+
+    def changed(keys: Mapping[str, Callable[[Config], Any]]) -> tuple[str, ...]:
+        return tuple(key for key, get in keys.items() if get(newest) != get(running))
+
+    daemon, speaker = changed(NEEDS_RESTART), changed(NEEDS_SPEAKER_RESTART)
+    if running.bgp.speaker is SpeakerMode.MANAGED:  # the daemon's child: the one restart is the other's too
+        return Pending((*daemon, *speaker))
+    return Pending(daemon, speaker)
 
 
 def _route(key: RouteKey) -> str:

@@ -30,7 +30,7 @@ from bgpd.bgp.speaker import Speaker
 from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.config.load import Loaded
 from bgpd.config.schema import Bgp, Config, MapOwner, SpeakerMode
-from bgpd.console import Console
+from bgpd.console import Console, Pending
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.parse import CONFIG_MAP, NODE
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source, several
@@ -158,7 +158,7 @@ class Daemon:
         if not translates(config) and config.paths.bpf.is_dir():
             self._clear_masquerade(config.paths.bpf)
         console = Console(self.file, inputs, routing, source, drainer, masquerading)
-        console.on_reload = lambda keys: self._tell_reload(console, keys)
+        console.on_reload = lambda pending: self._tell_reload(console, pending)
         for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state):
             store.on_change(self._note_change)
         # told once the routes that it brings have been sent off: what was woken before has its turn first
@@ -292,14 +292,15 @@ class Daemon:
             told["faults"] = brief(status.faults)
         tell("source", state=status.state.value, **told)
 
-    def _tell_reload(self, console: Console, needs_restart: list[str]) -> None:
+    def _tell_reload(self, console: Console, pending: Pending) -> None:
         """What became of a reload, whoever asked for it."""
         state = console.config_state
         self.changed.set()
         if state.faults:
             self.log.error("configuration refused, the last good one stays in use", faults=brief(state.faults))
             return
-        self.log.info("configuration loaded", **({"needs_restart": needs_restart} if needs_restart else {}))
+        waits = {"needs_restart": pending.daemon, "needs_speaker_restart": pending.speaker}
+        self.log.info("configuration loaded", **{name: list(keys) for name, keys in waits.items() if keys})
         for warning in brief(state.warnings):
             self.log.warning("configuration", warning=warning)
 

@@ -72,15 +72,18 @@ def _loops(console: Console) -> Sequence[Reconciler[Any, Any]]:
 
 def _peer(console: Console, neighbor: Neighbor) -> Peer:
     routing = console.routing
-    name, plan, have = neighbor.name, routing.plan, routing.routes.have
+    name, plan = neighbor.name, routing.plan
     state = routing.speaker.state.newest.value
+    # nobody knows what a speaker that does not answer announces: then neither is shown, as in `view`
+    have = routing.routes.have if state.connected else None
     session = state.sessions.get(neighbor.peer_address)
     up = is_up(state, neighbor.peer_address)
     families = [family.value for family in neighbor.families]
     wanted = Counter(Family.of(key.prefix).value for key in plan.routes if key.peer == name)
     advertised = Counter(
-        Family.of(key.prefix).value for key in have if isinstance(key, RouteKey) and key.peer == name
+        Family.of(key.prefix).value for key in have or () if isinstance(key, RouteKey) and key.peer == name
     )
+    marked = session.families if session and up else neighbor.families
     return Peer(
         name=name,
         address=str(neighbor.peer_address),
@@ -88,12 +91,9 @@ def _peer(console: Console, neighbor: Neighbor) -> Peer:
         transitions=2 * session.ups - session.up if session and session.ups else 0,
         last_change_at=session.since + console.wall_clock_offset_s if session else None,
         wanted={family: wanted[family] for family in families},
-        advertised={family: advertised[family] for family in families},
+        advertised={} if have is None else {family: advertised[family] for family in families},
         refused=sum(key.peer == name for key in plan.refused),
-        end_of_rib={
-            family.value: EndOfRibKey(name, family) in have
-            for family in (session.families if session and up else neighbor.families)
-        },
+        end_of_rib={} if have is None else {it.value: EndOfRibKey(name, it) in have for it in marked},
     )
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prometheus_client.core import Metric
+
 from bgpd.observe.metrics import Metrics
 
 README = Path(__file__).parents[1] / "README.md"
@@ -24,13 +26,20 @@ def replaced(text: str, name: str, table: str) -> str:
     return head + begin + table + end + rest.split(end, 1)[1]
 
 
+def labels_of(family: Metric) -> set[str]:
+    """What a query can select by. A family without a sample knows its labels, one with samples shows them."""
+    shown = {label for sample in family.samples for label in sample.labels}
+    return (shown | set(getattr(family, "_labelnames", ()))) - {"le"}
+
+
 def metrics_table() -> str:
     """A row per metric of ours: its name as it is scraped, its type, its labels, its meaning."""
-    rows = ["| metric | type | meaning |", "|---|---|---|"]
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
     for family in sorted(Metrics(("routes",)).registry.collect(), key=lambda family: family.name):
         if family.name.startswith("bgpd_"):
             name = f"{family.name}_total" if family.type == "counter" else family.name
-            rows.append(f"| `{name}` | {family.type} | {family.documentation} |")
+            labels = ", ".join(f"`{label}`" for label in sorted(labels_of(family)))
+            rows.append(f"| `{name}` | {family.type} | {labels} | {family.documentation} |")
     return "\n".join(rows) + "\n"
 
 

@@ -14,6 +14,7 @@ import contextlib
 import os
 import pwd
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,16 +49,33 @@ class SpeakerFiles:
         return self.directory / "exabgp.env"
 
     def prepare(self, header: str) -> None:
-        """Creates what is missing: directory, link, and a configuration without neighbors. Idempotent."""
+        """Creates what is missing, and gives the configuration this header; its neighbors stay. Idempotent.
+
+        An ExaBGP that runs reads it at its next start or reload, and a reload leaves a running helper alone.
+        """
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True, mode=0o700)
         with contextlib.suppress(FileExistsError):
             self.socket.symlink_to(self.bridge_socket.relative_to(self.run))
-        for file, text in ((self.environment, ""), (self.configuration, render.document(header, {}))):
-            if not file.exists():
-                descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o640)
-                with os.fdopen(descriptor, "w") as stream:
-                    stream.write(text)
+        if not self.environment.exists():
+            _put(self.environment, "")
+        before = self.configuration.read_text() if self.configuration.exists() else None
+        text = render.document(header, render.blocks_of(before or ""))
+        if text != before:
+            _put(self.configuration, text)
+
+
+def _put(file: Path, text: str) -> None:
+    """Whole or not at all, and readable by the directory's group whatever our umask: the daemon's is 0077."""
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(text)
+            os.fchmod(stream.fileno(), 0o640)
+        temporary.rename(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def header(files: SpeakerFiles, end_of_rib_after_s: int) -> str:

@@ -62,14 +62,13 @@ def plan(
     """The whole wanted state of BGP. `node` None: Kubernetes has not shown such a node.
 
     `unhealthy` is why nothing of this node is worth announcing; empty when it is. `loaded` is our end of each
-    session that a former life of this daemon left in the speaker: while the node is not known these stay as
+    session that the speaker has: while the node is not known, or shows no address of the family, these stay as
     they are, because they carry what is announced, and the withdrawals if the node does not come back.
     """
     neighbors: dict[str, Neighbor] = {}
     idle: dict[str, str] = {}
     for peer in bgp.peers:
-        kept = loaded.get(peer.name) if node is None else None
-        resolved = _neighbor(bgp, peer, passwords.get(peer.name), node, kept)
+        resolved = _neighbor(bgp, peer, passwords.get(peer.name), node, loaded.get(peer.name))
         if isinstance(resolved, Neighbor):
             neighbors[peer.name] = resolved
         else:
@@ -77,10 +76,12 @@ def plan(
     routes: dict[RouteKey, Path] = {}
     refused: dict[RouteKey, str] = {}
     unsuited: dict[RouteKey, str] = {}
-    braked = _brake(bgp, neighbors, node.pod_cidrs if node else ())
+    braked = _brake(bgp, node.pod_cidrs if node else ())
     silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy
-    for name, neighbor in neighbors.items():
-        config = next(peer for peer in bgp.peers if peer.name == name)
+    for config in bgp.peers:
+        name, neighbor = config.name, neighbors.get(config.name)
+        if neighbor is None:
+            continue
         for prefix, advertisement in _advertised(bgp, name, node):
             key = RouteKey(name, prefix)
             if Family.of(prefix) not in neighbor.families:
@@ -105,16 +106,16 @@ def _neighbor(
     version = peer.peer_address.version
     if kept is not None and kept.address.version != version:
         kept = None  # the peer has moved to the other family since
-    if peer.node_selector is not None and kept is None:
-        if node is None:
+    if peer.node_selector is not None:
+        if node is None and kept is None:
             return f"waits for the node's labels: nodeSelector is set and {UNKNOWN_NODE}"
-        if not peer.node_selector.matches(node.labels):
+        if node is not None and not peer.node_selector.matches(node.labels):
             return "nodeSelector does not match this node's labels"
     shown = UNKNOWN_NODE if node is None else "the node shows no IPv{} InternalIP"
-    local_address = peer.local_address or (kept.address if kept else _node_address(node, version))
+    local_address = peer.local_address or _node_address(node, version) or (kept.address if kept else None)
     if local_address is None:
         return f"no local address: {shown.format(version)}; set localAddress"
-    router_id = bgp.router_id or (kept.router_id if kept else _node_address(node, 4))
+    router_id = bgp.router_id or _node_address(node, 4) or (kept.router_id if kept else None)
     if router_id is None and isinstance(local_address, IPv4Address):
         router_id = local_address
     if router_id is None:
@@ -197,10 +198,10 @@ def _with_attributes(next_hop: Address, neighbor: Neighbor, attributes: Attribut
     )
 
 
-def _brake(bgp: Bgp, neighbors: Mapping[str, Neighbor], prefixes: Sequence[Prefix]) -> dict[Prefix, str]:
-    """The prefixes that must not be announced to anybody, and why."""
+def _brake(bgp: Bgp, prefixes: Sequence[Prefix]) -> dict[Prefix, str]:
+    """The prefixes that must not be announced to anybody, and why. Peers that are idle here count too."""
     braked: dict[Prefix, str] = {}
-    peers = [(name, neighbor.peer_address) for name, neighbor in sorted(neighbors.items())]
+    peers = sorted((peer.name, peer.peer_address) for peer in bgp.peers)
     passed = 0
     for prefix in sorted(set(prefixes), key=sort_key):
         reason = _brake_one(bgp, peers, prefix)

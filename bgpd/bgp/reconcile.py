@@ -41,6 +41,7 @@ from bgpd.model.bgp import (
 )
 from bgpd.model.outcome import DONE, Outcome, Retry
 from bgpd.model.prefix import Address, sort_key
+from bgpd.observe import log
 from bgpd.runtime.diff import Change, Kind
 from bgpd.runtime.reconcile import TargetError
 from bgpd.runtime.store import Store
@@ -49,6 +50,7 @@ RouteChange: TypeAlias = Change[AnnouncementKey, Announcement]
 SessionChange: TypeAlias = Change[str, str]
 
 LOAD_TIMEOUT_S = 5.0
+LEAVE_TIMEOUT_S = 5.0
 WAIT_S = 0.25
 
 
@@ -123,10 +125,9 @@ class Sessions:
             text = render.document(self._header, blocks)
             await self._write(text)  # what can go wrong here does so before any peer is told anything
             await self._take_leave(render.addresses(await self._shown()) - render.addresses(text))
-            started = time.monotonic()
-            await self._reload(blocks)
             if update:
-                self._reset_at[update] = started
+                self._reset_at[update] = time.monotonic()  # ExaBGP may load it later than is waited for
+            await self._reload(blocks)
         return [Retry(held[change.key], WAIT_S) if change.key in held else DONE for change in changes]
 
     async def _shown(self) -> str:
@@ -148,11 +149,16 @@ class Sessions:
             await self._speaker.command(f"neighbor {address} clear adj-rib out")
             for family in state.sessions[address].families:
                 await self._speaker.command(codec.end_of_rib(EndOfRibKey(str(address), family), address).text)
-        deadline = time.monotonic() + LOAD_TIMEOUT_S
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
         while time.monotonic() < deadline:
             if leave.complete(updates_sent(await self._speaker.command(QUESTION))):
                 return
             await asyncio.sleep(LOOK_S)
+        log.get("sessions").warning(
+            "peers are taken out that have not taken all withdrawals; they may keep routes until their "
+            "graceful-restart timer ends",
+            addresses=sorted(map(str, up)),
+        )
 
     def _hold(self, name: str) -> str:
         """Why this session must not be reset now; empty when it may.

@@ -114,12 +114,22 @@ class Routing:
         return self._inputs.nodes.newest.value.get(self.node_name)
 
     def _node_or_its_remains(self) -> Node | None:
-        """Our node; once it is deleted, its addresses and labels: its sessions must stay to carry withdrawals."""
+        """Our node, with the addresses it last had should it show none.
+
+        Once it is deleted, its addresses and labels: its sessions must stay to carry withdrawals.
+        """
         if self.node is not None:
-            self._last_seen = self.node
+            shown = self.node.internal_ips or (self._last_seen.internal_ips if self._last_seen else ())
+            self._last_seen = replace(self.node, internal_ips=shown)  # none at all is a lapse, not news
         elif self._last_seen is not None:
             self._last_seen = replace(self._last_seen, pod_cidrs=(), problems=())
         return self._last_seen
+
+    @property
+    def undecided(self) -> str:
+        """Why what is announced stays as it is for now; empty when the plan decides."""
+        inputs = self._inputs
+        return undecided(inputs.nodes.newest.synced, inputs.drain.newest.value, inputs.health.newest.value)
 
     @property
     def held(self) -> Held | None:
@@ -129,10 +139,8 @@ class Routing:
         left_s = self.routes.held_s
         if not count or not self.speaker.state.newest.value.connected:
             return None
-        if not self._inputs.health.newest.value.known:
-            return Held(count, "a health check has no result yet")
-        if not self._inputs.nodes.newest.synced:
-            return Held(count, "the source is not complete yet")
+        if self.undecided:
+            return Held(count, self.undecided)
         if left_s is None:
             return None
         gone = "there is no such Node" if self.node is None else "nothing is left to announce"
@@ -164,14 +172,16 @@ class Routing:
         nodes = self._inputs.nodes.newest
         # a session whose defaults come from the node must not fall because the node is not known (yet)
         known = nodes.synced and self.node_name in nodes.value
-        return Desired(want, complete=known or not self.plan.idle_peers)
+        configured = bool(self._inputs.config.newest.value.config.bgp.peers)
+        return Desired(want, complete=known or not self.plan.idle_peers, emptied=configured and not want)
 
     def _want_routes(self) -> Desired[AnnouncementKey, Announcement]:
         nodes, drain, health = self._inputs.nodes.newest, self._inputs.drain.newest, self._inputs.health.newest
-        if not health.value.known:
+        empty = meant_empty(drain.value, health.value)
+        if not health.value.known and not empty:
             return Desired({}, complete=False)  # as it is, until every check has had its first result
         # A node that Kubernetes does not show may come yet: only the bridge's timer then ends a graceful restart.
-        complete = nodes.synced and self.node is not None
+        complete = empty or (nodes.synced and self.node is not None)
         neighbors = self.plan.neighbors
         want = announcements(self.plan.routes, neighbors, self.speaker.state.newest.value, complete=complete)
         for key in self.routes.have:
@@ -180,8 +190,8 @@ class Routing:
         has_routes = any(isinstance(key, RouteKey) for key in want)
         return Desired(
             want,
-            complete=nodes.synced,
-            emptied=not has_routes and drain.value is not Drain.WITHDRAWN and not health.value.failing,
+            complete=not self.undecided,
+            emptied=not has_routes and not empty,
             at=max(nodes.at, drain.at, health.at),
         )
 
@@ -200,6 +210,20 @@ class Routing:
         """A session came or went: ExaBGP replays or forgets on its own then, so both are read again."""
         self.sessions.kick(stale=True)
         self.routes.kick(stale=True)
+
+
+def meant_empty(drain: Drain, health: Health) -> bool:
+    """Whether nothing is to be announced, whatever the node is like: that needs no source."""
+    return drain is Drain.WITHDRAWN or bool(health.failing)
+
+
+def undecided(synced: bool, drain: Drain, health: Health) -> str:
+    """Why it is not known yet what may be withdrawn; empty when it is."""
+    if meant_empty(drain, health):
+        return ""
+    if not health.known:
+        return "a health check has no result yet"
+    return "" if synced else "the source is not complete yet"
 
 
 def is_route(key: AnnouncementKey) -> bool:

@@ -23,6 +23,10 @@ def main(options: argparse.Namespace) -> int:
     sys.stdout.write("configuration loaded\n")
     for text in result["warnings"]:
         sys.stdout.write(f"warning: {text}\n")
-    for key in result["needsRestart"]:
-        sys.stdout.write(f"{key} takes effect at the next restart of bgpd.service\n")
+    for unit, keys in (
+        ("bgpd.service", result["needsRestart"]),
+        ("bgpd-speaker.service", result["needsSpeakerRestart"]),
+    ):
+        for key in keys:
+            sys.stdout.write(f"{key} takes effect at the next restart of {unit}\n")
     return FINE

@@ -45,7 +45,8 @@ class Result(StrEnum):
 class Peer:
     """One session and its routes. Families by their configuration names; `last_change_at` is Unix seconds.
 
-    `transitions` counts ups and downs. `advertised` and `end_of_rib` are read back from the speaker.
+    `transitions` counts ups and downs. `advertised` and `end_of_rib` are read back from the speaker: nothing while
+    it does not answer.
     """
 
     name: str
@@ -125,7 +126,7 @@ class Metrics:
         )
         self._duration = Histogram(
             "bgpd_reconcile_duration_seconds",
-            "Observed: time that such a round took, in seconds.",
+            "Observed: time that a round which changed or found something took, in seconds.",
             ["subsystem"],
             buckets=ROUND_BUCKETS_S,
             registry=self.registry,

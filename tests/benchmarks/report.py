@@ -106,7 +106,7 @@ def markdown(results: Sequence[Result]) -> str:
 def measured() -> str:
     """When and on what; nothing that names the machine."""
     when = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return f"Measured {when} on {os.cpu_count()} cores, Linux {os.uname().release}."
+    return f"Measured {when} on {os.cpu_count()} cores, Linux {os.uname().release.partition('-')[0]}."
 
 
 def rewrite(readme: Path, bench: str, results: Sequence[Result]) -> None:

@@ -106,6 +106,26 @@ def test_a_restarted_daemon_stays_drained(seed3: Seed3Fabric, phase: str) -> Non
     assert {row["announced"] for row in node.ask("routes")} == {False}
 
 
+def test_a_node_is_drained_without_its_source(seed3: Seed3Fabric) -> None:
+    """The daemon restarts and its source is away: there is nothing to change the routes to, so they go at once."""
+    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    node.manifests.rename(node.directory / "away")
+    node.restart_daemon()
+    held = node.wait_status("nothing is held", lambda it: bool(it["held"]))["held"]
+    assert (held["routes"], held["why"]) == (4, "the source is not complete yet")
+    with BgpCapture(place.namespace, CABLE) as capture:
+        told = node.try_bgpd("drain", "--wait", "600")
+        assert told.returncode == 0, told.stderr
+        for tor in seed3.tors:
+            for prefix in place.pod_cidrs:
+                tor.speaker.wait_no_route(prefix)
+            assert tor.speaker.session(place.address).established
+    assert not any(LOCAL_PREF_0 in it.body for it in capture.besides_keepalives())
+    assert "the source is not complete yet, so graceful-shutdown cannot be announced" in told.stderr
+    assert "65535:0" not in told.stderr
+    assert (node.status()["drain"], node.status()["held"]) == ("withdrawn", None)
+
+
 def test_a_speaker_that_restarts_while_drained_announces_nothing(seed3: Seed3Fabric) -> None:
     """ExaBGP is killed on a drained node: the sessions return with End-of-RIB alone."""
     place, node = seed3.nodes[0], BgpdNode.announcing(seed3)

@@ -22,6 +22,7 @@ from tests.fabric.test_exabgp_api import (
     V4,
     Helper,
     Rig,
+    alive,
     neighbor,
     rig,
     withdrawn,
@@ -79,6 +80,17 @@ def test_a_reload_without_a_change_is_not_seen_by_any_peer(rig: Rig) -> None:
         for tor, node, it in ((bird, NODE, capture), (bird_b, NODE_B, capture_b)):
             assert tor.session(node).established
             assert it.besides_keepalives(src=node) == []
+
+
+def test_a_reload_leaves_a_helper_alone_whose_command_changed(rig: Rig) -> None:
+    """The command in the file counts at ExaBGP's next start: `SpeakerFiles.prepare` may write it at any time."""
+    _, _, helper = two_tors(rig)
+    text = rig.file.read_text()
+    rig.file.write_text(text.replace("/helper.sock;", "/helper.sock 77;").replace(TOR_B, "10.0.1.9"))
+    assert rig.file.read_text().count(" 77;") == 1
+    helper.command("reload")
+    wait_loaded(helper, "10.0.1.9")
+    assert alive(helper.pid)
 
 
 def test_a_new_neighbor_is_not_told_what_was_announced_before(rig: Rig) -> None:

@@ -1,4 +1,4 @@
-"""Starts, stops and deaths of the daemon, the speaker and the source, as both ToRs see them (row R3).
+"""Starts, stops and deaths of the daemon, the speaker and the source, as both ToRs see them.
 
 Each test ends a process or takes a file away, as systemd, the kernel or an operator would, and asks BIRD every
 10 ms for the routes, or reads the wire. Reloads are in `test_reload`, drains in `test_drain`.

@@ -287,14 +287,14 @@ def test_a_masquerade_of_the_main_plugin_does_not_take_the_address_away(masq: Ma
     assert source_seen(masq.pod_a, masq.outside, plan.unlisted) == plan.node
 
 
-def service(masq: MasqNode, plan: Plan, endpoint: str) -> str:
-    """What kube-proxy does for a service of one endpoint; its address."""
+def service(masq: MasqNode, plan: Plan, endpoint: str, *, masqueraded: str = "") -> str:
+    """What kube-proxy does for a service of one endpoint; its address. `masqueraded`: a client it does that to."""
     family, virtual = ("ip", "10.96.0.10") if plan.version == 4 else ("ip6", "fd96::10")
     to = f"{endpoint}:8080" if plan.version == 4 else f"[{endpoint}]:8080"
     script = f"""
 table {family} kube-proxy {{
     chain services {{ type nat hook prerouting priority dstnat;
-        {family} saddr {endpoint} {family} daddr {virtual} meta mark set 0x4000
+        {family} saddr {masqueraded or endpoint} {family} daddr {virtual} meta mark set 0x4000
         {family} daddr {virtual} tcp dport 8080 dnat to {to}
     }}
     chain postrouting {{ type nat hook postrouting priority srcnat;
@@ -322,6 +322,14 @@ def test_a_pod_reaches_itself_through_a_service(masq: MasqNode, plan: Plan) -> N
     virtual = service(masq, plan, plan.pod_a)
     masq.node.ip("link set port-a type bridge_slave hairpin on")
     assert seen_through(masq.pod_a, virtual, masq.pod_a, plan.pod_a) == plan.bridge.partition("/")[0]
+
+
+@both_families
+def test_what_kube_proxy_masquerades_is_left_to_it(masq: MasqNode, plan: Plan) -> None:
+    """As with `masqueradeAll`; without its mark another pod of the cluster sees the pod."""
+    virtual = service(masq, plan, plan.remote_pod, masqueraded=plan.pod_a)
+    assert seen_through(masq.pod_a, virtual, masq.outside, plan.remote_pod) == plan.node
+    assert seen_through(masq.pod_b, virtual, masq.outside, plan.remote_pod) == plan.pod_b
 
 
 def seen_through(client: Namespace, virtual: str, server: Namespace, endpoint: str) -> str | None:

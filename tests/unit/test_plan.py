@@ -222,11 +222,22 @@ def test_sessions_of_a_former_life_stay_while_the_node_is_unknown() -> None:
     assert (result.idle_peers, result.routes) == ({}, {})
 
 
-def test_what_is_loaded_counts_no_more_once_the_node_is_known() -> None:
-    """A node without an address is no reason to keep one that it had in a former life."""
-    bare = Node("worker1", NODE.pod_cidrs)
+@pytest.mark.parametrize("shown", [(), (ip_address("fd00::63"),)], ids=["no address", "the other family's"])
+def test_a_session_outlives_the_address_of_its_node(shown: tuple[Any, ...]) -> None:
+    """A Node whose addresses go keeps the sessions that are loaded, and their routes; one that is new waits."""
+    bare = Node("worker1", NODE.pod_cidrs, shown)
     result = plan(bgp(), {}, bare, Drain.NO, loaded=LOADED)
-    assert "the node shows no IPv4 InternalIP" in result.idle_peers["tor-a"]
+    neighbor = result.neighbors["tor-a"]
+    assert (neighbor.local_address, neighbor.router_id) == (ip_address("11.8.37.63"), ip_address("10.0.0.1"))
+    assert path_of(result, "188.188.0.0/24") == Path(ip_address("11.8.37.63"))
+    assert "the node shows no IPv4 InternalIP" in planned(bgp(), bare).idle_peers["tor-a"]
+
+
+def test_what_is_loaded_counts_less_than_a_node_that_is_known() -> None:
+    """Its address and its labels decide."""
+    moved = Node("worker1", NODE.pod_cidrs, (ip_address("11.8.37.64"),))
+    neighbor = plan(bgp(), {}, moved, Drain.NO, loaded=LOADED).neighbors["tor-a"]
+    assert (neighbor.local_address, neighbor.router_id) == (ip_address("11.8.37.64"),) * 2
     other = plan(bgp({"nodeSelector": {"matchLabels": {"rack": "r2"}}}), {}, NODE, Drain.NO, loaded=LOADED)
     assert "nodeSelector does not match" in other.idle_peers["tor-a"]
 

@@ -1,0 +1,122 @@
+"""What the console answers about a configuration and a source that change, asked as `bgpd` asks it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from bgpd import gauges
+from bgpd.bgp.drain import Drainer
+from bgpd.bgp.health import Health
+from bgpd.bgp.plan import Drain
+from bgpd.bgp.routing import Inputs, Routing
+from bgpd.bgp.speaker import Speaker
+from bgpd.config.load import load
+from bgpd.console import Console
+from bgpd.kube.feed import Feed, SourceState
+from bgpd.kube.parse import NODE
+from bgpd.kube.sources import manifest_source
+from bgpd.model.bgp import SpeakerState
+from bgpd.model.node import Node
+from bgpd.runtime.store import Store
+
+HOUR_S = 3600.0
+TOR = "11.11.255.1"
+
+
+class Rig:
+    """A console over parts that do not run: nobody connects to a speaker, nobody reads the manifests."""
+
+    def __init__(self, directory: Path, speaker: str = "external") -> None:
+        self.file = directory / "bgpd.yaml"
+        self.document: dict[str, Any] = {
+            "node": {"name": "worker1"},
+            "paths": {"run": str(directory / "run"), "state": str(directory), "bpf": str(directory / "bpf")},
+            "source": {"manifests": str(directory)},
+            "bgp": {
+                "localASN": 64512,
+                "speaker": speaker,
+                "peers": [{"name": "tor-a", "peerAddress": TOR, "peerASN": 64512}],
+                "advertisements": [{"advertisementType": "PodCIDR"}],
+                "export": {"allow": ["188.188.0.0/16"]},
+            },
+        }
+        self.write()
+        loaded = load(self.file)
+        self.inputs = Inputs(Store(loaded), Store({}), Store(Drain.NO), Store(Health()))
+        self.inputs.config.publish(loaded)
+        self.speaker = Store(SpeakerState())
+        link = Speaker(directory / "speaker.sock", self.speaker)
+        routing = Routing("worker1", self.inputs, link, "", lambda round: None)
+        self.source = manifest_source(directory, [Feed(NODE, self.inputs.nodes, "worker1")])
+        drainer = Drainer(self.inputs.drain, directory / "drain")
+        self.console = Console(self.file, self.inputs, routing, self.source, drainer, None)
+
+    def write(self) -> None:
+        self.file.write_text(yaml.safe_dump(self.document))
+
+    def ask(self, command: str) -> dict[str, Any]:
+        async def asked() -> dict[str, Any]:
+            return await self.console.handlers[command]({}, lambda text: None)
+
+        return asyncio.run(asked())
+
+    def reload(self, **bgp: Any) -> tuple[list[str], list[str]]:
+        """What waits for a restart of the daemon, and of the speaker."""
+        self.document["bgp"].update(bgp)
+        self.write()
+        answer = self.ask("reload")
+        return answer["needsRestart"], answer["needsSpeakerRestart"]
+
+
+def test_what_waits_for_a_restart_is_told_until_it_does_not(tmp_path: Path) -> None:
+    """Compared with what runs, not with the last reload, however often it is asked and also when it is taken back."""
+    rig = Rig(tmp_path)
+    before = rig.document["source"]
+    rig.document["source"] = {"kubernetes": {}}
+    assert rig.reload() == (["source"], [])
+    assert rig.reload() == (["source"], [])
+    assert rig.ask("status")["source"]["kind"] == "manifests"
+    assert [it.name for it in gauges.snapshot(rig.console).sources] == ["manifests"]
+    rig.document["source"] = before
+    assert rig.reload() == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("speaker", "pending"),
+    [
+        ("external", ([], ["bgp.endOfRIBTimeoutSeconds"])),
+        pytest.param("managed", (["bgp.endOfRIBTimeoutSeconds"], []), id="managed: the daemon's restart is its too"),
+    ],
+)
+def test_whose_restart_it_waits_for(tmp_path: Path, speaker: str, pending: tuple[list[str], list[str]]) -> None:
+    """The helper's command line is read by a new ExaBGP only."""
+    assert Rig(tmp_path, speaker).reload(endOfRIBTimeoutSeconds=77) == pending
+
+
+def test_the_age_of_an_error_does_not_know_the_wall_clock(tmp_path: Path) -> None:
+    """It is a difference of monotonic times; the Unix time is derived from the same instant, with the one offset."""
+    rig = Rig(tmp_path)
+    lost = replace(rig.source.status.newest.value, state=SourceState.RETRYING, last_error="refused", reconnects=1)
+    at = time.monotonic() - HOUR_S
+    rig.source.status.publish(lost, at=at)
+    assert HOUR_S <= rig.ask("status")["source"]["lastErrorAgo_s"] < HOUR_S + 60
+    assert rig.console.source_error_at == at + rig.console.wall_clock_offset_s
+
+
+@pytest.mark.parametrize("connected", [True, False])
+def test_what_is_announced_is_measured_only_while_the_speaker_answers(tmp_path: Path, connected: bool) -> None:
+    """Otherwise it may have withdrawn everything: what is wanted is known, what is announced is not."""
+    rig = Rig(tmp_path)
+    rig.inputs.nodes.publish({"worker1": Node("worker1", (), (ip_address("11.8.37.63"),))})
+    rig.speaker.publish(SpeakerState(connected=connected, reason="" if connected else "gone"))
+    (peer,) = gauges.snapshot(rig.console).peers
+    assert peer.wanted
+    assert (bool(peer.advertised), bool(peer.end_of_rib)) == (connected, connected)
