@@ -288,17 +288,22 @@ def test_a_masquerade_of_the_main_plugin_does_not_take_the_address_away(masq: Ma
 
 
 def service(masq: MasqNode, plan: Plan, endpoint: str, *, masqueraded: str = "") -> str:
-    """What kube-proxy does for a service of one endpoint; its address. `masqueraded`: a client it does that to."""
+    """What kube-proxy does for a service of one endpoint; its address. `masqueraded`: whom it marks for that.
+
+    The last rule is that of its IPVS mode, which does without a mark.
+    """
     family, virtual = ("ip", "10.96.0.10") if plan.version == 4 else ("ip6", "fd96::10")
     to = f"{endpoint}:8080" if plan.version == 4 else f"[{endpoint}]:8080"
+    mark = f"{family} saddr {masqueraded} {family} daddr {virtual} meta mark set 0x4000" if masqueraded else ""
     script = f"""
 table {family} kube-proxy {{
     chain services {{ type nat hook prerouting priority dstnat;
-        {family} saddr {masqueraded or endpoint} {family} daddr {virtual} meta mark set 0x4000
+        {mark}
         {family} daddr {virtual} tcp dport 8080 dnat to {to}
     }}
     chain postrouting {{ type nat hook postrouting priority srcnat;
         meta mark & 0x4000 == 0x4000 masquerade fully-random
+        {family} saddr {endpoint} {family} daddr {endpoint} masquerade
     }}
 }}
 """
@@ -316,10 +321,11 @@ def test_a_service_goes_by_the_address_of_its_endpoint(masq: MasqNode, plan: Pla
         masq.nft(f"delete table {'ip' if plan.version == 4 else 'ip6'} kube-proxy")
 
 
+@pytest.mark.parametrize("marks", [True, False], ids=["iptables", "ipvs"])
 @both_families
-def test_a_pod_reaches_itself_through_a_service(masq: MasqNode, plan: Plan) -> None:
+def test_a_pod_reaches_itself_through_a_service(masq: MasqNode, plan: Plan, marks: bool) -> None:
     """kube-proxy has to masquerade that: a pod would not take a packet from itself."""
-    virtual = service(masq, plan, plan.pod_a)
+    virtual = service(masq, plan, plan.pod_a, masqueraded=plan.pod_a if marks else "")
     masq.node.ip("link set port-a type bridge_slave hairpin on")
     assert seen_through(masq.pod_a, virtual, masq.pod_a, plan.pod_a) == plan.bridge.partition("/")[0]
 
