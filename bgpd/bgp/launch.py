@@ -15,6 +15,7 @@ import os
 import pwd
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,14 +67,23 @@ class SpeakerFiles:
 
 
 def _put(file: Path, text: str) -> None:
-    """Whole or not at all, and readable by the directory's group whatever our umask: the daemon's is 0077."""
+    with beside(file, text) as temporary:
+        temporary.rename(file)
+
+
+@contextlib.contextmanager
+def beside(file: Path, text: str) -> Iterator[Path]:
+    """A temporary file in the same directory, to be renamed into place; gone if it was not.
+
+    Readable by the directory's group, which is the speaker's, whatever our umask: it may hold passwords.
+    """
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     temporary = Path(name)
     try:
         with os.fdopen(descriptor, "w") as stream:
             stream.write(text)
             os.fchmod(stream.fileno(), 0o640)
-        temporary.rename(file)
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)
 

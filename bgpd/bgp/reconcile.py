@@ -16,15 +16,14 @@ family; it sorts last, so it follows the routes it closes.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
 from bgpd.bgp import codec, render
+from bgpd.bgp.launch import beside
 from bgpd.bgp.leave import LOOK_S, QUESTION, Leave, updates_sent
 from bgpd.bgp.speaker import CommandError, Speaker
 from bgpd.model.bgp import (
@@ -189,7 +188,7 @@ class Sessions:
         if text == self._read():
             return
         try:
-            with _beside(self._file, text) as temporary:
+            with beside(self._file, text) as temporary:
                 await self._validate(temporary)
                 temporary.rename(self._file)
         except OSError as error:
@@ -291,17 +290,3 @@ def _place(blocks: dict[str, str], name: str, wanted: Mapping[str, str]) -> None
         blocks[name] = wanted[name]
     else:
         blocks.pop(name, None)
-
-
-@contextlib.contextmanager
-def _beside(file: FilePath, text: str) -> Iterator[FilePath]:
-    """A temporary file in the same directory, readable by the speaker's group, gone if it was not renamed."""
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    temporary = FilePath(name)
-    try:
-        with os.fdopen(descriptor, "w") as stream:
-            stream.write(text)
-            os.fchmod(stream.fileno(), 0o640)  # it holds passwords; the directory's group is the speaker's
-        yield temporary
-    finally:
-        temporary.unlink(missing_ok=True)
