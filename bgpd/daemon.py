@@ -18,7 +18,7 @@ import signal
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgpd import __version__, gauges
 from bgpd.bgp import flaps, launch, view
@@ -29,20 +29,15 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Bgp, Config, MapOwner, SpeakerMode
+from bgpd.config.schema import Bgp, Config, SpeakerMode
 from bgpd.console import Console, Pending
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.parse import CONFIG_MAP, NODE
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source, several
-from bgpd.masq.masquerading import LOOPS, Masquerading, clear
-from bgpd.masq.memory import Memory
-from bgpd.masq.plan import rules_of
-from bgpd.masq.source import ConfigMapSource, FileSource
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.fault import FaultsError
-from bgpd.model.masq import Reading
 from bgpd.model.node import Node
 from bgpd.observe import log
 from bgpd.observe.control import ControlServer
@@ -54,6 +49,9 @@ from bgpd.runtime.notify import Notifier, watchdog
 from bgpd.runtime.process import Child
 from bgpd.runtime.reconcile import Round, TargetError
 from bgpd.runtime.store import Store
+
+if TYPE_CHECKING:
+    from bgpd.masq.masquerading import Masquerading
 
 Tasks: TypeAlias = dict[str, Coroutine[Any, Any, Any]]
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
@@ -74,8 +72,7 @@ class Daemon:
         self.file, self.loaded = file, loaded
         self.log = log.get("daemon")
         self.notifier = Notifier()
-        masquerade = loaded.config.masquerade.enabled
-        self.metrics = Metrics(("sessions", "routes", *(LOOPS if masquerade else ())))
+        self.metrics = Metrics()
         self.stopping = asyncio.Event()
         self.readiness = Readiness(("starting",))
         self.heartbeat = time.monotonic()
@@ -146,18 +143,10 @@ class Daemon:
         routing = Routing(config.node.name, inputs, speaker, header, self._report)
         config_maps: ConfigMaps = Store({})
         source = await _source(config, inputs.nodes, config_maps)
-        tasks: Tasks = {}
-        masquerading = None
-        if config.masquerade.enabled:
-            reading = Store(Reading())
-            memory = Memory(config.paths.state / "masq-document", reading)
-            memory.start()
-            masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, reading, memory, self._report)
-            tasks = {"document": _document(config, config_maps, reading).run(), "masquerade": masquerading.run()}
-            reading.on_change(self._note_change)
-        if not translates(config) and config.paths.bpf.is_dir():
-            self._clear_masquerade(config.paths.bpf)
+        masquerading = self._masquerading(config, inputs, config_maps)
         console = Console(self.file, inputs, routing, source, drainer, masquerading)
+        for loop in gauges.loops(console):
+            self.metrics.begin(loop.name)
         console.on_reload = lambda pending: self._tell_reload(console, pending)
         for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state):
             store.on_change(self._note_change)
@@ -167,6 +156,7 @@ class Daemon:
         inputs.health.on_change(lambda: self._tell_health(inputs.health.newest.value))
         speaker.state.on_change(lambda: self._tell_sessions(inputs.config.newest.value.config.bgp, speaker))
         source.status.on_change(lambda: self._tell_source(source))
+        tasks: Tasks = {"masquerade": masquerading.run()} if masquerading else {}
         return console, tasks | {
             "source": source.run(),
             "speaker": speaker.run(),
@@ -176,8 +166,22 @@ class Daemon:
             "watchdog": watchdog(self.notifier, lambda: True),
         }
 
+    def _masquerading(self, config: Config, inputs: Inputs, config_maps: ConfigMaps) -> Masquerading | None:
+        """Its parts are imported here: a daemon that does not masquerade starts without them."""
+        if not config.masquerade.translates and config.paths.bpf.is_dir():
+            self._clear_masquerade(config.paths.bpf)
+        if not config.masquerade.enabled:
+            return None
+        from bgpd.masq.masquerading import Masquerading
+
+        masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, config_maps, self._report)
+        masquerading.reading.on_change(self._note_change)
+        return masquerading
+
     def _clear_masquerade(self, directory: Path) -> None:
         """We translate nothing now: what an earlier life has left in the kernel would go on doing so."""
+        from bgpd.masq.masquerading import clear
+
         try:
             removed = clear(directory)
         except TargetError as error:
@@ -331,11 +335,6 @@ class Daemon:
                 await asyncio.sleep(PUBLISH_S)
 
 
-def translates(config: Config) -> bool:
-    """Whether masquerade's rule is ours; else it is off, or Cilium's."""
-    return config.masquerade.enabled and config.masquerade.map is MapOwner.OWN
-
-
 async def _source(config: Config, nodes: Store[Mapping[str, Node]], config_maps: ConfigMaps) -> Source:
     """The one source the configuration names, feeding our own objects. FaultsError: unusable credentials."""
     feeds: list[Feed[Any]] = [Feed(NODE, nodes, config.node.name)]
@@ -348,12 +347,3 @@ async def _source(config: Config, nodes: Store[Mapping[str, Node]], config_maps:
     server = api_server(config.source.kubernetes.kubeconfig)
     await server.check()
     return several([api_source(server, feed) for feed in feeds])
-
-
-def _document(config: Config, config_maps: ConfigMaps, reading: Store[Reading]) -> FileSource | ConfigMapSource:
-    """Where the masquerade document comes from."""
-    rules, place = rules_of(config.masquerade), config.masquerade.config
-    if place.config_map is not None:
-        return ConfigMapSource(place.config_map, rules, config_maps, reading)
-    assert place.path is not None
-    return FileSource(place.path, rules, reading)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bgpd.config.document import Path, spell
 from bgpd.config.field import did_you_mean
-from bgpd.config.schema import Advertisement, AdvertisementType, Bgp, MapOwner, Masquerade, Peer, SnatAddress
+from bgpd.config.schema import Advertisement, AdvertisementType, Bgp, Masquerade, Peer, SnatAddress
 from bgpd.model.masq import Compat
 from bgpd.model.prefix import family_of
 
@@ -60,7 +60,7 @@ def masquerade_warnings(masquerade: Masquerade) -> Iterator[Problem]:
     """Settings that are not there, or that have no effect beside others."""
     if not masquerade.enabled:
         return
-    if masquerade.map is MapOwner.OWN:
+    if masquerade.translates:
         if not masquerade.cluster_cidrs:
             yield (
                 ("masquerade", "clusterCIDRs"),

@@ -396,8 +396,13 @@ class Masquerade(Section):
     snat_address: SnatAddress = SnatAddress()
 
     f5_snat_pools: Annotated[tuple[Annotated[Prefix, PREFIX], ...], DISTINCT] = ()
-    """Addresses that load balancers come from. Only for `bgpd masq list`, which says when the document covers
-    nothing of one."""
+    """Addresses that load balancers come from. Only for `bgpd check` and `bgpd doctor`, which say when the document
+    covers nothing of one."""
+
+    @property
+    def translates(self) -> bool:
+        """Whether the rule in nf_tables is ours; else masquerade is off, or Cilium's datapath does it."""
+        return self.enabled and self.map is MapOwner.OWN
 
     @property
     def ipv6_wanted(self) -> bool:

@@ -12,7 +12,7 @@ nothing. A counter is there before its entry and goes after it, or hits would be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -60,10 +60,23 @@ def cilium_maps(directory: Path, version: int) -> ListMaps:
     return ListMaps(pins.open_or_create(directory / spec.name, spec, exact=False), None)
 
 
-def wanted(prefixes: Iterable[Prefix], *, counted: bool) -> dict[LpmKey, Held]:
-    """What should be there for a list, with hits or without."""
-    held = Held(listed=True, counted=counted)
-    return {LpmKey.of(prefix): held for prefix in prefixes}
+class Wanted:
+    """What should be in the maps for a list, with hits or without; of 16,000 entries usually one is another."""
+
+    def __init__(self, *, counted: bool) -> None:
+        self._held = Held(listed=True, counted=counted)
+        self._prefixes: frozenset[Prefix] = frozenset()
+        self._want: Mapping[LpmKey, Held] = {}
+
+    def of(self, prefixes: frozenset[Prefix]) -> Mapping[LpmKey, Held]:
+        """For this list, from what was there for the one before."""
+        if prefixes is not self._prefixes:
+            want = dict(self._want)
+            for prefix in self._prefixes - prefixes:
+                del want[LpmKey.of(prefix)]
+            want.update(dict.fromkeys(map(LpmKey.of, prefixes - self._prefixes), self._held))
+            self._prefixes, self._want = prefixes, want
+        return self._want
 
 
 class MasqList:

@@ -1,8 +1,9 @@
 """The masquerade subsystem put together: the document, one plan, the list in the maps, the rule that asks for it.
 
-Input are stores (configuration, nodes, the document), which others fill. Three reconcilers: the list of each family,
-and the rule. The rule comes after the lists: a rule in front of an empty list would translate what is listed, and the
-flow would stay translated for as long as it lasts. With `map: cilium` there is no rule of ours.
+Input are stores (configuration, nodes, ConfigMaps), which others fill, or the document's file. Three reconcilers: the
+list of each family, and the rule. The rule comes after the lists: a rule in front of an empty list would translate
+what is listed, and the flow would stay translated for as long as it lasts. With `map: cilium` there is no rule of
+ours.
 
 Nothing is taken back when the daemon ends: maps, program and table do their work without it.
 """
@@ -17,16 +18,18 @@ from functools import partial
 from pathlib import Path
 
 from bgpd.config.load import Loaded
-from bgpd.config.schema import MapOwner
+from bgpd.config.schema import Masquerade
 from bgpd.datapath import layout, loader
 from bgpd.datapath.layout import LpmKey
-from bgpd.masq import lint, nft
-from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
+from bgpd.masq import nft
+from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, Wanted, cilium_maps, own_maps
 from bgpd.masq.memory import Memory
 from bgpd.masq.nft import MasqueradeTable
-from bgpd.masq.plan import FamilyPlan, MasqPlan, Rule, plan
+from bgpd.masq.plan import FamilyPlan, MasqPlan, Rule, plan, rules_of
+from bgpd.masq.source import ConfigMapSource, FileSource
 from bgpd.masq.table import Side, Table, side
-from bgpd.model.masq import Finding, Reading
+from bgpd.model.configmap import ConfigMap
+from bgpd.model.masq import Reading
 from bgpd.model.node import Node
 from bgpd.model.outcome import Blocked, Outcome
 from bgpd.model.prefix import Prefix
@@ -37,9 +40,8 @@ from bgpd.runtime.store import Revision, Store
 
 VERSIONS = (4, 6)
 PROGRAM = "masquerade"
-LIST_LOOPS = {version: f"masq_ipv{version}" for version in VERSIONS}
+FIXED = ("enabled", "map", "compat", "ipv6")  # of what the plan looks at; a reload says that these wait for a restart
 RULE_LOOP = "masq_rule"
-LOOPS = (*LIST_LOOPS.values(), RULE_LOOP)
 
 
 class Masquerading:
@@ -50,19 +52,22 @@ class Masquerading:
         node_name: str,
         config: Store[Loaded],
         nodes: Store[Mapping[str, Node]],
-        reading: Store[Reading],
-        memory: Memory,
+        config_maps: Store[Mapping[str, ConfigMap]],
         report: Callable[[Round], None],
     ) -> None:
-        self._node_name, self._config, self._nodes, self.reading = node_name, config, nodes, reading
-        self._memory = memory
+        self._node_name, self._config, self._nodes = node_name, config, nodes
         self._planned: tuple[tuple[Revision, ...], MasqPlan] | None = None
         start = config.newest.value.config
-        self._owns = start.masquerade.map is MapOwner.OWN
+        self._started_with = start.masquerade
+        self._owns = start.masquerade.translates
+        self.reading = Store(Reading())
+        self._memory = Memory(start.paths.state / "masq-document", self.reading)
+        self._document = _document_source(start.masquerade, config_maps, self.reading)
         self._datapath = Datapath(start.paths.bpf)
+        self._wanted = {version: Wanted(counted=self._owns) for version in VERSIONS}
         self.lists = {
             version: Reconciler(
-                LIST_LOOPS[version],
+                f"masq_ipv{version}",
                 partial(self._want_list, version),
                 MasqList(partial(self._maps, version)),
                 lambda key: key.order,
@@ -95,7 +100,8 @@ class Masquerading:
         """The plan from the newest inputs."""
         revisions = tuple(store.newest.revision for store in self._stores)
         if self._planned is None or self._planned[0] != revisions:
-            masquerade = self._config.newest.value.config.masquerade
+            newest = self._config.newest.value.config.masquerade
+            masquerade = newest.model_copy(update={key: getattr(self._started_with, key) for key in FIXED})
             self._planned = revisions, plan(masquerade, self.reading.newest.value.document, self.node)
         return self._planned[1]
 
@@ -114,16 +120,6 @@ class Masquerading:
                 counted[LpmKey.read(key).prefix] = layout.COUNTER.unpack(value)[0]
         return counted
 
-    def findings(self, advertised: Sequence[Prefix]) -> Sequence[Finding]:
-        """What in the document works and is probably not meant."""
-        document, node = self.reading.newest.value.document, self.node
-        if document is None:
-            return ()
-        masquerade = self._config.newest.value.config.masquerade
-        own = node.pod_cidrs if node else ()
-        around = lint.Surroundings((*own, *masquerade.cluster_cidrs), own, masquerade.f5_snat_pools, advertised)
-        return lint.findings(document, around)
-
     def problems(self) -> Iterator[str]:
         """Everything about masquerading that an operator should know; nothing on a healthy node."""
         reading, planned = self.reading.newest.value, self.plan
@@ -140,8 +136,11 @@ class Masquerading:
             yield from (f"masquerade: {loop.name}: {reason}" for reason in (*reasons, *filter(None, [loop.error])))
 
     async def run(self) -> None:
-        """All loops, until cancelled."""
+        """Reads the document and turns all loops, until cancelled."""
+        self._memory.recall()
         async with asyncio.TaskGroup() as group:
+            group.create_task(self._document.run(), name="masquerade document")
+            group.create_task(self._memory.run(), name="masquerade memory")
             for loop in self.loops:
                 group.create_task(loop.run(), name=f"reconcile {loop.name}")
             if self._owns:
@@ -158,7 +157,7 @@ class Masquerading:
         newest = self.reading.newest
         # a document that is only remembered may add, and takes nothing away
         complete = self.plan.complete and newest.synced
-        return Desired(wanted(family.entries, counted=self._owns), complete=complete, at=newest.at)
+        return Desired(self._wanted[version].of(family.entries), complete=complete, at=newest.at)
 
     def _want_rule(self) -> Desired[str, Table]:
         families = _families(self.plan)
@@ -268,6 +267,16 @@ class RuleOfOurs:
             return MasqueradeTable(self._connection, owned=nft.can_own(self._connection))
         except (OSError, NftablesError) as error:
             raise TargetError(f"nf_tables cannot be used: {error}; is CAP_NET_ADMIN there?") from None
+
+
+def _document_source(
+    masquerade: Masquerade, config_maps: Store[Mapping[str, ConfigMap]], reading: Store[Reading]
+) -> FileSource | ConfigMapSource:
+    rules, place = rules_of(masquerade), masquerade.config
+    if place.config_map is not None:
+        return ConfigMapSource(place.config_map, rules, config_maps, reading)
+    assert place.path is not None, "the configuration gives one of the two"
+    return FileSource(place.path, rules, reading)
 
 
 def _families(planned: MasqPlan) -> list[FamilyPlan]:

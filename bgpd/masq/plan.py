@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bgpd.config.field import SnatSource
-from bgpd.config.schema import MapOwner, Masquerade
+from bgpd.config.schema import Masquerade
 from bgpd.datapath.layout import IPMASQ_ENTRIES
 from bgpd.masq.match import PrefixTable
 from bgpd.model.masq import LINK_LOCAL, MasqDocument, Rules
@@ -90,7 +90,7 @@ def plan(masquerade: Masquerade, document: MasqDocument | None, node: Node | Non
         _family(masquerade, document, node, 4),
         _family(masquerade, document, node, 6) if masquerade.ipv6_wanted else None,
         complete=document is not None,
-        translates=masquerade.map is MapOwner.OWN,
+        translates=masquerade.translates,
     )
 
 
@@ -126,8 +126,7 @@ def _family(masquerade: Masquerade, document: MasqDocument | None, node: Node | 
 def _entries(document: MasqDocument | None, version: int) -> frozenset[Prefix] | Blocked:
     if document is None:
         return frozenset(prefix for prefix in LINK_LOCAL if prefix.version == version)
-    kept = (*document.entries, *document.link_local)
-    entries = frozenset(prefix for prefix in kept if prefix.version == version)
+    entries = document.kept[version]
     if len(entries) > IPMASQ_ENTRIES:
         return Blocked(
             f"{document.origin} comes to {len(entries):,} IPv{version} CIDRs and the map holds {IPMASQ_ENTRIES:,}; "

@@ -5,7 +5,8 @@ Values only. How bytes become one: `masq.parse`. What it comes to on a node: `ma
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
@@ -57,7 +58,8 @@ class MasqDocument:
     its entries stand nowhere, and `lines` is empty. `findings` are about the text alone; what depends on the node
     and the cluster is found by `masq.lint`.
 
-    No more is kept of an entry, because a list may have 16,000.
+    No more is kept of an entry, because a list may have 16,000. What does not depend on the node is worked out when a
+    document is made, which is outside the event loop: `kept`, all prefixes that keep pod addresses, by IP version.
     """
 
     origin: str
@@ -68,6 +70,12 @@ class MasqDocument:
     resync_interval_s: float = 60.0
     is_default: bool = False
     findings: tuple[Finding, ...] = ()
+    kept: Mapping[int, frozenset[Prefix]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        every = (*self.entries, *self.link_local)
+        kept = {version: frozenset(prefix for prefix in every if prefix.version == version) for version in (4, 6)}
+        object.__setattr__(self, "kept", kept)
 
     @property
     def link_local(self) -> tuple[Prefix, ...]:

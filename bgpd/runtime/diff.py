@@ -39,7 +39,8 @@ def diff(
 
     Without `prune` nothing is removed: the wanted side may still be incomplete.
     """
-    changed = [key for key, value in want.items() if have.get(key) != value]
+    # of 16,000 entries nearly all are the very objects that were applied
+    changed = [key for key, value in want.items() if (found := have.get(key)) is not value and found != value]
     changes = [Change(key, want[key], have.get(key)) for key in sorted(changed, key=order)]
     if prune:
         gone = sorted((key for key in have if key not in want), key=order, reverse=True)

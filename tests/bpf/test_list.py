@@ -21,7 +21,7 @@ from bgpd.datapath import loader, pins
 from bgpd.datapath.layout import COUNTER, IPMASQ_ENTRIES, MAPS, PRESENT, LpmKey
 from bgpd.datapath.loader import Installed
 from bgpd.datapath.maps import Map
-from bgpd.masq.map import Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
+from bgpd.masq.map import Held, ListMaps, MasqList, Wanted, cilium_maps, own_maps
 from bgpd.model.prefix import Prefix
 from bgpd.runtime.diff import diff
 from bgpd.runtime.reconcile import RESYNC_S, Desired, Reconciler, Round
@@ -59,7 +59,7 @@ class Subject:
 
     def bring(self, texts: Iterable[str]) -> Round | None:
         """What the round did that made the list this one; None: there was nothing to do."""
-        self.want = wanted(networks(texts), counted=self.counted)
+        self.want = Wanted(counted=self.counted).of(frozenset(networks(texts)))
         return self.round()
 
     def resync(self) -> Round | None:
@@ -121,7 +121,7 @@ def test_every_change_may_be_applied_twice(directory: Path, masq: Installed) -> 
     target = MasqList(lambda: own_maps(masq, directory, 4))
 
     async def bring(prefixes: list[str]) -> None:
-        want = wanted(networks(prefixes), counted=True)
+        want = Wanted(counted=True).of(frozenset(networks(prefixes)))
         changes = diff(want, await target.observe(), lambda key: key.order, prune=True)
         await target.apply(changes)
         await target.apply(changes)
@@ -335,7 +335,7 @@ def test_a_long_list_is_applied_and_edited(subject: Subject, masq: Installed) ->
         "one of them changed": [*numbered(15_999), "192.0.2.0/24"],
         "all gone": [],
     }.items():
-        subject.want = wanted(networks(lines), counted=True)
+        subject.want = Wanted(counted=True).of(frozenset(networks(lines)))
         started = time.perf_counter()
         subject.round()
         times[name] = f"{(time.perf_counter() - started) * 1e3:.1f} ms"

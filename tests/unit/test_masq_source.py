@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from bgpd.masq.memory import Memory
+from bgpd.masq.parse import parse
 from bgpd.masq.source import ConfigMapSource, FileSource
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.masq import Reading
+from bgpd.runtime.inotify import DirectoryWatch
 from bgpd.runtime.store import Store
 from tests.contract.test_source_contract import running
 from tests.unit.test_masq_references import AGENT, CILIUM, PRIVATE, RESERVED
@@ -316,13 +318,13 @@ def test_a_config_map_that_is_made_anew_was_never_gone() -> None:
 def test_the_last_good_document_outlives_a_reboot(bench: Bench, tmp_path: Path) -> None:
     """It counts until there is another, and is not synced: it adds to the kernel and removes nothing."""
     memory = tmp_path / "memory"
-    Memory(memory, bench.store).start()
     bench.write(listing("11.0.0.0/8", "fd00::/8") + "masqLinkLocal: true\nresyncInterval: 1.5s\n")
     bench.read()
     before = bench.store.newest.value.document
     assert before is not None
+    Memory(memory, bench.store).keep(before)
     after = Bench(bench.path)
-    Memory(memory, after.store).start()
+    Memory(memory, after.store).recall()
     recalled = after.store.newest.value.document
     assert recalled is not None
     assert shown(after.store.newest.value) == ["11.0.0.0/8", "fd00::/8"]
@@ -342,21 +344,39 @@ def test_a_memory_that_is_none_is_no_trouble(bench: Bench, tmp_path: Path, text:
     memory = tmp_path / "memory"
     if text is not None:
         memory.write_text(text)
-    Memory(memory, bench.store).start()
+    Memory(memory, bench.store).recall()
     assert not bench.store.newest.synced
     bench.write(listing("11.0.0.0/8"))
     assert bench.read() == ["11.0.0.0/8"]
 
 
-def test_a_memory_that_cannot_be_written_says_so(bench: Bench, tmp_path: Path) -> None:
+def test_a_memory_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     """And is made up for by the next document."""
-    memory = Memory(tmp_path / "later" / "memory", bench.store)
-    memory.start()
-    bench.write(listing("11.0.0.0/8"))
-    assert bench.read() == ["11.0.0.0/8"]
-    assert memory.problem.endswith("the document cannot be remembered: No such file or directory")
-    (tmp_path / "later").mkdir()
-    bench.write(listing("12.0.0.0/8"))
-    bench.settled()
+    file = tmp_path / "later" / "memory"
+    memory = Memory(file, Store(Reading()))
+    memory.keep(parse(listing("11.0.0.0/8").encode(), "first", CILIUM))
+    assert memory.problem == f"{file}: the document cannot be remembered: No such file or directory"
+    file.parent.mkdir()
+    memory.keep(parse(listing("12.0.0.0/8").encode(), "second", CILIUM))
     assert memory.problem == ""
-    assert "12.0.0.0/8" in (tmp_path / "later" / "memory").read_text()
+    assert "12.0.0.0/8" in file.read_text()
+
+
+def recalled(file: Path) -> list[str] | None:
+    store = Store(Reading())
+    Memory(file, store).recall()
+    return shown(store.newest.value)
+
+
+def test_a_memory_follows_the_documents(tmp_path: Path) -> None:
+    """Whoever is in the store when it looks is kept; what it keeps is what the next life recalls."""
+
+    async def scenario() -> None:
+        store = Store(Reading())
+        async with running(Memory(tmp_path / "memory", store)), DirectoryWatch([tmp_path]) as watch:  # type: ignore[arg-type]
+            for text in ("11.0.0.0/8", "12.0.0.0/8"):
+                store.publish(Reading(parse(listing(text).encode(), "a file", CILIUM)))
+                while recalled(tmp_path / "memory") != [text]:
+                    await watch.changed()
+
+    asyncio.run(asyncio.wait_for(scenario(), SOON_S))
