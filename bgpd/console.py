@@ -11,24 +11,26 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bgpd import __version__
 from bgpd.bgp import view
 from bgpd.bgp.drain import Drainer, DrainError
-from bgpd.bgp.plan import Drain
+from bgpd.bgp.plan import BgpPlan, Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
 from bgpd.config.schema import Config, SpeakerMode
 from bgpd.kube.sources import Source
-from bgpd.masq.masquerading import Masquerading
-from bgpd.masq.plan import explain, rules_of
 from bgpd.model.bgp import Family, RouteKey
 from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
-from bgpd.model.prefix import PrefixError, parse_address, sort_key
+from bgpd.model.prefix import Prefix, PrefixError, parse_address, sort_key
 from bgpd.observe.control import ControlError, Handler, Progress
 from bgpd.runtime.reconcile import TargetError
+
+if TYPE_CHECKING:  # a node that does not masquerade does without
+    from bgpd.masq.masquerading import Masquerading
+    from bgpd.masq.sight import Sight
 
 # what only a new daemon can take over, by key path
 NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
@@ -41,7 +43,11 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "masquerade.enabled": lambda config: config.masquerade.enabled,
     "masquerade.config": lambda config: config.masquerade.config,
     "masquerade.map": lambda config: config.masquerade.map,
-    "masquerade.compat, .ipv6, .nomasqAllReservedRanges": lambda config: rules_of(config.masquerade),
+    "masquerade.compat, .ipv6, .nomasqAllReservedRanges": lambda config: (
+        config.masquerade.compat,
+        config.masquerade.ipv6_wanted,
+        config.masquerade.nomasq_all_reserved_ranges,
+    ),
     "log": lambda config: config.log,
 }
 # what only a new ExaBGP can take over
@@ -88,6 +94,13 @@ class Console:
         self._source_error = ("", 0)
         self._source_error_at: float | None = None  # monotonic seconds
         source.status.on_change(self._note_source_error)
+        self._advertised_of: tuple[BgpPlan | None, frozenset[Prefix] | None] = None, None
+        self.masquerade: Sight | None = None
+        if masquerading is not None:
+            from bgpd.masq.sight import Sight
+
+            pins = self._running.paths.bpf
+            self.masquerade = Sight(masquerading, inputs.config, lambda: self._advertised, pins)
         # called after every attempt to reload, with what waits for a restart; see `config_state`
         self.on_reload: Callable[[Pending], None] = lambda pending: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
@@ -114,6 +127,15 @@ class Console:
     def source_error_at(self) -> float | None:
         """When the source last failed, Unix seconds."""
         return None if self._source_error_at is None else self._source_error_at + self.wall_clock_offset_s
+
+    @property
+    def _advertised(self) -> frozenset[Prefix] | None:
+        """What is announced to at least one peer; None: nothing is, on purpose. One object for each plan."""
+        plan = self.routing.plan
+        if plan is not self._advertised_of[0]:
+            silent = self.drain is Drain.WITHDRAWN or self.unhealthy
+            self._advertised_of = plan, None if silent else frozenset(key.prefix for key in plan.routes)
+        return self._advertised_of[1]
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -163,7 +185,7 @@ class Console:
             found.append(f"source: {source.state}" + (f": {source.last_error}" if source.last_error else ""))
         found += brief(source.faults, lambda fault: f"source: {fault}")
         if source.warning:
-            found.append(f"source: {source.warning}; is node.name as `kubectl get nodes` shows it?")
+            found.append(f"source: {source.warning}")
         if routing.node is not None:
             found += brief(routing.node.problems)
         if routing.held is not None:
@@ -231,6 +253,7 @@ class Console:
             "speaker": {"connected": speaker.connected, "reason": speaker.reason},
             "drain": self.drain.value,
             "held": asdict(held) if held else None,
+            "masquerade": await self.masquerade.status() if self.masquerade else None,
             "peers": self.peer_rows(),
             "problems": self.problems(),
         }
@@ -272,33 +295,22 @@ class Console:
             raise ControlError(f"kept the last good configuration; refused:\n{error}", 2) from None
 
     async def _masq_list(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        masquerading = self._masquerading_on()
         try:
-            hits = masquerading.hits() if arguments.get("hits") else {}
+            return await self._masquerade_on().list(hits=bool(arguments.get("hits")))
         except TargetError as error:
             raise ControlError(str(error), 1) from None
-        rows = [{"prefix": str(entry), "hits": hits.get(entry)} for entry in masquerading.entries]
-        advertised = sorted({key.prefix for key in self.routing.plan.routes}, key=sort_key)
-        return {"entries": rows, "findings": [str(finding) for finding in masquerading.findings(advertised)]}
 
     async def _masq_test(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         try:
             address = parse_address(str(arguments.get("address")))
         except PrefixError as error:
             raise ControlError(str(error), 2) from None
-        verdict = explain(self._masquerading_on().plan, address)
-        return {
-            "address": str(verdict.address),
-            "kept": verdict.kept,
-            "entry": str(verdict.entry) if verdict.entry else None,
-            "snatTo": verdict.snat_to or None,
-            "why": verdict.reason,
-        }
+        return self._masquerade_on().test(address)
 
-    def _masquerading_on(self) -> Masquerading:
-        if self.masquerading is None:
+    def _masquerade_on(self) -> Sight:
+        if self.masquerade is None:
             raise ControlError("masquerade is off on this node; masquerade.enabled: true turns it on", 2)
-        return self.masquerading
+        return self.masquerade
 
     def peer_rows(self) -> list[dict[str, Any]]:
         routing = self.routing

@@ -36,12 +36,13 @@ def snapshot(console: Console) -> Snapshot:
                 faults=len(source.faults),
             ),
         ),
-        objects={loop.name: _objects(loop.have, loop.trouble) for loop in _loops(console)},
+        objects={loop.name: _objects(loop.have, loop.trouble) for loop in loops(console)},
         speaker_connected=speaker.connected,
         draining=console.drain is not Drain.NO,
         healthy=not console.unhealthy,
         config_ok=not console.config_state.faults,
         config_loaded_at=console.config_state.loaded_at,
+        masquerade=console.masquerade.figures() if console.masquerade else None,
     )
 
 
@@ -52,7 +53,7 @@ def ready(console: Console) -> Readiness:
     return readiness(
         Condition(
             unsynced=() if console.nodes_synced else (console.source_kind,),
-            unsettled=[loop.name for loop in _loops(console) if not loop.ever_settled],
+            unsettled=[loop.name for loop in loops(console) if not loop.ever_settled],
             speaker="" if speaker.connected else speaker.reason,
             config=console.config_state.faults[0] if console.config_state.faults else "",
             draining=console.drain is not Drain.NO,
@@ -65,7 +66,7 @@ def ready(console: Console) -> Readiness:
     )
 
 
-def _loops(console: Console) -> Sequence[Reconciler[Any, Any]]:
+def loops(console: Console) -> Sequence[Reconciler[Any, Any]]:
     masquerading, routing = console.masquerading, console.routing
     return [routing.sessions, routing.routes, *(masquerading.loops if masquerading else ())]
 

@@ -1,7 +1,8 @@
 """`bgpd check`: reads the configuration with the daemon's own parser and prints what would come of it.
 
 With a manifest source the node is read too, and the plan is the real one. With the API server the plan is
-shown for a node that is not known: `check` needs no credentials and touches nothing.
+shown for a node that is not known: `check` needs no credentials and touches nothing. The masquerade document is
+read where masquerade is on and it can be had: from a file, or from a ConfigMap among the manifests.
 """
 
 from __future__ import annotations
@@ -9,56 +10,114 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.cli.exits import FINE, USAGE
 from bgpd.cli.output import print_json, table
 from bgpd.cli.settings import configuration
+from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded
+from bgpd.config.schema import Masquerade
 from bgpd.kube.feed import Feed
 from bgpd.kube.manifests import ManifestSource
-from bgpd.kube.parse import NODE
+from bgpd.kube.parse import CONFIG_MAP, NODE
+from bgpd.model.brief import brief
+from bgpd.model.configmap import ConfigMap
 from bgpd.model.node import Node
 from bgpd.runtime.store import Store
+
+ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """No options of its own."""
 
 
+@dataclass(slots=True)
+class _Report:
+    """What is told. `faults` by what they are in; `notes` say what is not known here, or taken for granted."""
+
+    warnings: list[str]
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    shown: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str:
+        parts = [what for what, faults in self.faults.items() if faults]
+        verb = "are" if len(parts) > 1 or "manifests" in parts else "is"
+        return f"fine, but its {' and its '.join(parts)} {verb} not" if parts else "fine"
+
+
 def main(options: argparse.Namespace) -> int:
-    """Exit 2, with every fault on stderr, when the daemon would refuse the file."""
+    """Exit 2, with every fault on stderr, when the daemon would refuse the file, or what it reads because of it."""
     loaded = configuration(options)
-    node, faults, missing = _node(loaded)
+    report = _Report(list(map(str, loaded.warnings)))
+    node, config_maps = _manifests(loaded, report)
     planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO)
-    shown = _plan(planned)
+    report.shown = {**_plan(planned), "masquerade": None}
+    if loaded.config.masquerade.enabled:
+        _masquerade(loaded.config.masquerade, node, config_maps, planned, report)
+    faults = [fault for each in report.faults.values() for fault in each]
     if options.output == "json":
-        print_json({"warnings": list(map(str, loaded.warnings)), "faults": faults, **shown})
+        print_json({"warnings": report.warnings, "faults": faults, **report.shown})
     else:
-        for warning in loaded.warnings:
+        for warning in report.warnings:
             sys.stderr.write(f"warning: {warning}\n")
         for fault in faults:
             sys.stderr.write(f"{fault}\n")
-        fine = "fine, but its manifests are not" if faults else "fine"
-        sys.stdout.write(f"{options.config}: {fine}\n" + _render(missing, shown))
+        sys.stdout.write(f"{options.config}: {report.verdict}\n" + _render(report))
     return USAGE if faults else FINE
 
 
-def _node(loaded: Loaded) -> tuple[Node | None, list[str], str]:
-    """Our node from the manifests, what is wrong with them, and why there is no node; empty when there is."""
-    directory = loaded.config.source.manifests
-    if directory is None:
-        return None, [], "the node is not known here, only to the API server"
+def _manifests(loaded: Loaded, report: _Report) -> tuple[Node | None, ConfigMaps | None]:
+    """Our node from the manifests, and the ConfigMaps there; None where only the API server knows them."""
+    config, left_out = loaded.config, "pod CIDRs and addresses that come from the node are left out"
+    if config.source.manifests is None:
+        report.notes.append(f"the node is not known here, only to the API server; {left_out}")
+        return None, None
     nodes: Store[Mapping[str, Node]] = Store({})
-    source = ManifestSource(directory, [Feed(NODE, nodes, loaded.config.node.name)])
+    config_maps: ConfigMaps = Store({})
+    feeds: list[Feed[Any]] = [Feed(NODE, nodes, config.node.name)]
+    if config.masquerade.enabled and config.masquerade.config.config_map is not None:
+        feeds.append(Feed(CONFIG_MAP, config_maps, config.masquerade.config.config_map))
+    source = ManifestSource(config.source.manifests, feeds)
     source.read()
     status = source.status.newest.value
     faults = [str(fault) for fault in status.faults]
     if not nodes.newest.synced and not faults:
         faults.append(status.last_error)
-    node = nodes.newest.value.get(loaded.config.node.name)
-    return node, faults, "" if node else status.warning or "the node cannot be read"
+    report.faults["manifests"] = faults
+    node = nodes.newest.value.get(config.node.name)
+    if node is None:
+        report.notes.append(f"{status.warning or 'the node cannot be read'}; {left_out}")
+    return node, config_maps
+
+
+def _masquerade(
+    masquerade: Masquerade, node: Node | None, config_maps: ConfigMaps | None, planned: BgpPlan, report: _Report
+) -> None:
+    from bgpd.masq.preview import preview  # a node that does not masquerade does without
+
+    found = preview(masquerade, node, config_maps, {key.prefix for key in planned.routes})
+    report.warnings += brief(found.findings)
+    report.faults["masquerade document"] = list(found.faults)
+    report.notes += filter(None, [found.note])
+    report.shown["masquerade"] = {
+        "document": found.document.origin if found.document else None,
+        "keeps": [{"prefix": str(prefix)} for prefix in found.listed],
+        "masquerades": [
+            {
+                "pods": list(map(str, rule.sources)),
+                "snatTo": str(rule.snat_to or SnatSource.UPLINK.value),
+                "alsoKept": [str(prefix) for prefix in rule.pod_cidrs if prefix not in rule.sources],
+            }
+            for rule in found.rules
+        ],
+        "blocked": [{"why": why} for why in found.blocked],
+    }
 
 
 def _plan(planned: BgpPlan) -> dict[str, Any]:
@@ -86,16 +145,21 @@ def _plan(planned: BgpPlan) -> dict[str, Any]:
     }
 
 
-def _render(missing: str, shown: dict[str, Any]) -> str:
-    parts = [f"{missing}; pod CIDRs and addresses that come from the node are left out\n"] if missing else []
+def _render(report: _Report) -> str:
+    parts = [f"{note}\n" for note in report.notes]
     headings = {
         "neighbors": ("sessions", {"peer": "PEER", "peerAddress": "ADDRESS", "peerASN": "ASN",
                                    "localAddress": "FROM", "localASN": "AS", "families": "FAMILIES"}),
         "idlePeers": ("no session", {"peer": "PEER", "why": "WHY"}),
         "routes": ("would announce", {"prefix": "PREFIX", "peer": "PEER", "nextHop": "NEXT HOP"}),
         "refused": ("would refuse", {"prefix": "PREFIX", "peer": "PEER", "why": "WHY"}),
+        "keeps": ("pods would keep their addresses towards", {"prefix": "IP PREFIX/ADDRESS"}),
+        "masquerades": ("would masquerade all else", {"pods": "PODS", "snatTo": "AS",
+                                                      "alsoKept": "BUT NOT TOWARDS PODS OF"}),
+        "blocked": ("would not masquerade", {"why": "WHY"}),
     }  # fmt: skip
+    shown = report.shown | (report.shown["masquerade"] or {})
     for key, (title, columns) in headings.items():
-        if shown[key]:
+        if shown.get(key):
             parts.append(f"\n{title}:\n{table(shown[key], columns)}")
     return "".join(parts)

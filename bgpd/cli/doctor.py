@@ -14,18 +14,16 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from bgpd.bgp import launch
 from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import print_json, table
+from bgpd.cli.output import by_family, print_json, table
 from bgpd.cli.settings import run_directory
 from bgpd.config.load import Loaded, load
-from bgpd.datapath import features
-from bgpd.masq.nft import NO_MATCH, PROGRAM_MATCH
 from bgpd.model.fault import FaultsError
 from bgpd.netlink import lookup
-from bgpd.netlink.nftables import Connection, NftablesError
 
 OK, WARN, BAD = "ok", "warn", "bad"
 
@@ -79,6 +77,10 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
 
 def _datapath(directory: Path) -> Iterator[Finding]:
     """What masquerade's maps and program rest on."""
+    from bgpd.datapath import features  # these bring libbpf and nf_tables, which nobody else needs
+    from bgpd.masq.nft import NO_MATCH, PROGRAM_MATCH
+    from bgpd.netlink.nftables import Connection, NftablesError
+
     for fact in features.probe(directory):
         state = OK if fact.ok else BAD if fact.needed else WARN
         yield Finding(f"masquerade: {fact.what}", state, fact.text)
@@ -163,3 +165,16 @@ def _daemon(run: Path) -> Iterator[Finding]:
     yield Finding("daemon", OK, f"bgpd {status['version']} answers on {run / 'status.sock'}")
     for problem in status["problems"]:
         yield Finding("daemon", BAD, problem)
+    masquerade = status.get("masquerade")  # a daemon of an earlier release does not tell
+    if masquerade is not None and masquerade["document"] is not None:
+        yield from _document(masquerade)
+
+
+def _document(masquerade: dict[str, Any]) -> Iterator[Finding]:
+    """What the daemon has found in the masquerade document that works and is probably not meant."""
+    what = "masquerade: document"
+    state = OK if masquerade["state"] == "in use" else WARN
+    entries = f"{by_family(masquerade['entries'])} entries in the kernel"
+    yield Finding(what, state, f"{masquerade['document']}: {masquerade['state']}, {entries}")
+    for text in masquerade["findings"]:
+        yield Finding(what, WARN, text)

@@ -1,5 +1,8 @@
 """`bgpd masq list`, `masq test IP`: which destinations see pods with their own addresses. `masq clear`: none of it.
 
+`list` prints what `cilium bpf ipmasq list` prints, `-o json` included: an array of CIDRs, of objects with `--hits`.
+What is odd about the list goes to stderr.
+
 `clear` works without the daemon, and only without one that masquerades: after it is gone or has been told not to.
 """
 
@@ -35,12 +38,12 @@ def main(options: argparse.Namespace) -> int:
 def _list(options: argparse.Namespace) -> int:
     answer = ask(options, "masq list", {"hits": options.hits})
     if options.output == "json":
-        print_json(answer["entries"])
+        print_json(answer["entries"] if options.hits else [row["prefix"] for row in answer["entries"]])
         return FINE
     columns = {"prefix": "IP PREFIX/ADDRESS"} | ({"hits": "HITS"} if options.hits else {})
     sys.stdout.write(table(answer["entries"], columns) or "IP PREFIX/ADDRESS\n")
     for finding in answer["findings"]:
-        sys.stderr.write(f"{finding}\n")
+        sys.stderr.write(f"warning: {finding}\n")
     return FINE
 
 

@@ -33,6 +33,11 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_family(counts: Mapping[str, int]) -> str:
+    """`12 IPv4 and 1 IPv6`, from what a daemon counts by `ipv4` and `ipv6`."""
+    return " and ".join(f"{count:,} {family.replace('ip', 'IP')}" for family, count in counts.items())
+
+
 def duration(seconds: float | None) -> str:
     """`12s`, `5m`, `3h12m`, `4d7h`: the two largest units."""
     if seconds is None:

@@ -9,7 +9,7 @@ from typing import Any
 from bgpd.cli import peers
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import duration, print_json
+from bgpd.cli.output import by_family, duration, print_json
 from bgpd.model.brief import brief
 
 
@@ -37,12 +37,23 @@ def render(status: dict[str, Any]) -> str:
         f"pod CIDRs {' '.join(brief(status['podCIDRs'])) or '-'}",
         f"speaker   {'connected' if speaker['connected'] else speaker['reason']}",
         f"drain     {status['drain']}",
+        *_masquerade(status.get("masquerade")),
         "",
         peers.render(status["peers"]).rstrip("\n"),
     ]
     if status["problems"]:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status["problems"])]
     return "\n".join(lines) + "\n"
+
+
+def _masquerade(masquerade: dict[str, Any] | None) -> list[str]:
+    """A line while it is on: the document, what became of it, what there is of it in the kernel."""
+    if masquerade is None:  # off, or a daemon of an earlier release
+        return []
+    odd = "; `bgpd doctor` has warnings about it" if masquerade["findings"] else ""
+    document = f"{masquerade['document']}: " if masquerade["document"] else "document "
+    entries = f"{by_family(masquerade['entries'])} entries in the kernel"
+    return [f"masq      {document}{masquerade['state']}, {entries}{odd}"]
 
 
 def _error(source: dict[str, Any]) -> str:

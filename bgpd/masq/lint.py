@@ -1,17 +1,20 @@
 """Finds what in a list of non-masquerade CIDRs works and is probably not meant. Pure.
 
-For `bgpd masq list`. Whatever is not a document at all, `parse` has refused already, and
-what can be said from its text alone is in `MasqDocument.findings`; added here is what takes the list as a whole, or
-a look at the cluster and at BGP.
+For `bgpd check`, `doctor` and whoever asks a daemon. Whatever is not a document at all, `parse` has refused already,
+and what can be said from its text alone is in `MasqDocument.findings`; added here is what takes the list as a whole,
+or a look at the cluster and at BGP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
+from bgpd.config.schema import Masquerade
 from bgpd.masq.match import PrefixTable
 from bgpd.model.masq import LINK_LOCAL, Finding, MasqDocument
+from bgpd.model.node import Node
 from bgpd.model.prefix import Prefix, contains
 
 
@@ -29,14 +32,38 @@ class Surroundings:
     advertised: Collection[Prefix] | None = None
 
 
+@dataclass(frozen=True)
+class Lint:
+    """The findings of a document, sought when they are first asked for.
+
+    In 16,000 entries that takes a third of a second: whoever has an event loop to serve asks from a thread.
+    """
+
+    document: MasqDocument
+    around: Surroundings
+
+    @cached_property
+    def findings(self) -> tuple[Finding, ...]:
+        return findings(self.document, self.around)
+
+
+def surroundings(masquerade: Masquerade, node: Node | None, advertised: Collection[Prefix] | None) -> Surroundings:
+    """Those of a node. `node` None: Kubernetes has not shown it; `advertised` as in `Surroundings`."""
+    own = node.pod_cidrs if node else ()
+    return Surroundings((*own, *masquerade.cluster_cidrs), own, masquerade.f5_snat_pools, advertised)
+
+
 def findings(document: MasqDocument, around: Surroundings) -> tuple[Finding, ...]:
-    """The document's own findings first, then those of the list in its order, then those about it as a whole."""
+    """First what costs traffic, then what may be a slip of the pen, then what is merely too much.
+
+    Each sort in the order of the document. People are shown the first few, and the last sort may be thousands.
+    """
     return (
+        *_unreachable(document, around),
+        *_uncovered_pools(document, around),
+        *_masqueraded_after_all(document),
         *document.findings,
         *_redundant(document, around.pod_cidrs),
-        *_masqueraded_after_all(document),
-        *_uncovered_pools(document, around),
-        *_unreachable(document, around),
     )
 
 
@@ -77,7 +104,7 @@ def _uncovered_pools(document: MasqDocument, around: Surroundings) -> Iterator[F
     kept = (*document.entries, *around.pod_cidrs)
     for pool in around.f5_snat_pools:
         if not any(contains(prefix, pool) or contains(pool, prefix) for prefix in kept):
-            cause = "nothing of this F5 SNAT pool is listed, so what pods send there on their own comes from the node"
+            cause = "nothing of this F5 SNAT pool is listed, so the F5 sees the node in what pods send to it"
             yield Finding(str(pool), cause, "list it in nonMasqueradeCIDRs, or remove it from masquerade.f5SnatPools")
 
 
@@ -85,18 +112,21 @@ def _unreachable(document: MasqDocument, around: Surroundings) -> Iterator[Findi
     """Whoever sees a pod's address answers to it, and finds the way there by BGP."""
     if around.advertised is None:
         return
+    known = PrefixTable((*LINK_LOCAL, *around.pod_cidrs))
     for pods in around.own_pod_cidrs:
-        outside = [entry for entry in document.entries if _lies_outside(entry, pods, around.pod_cidrs)]
-        if outside and not any(contains(prefix, pods) for prefix in around.advertised):
-            others = f" and {len(outside) - 1:,} more" if len(outside) > 1 else ""
+        if any(contains(prefix, pods) for prefix in around.advertised):
+            continue
+        outside = [
+            index
+            for index, entry in enumerate(document.entries)
+            if entry.version == pods.version and known.cover(entry) is None
+        ]
+        if outside:
+            others = len(outside) - 1
+            so_do = f" (as {'does' if others == 1 else 'do'} {others:,} more)" if others else ""
             cause = (
-                f"whoever is there{others} sees pods of {pods}, which no BGP peer is told: answers have no way back"
+                f"whoever is there{so_do} sees pods of {pods} by their own addresses, and no BGP peer is told the "
+                "way to them: answers get lost"
             )
             remedy = "advertise PodCIDR in bgp.advertisements and let bgp.export.allow pass it, or remove the entry"
-            yield Finding(str(outside[0]), cause, remedy, document.place(document.entries.index(outside[0])))
-
-
-def _lies_outside(prefix: Prefix, pods: Prefix, pod_cidrs: Collection[Prefix]) -> bool:
-    """Whether an entry of the pods' family names more than pods and the link."""
-    known = (*LINK_LOCAL, *pod_cidrs)
-    return prefix.version == pods.version and not any(contains(each, prefix) for each in known)
+            yield Finding(str(document.entries[outside[0]]), cause, remedy, document.place(outside[0]))

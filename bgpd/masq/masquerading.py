@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,6 @@ from bgpd.model.configmap import ConfigMap
 from bgpd.model.masq import Reading
 from bgpd.model.node import Node
 from bgpd.model.outcome import Blocked, Outcome
-from bgpd.model.prefix import Prefix
 from bgpd.netlink.nftables import Connection, NftablesError, Watch
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import Desired, Reconciler, Round, TargetError
@@ -105,21 +105,6 @@ class Masquerading:
             self._planned = revisions, plan(masquerade, self.reading.newest.value.document, self.node)
         return self._planned[1]
 
-    @property
-    def entries(self) -> list[Prefix]:
-        """The list as it is in the kernel, IPv4 first, by address."""
-        found = [key.prefix for loop in self.lists.values() for key, held in loop.have.items() if held.listed]
-        return sorted(found, key=lambda prefix: (prefix.version, prefix.network_address, prefix.prefixlen))
-
-    def hits(self) -> Mapping[Prefix, int]:
-        """How many flows each entry has covered since it is listed. TargetError: the maps cannot be read."""
-        counted: dict[Prefix, int] = {}
-        for version in VERSIONS:
-            hits = self._maps(version).hits
-            for key, value in hits.entries().items() if hits else ():
-                counted[LpmKey.read(key).prefix] = layout.COUNTER.unpack(value)[0]
-        return counted
-
     def problems(self) -> Iterator[str]:
         """Everything about masquerading that an operator should know; nothing on a healthy node."""
         reading, planned = self.reading.newest.value, self.plan
@@ -145,6 +130,13 @@ class Masquerading:
                 group.create_task(loop.run(), name=f"reconcile {loop.name}")
             if self._owns:
                 group.create_task(self._rule.watch(self.rule.suspect), name="nftables watch")
+                group.create_task(self._start_rule(), name="rule after lists")
+
+    async def _start_rule(self) -> None:
+        """The rule waits for the lists, for as long as the kernel refuses them; then not for its own next resync."""
+        for loop in self.lists.values():
+            await loop.wait_until(loop.kick(), math.inf)
+        self.rule.kick()
 
     # --- what the reconcilers ask -------------------------------------------------------------------------
 

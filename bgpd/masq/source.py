@@ -143,6 +143,11 @@ class ConfigMapSource:
         self._name, self._rules, self._config_maps, self._store = name, rules, config_maps, store
         self._settle_s = settle_s
 
+    def read(self) -> None:
+        """Looks once and publishes what there is."""
+        newest = self._config_maps.newest
+        _publish(self._store, _reading(self._content(newest.value.get(self._name)), self._rules), newest.at)
+
     async def run(self) -> None:
         """Never returns; cancel it. What is published stays."""
         while True:

@@ -3,13 +3,14 @@
 Two kinds. What happens (rounds, latencies) is counted as it happens, through `observe_round`. What is
 (sessions, routes, sources) is a `Snapshot` that the daemon publishes whole and that a scrape turns into
 samples, so a peer that is gone is gone from the next scrape, and a scrape in another thread never sees half a
-change. What the values are is the daemon's business; how they are served is `http`'s.
+change. Of these, what takes a while to find out is asked for by the scrape, in its thread. What the values are is
+the daemon's business; how they are served is `http`'s.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -82,8 +83,28 @@ class Objects:
 
 
 @dataclass(frozen=True, slots=True)
+class Masquerade:
+    """`entries` and `active` by family, `in_force` by subsystem; nothing where the datapath is not ours.
+
+    `findings` counts them in the document in use, `flows` those that the kernel has judged, by verdict. Both are
+    called by each scrape, in its thread.
+    """
+
+    document_synced: bool
+    document_faults: int
+    entries: Mapping[str, int]
+    active: Mapping[str, bool]
+    in_force: Mapping[str, bool]
+    findings: Callable[[], int]
+    flows: Callable[[], Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that is rather than happens. `config_loaded_at`: Unix seconds of the last good load."""
+    """Everything that is rather than happens. `config_loaded_at`: Unix seconds of the last good load.
+
+    `masquerade` None: it is off.
+    """
 
     peers: tuple[Peer, ...] = ()
     sources: tuple[Source, ...] = ()
@@ -93,13 +114,13 @@ class Snapshot:
     healthy: bool = True
     config_ok: bool = True
     config_loaded_at: float | None = None
+    masquerade: Masquerade | None = None
 
 
 class Metrics:
     """All metrics of one daemon, in a registry of their own.
 
-    `subsystems` are there from the start with zeros: `increase()` does not see a counter's first appearance.
-    `exabgp` None: the version installed beside us.
+    `subsystems` have begun with it. `exabgp` None: the version installed beside us.
     """
 
     def __init__(self, subsystems: Sequence[str] = (), exabgp: str | None = None) -> None:
@@ -139,7 +160,7 @@ class Metrics:
             registry=self.registry,
         )
         for subsystem in subsystems:
-            self._begin(subsystem)
+            self.begin(subsystem)
         self._state = _State(Snapshot(), _versions(exabgp))
         self.registry.register(self._state)
         ProcessCollector(registry=self.registry)
@@ -157,7 +178,8 @@ class Metrics:
         """Replaces what the next scrape shows."""
         self._state.snapshot = snapshot
 
-    def _begin(self, subsystem: str) -> None:
+    def begin(self, subsystem: str) -> None:
+        """Shows what is counted of it with zeros: `increase()` does not see a counter's first appearance."""
         for result in Result:
             self._rounds.labels(subsystem, result.value)
         for metric in (self._drift, self._suspicious, self._duration, self._latency):
@@ -190,6 +212,7 @@ class _State(Collector):
         yield from _routes(snapshot)
         yield from _sources(snapshot)
         yield _objects(snapshot)
+        yield from _masquerade(snapshot.masquerade)
 
     def describe(self) -> Iterator[Family]:
         """The names, so that the registry refuses a second definition."""
@@ -315,3 +338,47 @@ def _objects(snapshot: Snapshot) -> Family:
         for state, count in (("done", counts.done), ("retry", counts.retry), ("blocked", counts.blocked)):
             objects.add_metric((subsystem, state), count)
     return objects
+
+
+def _masquerade(now: Masquerade | None) -> Iterator[Family]:
+    synced = _gauge(
+        "bgpd_masquerade_document_synced",
+        "Observed: 1 once a good document has been read, 0 while there is at most one remembered from before.",
+    )
+    faults = _gauge(
+        "bgpd_masquerade_document_faults",
+        "Observed: faults in the document; while it has any, the last good one is in use. `bgpd status` names them.",
+    )
+    findings = _gauge(
+        "bgpd_masquerade_document_findings",
+        "Observed: what in the document in use works and is probably not meant; `bgpd doctor` names it.",
+    )
+    entries = _gauge("bgpd_masquerade_entries", "Observed: entries of the list in the kernel.", ["family"])
+    active = _gauge(
+        "bgpd_masquerade_active",
+        "Observed: 1 while the kernel masquerades what the list does not keep, else 0.",
+        ["family"],
+    )
+    in_force = _gauge(
+        "bgpd_masquerade_in_force",
+        "Observed: 1 while the kernel has what is wanted (list, rule), else 0; `bgpd status` says why.",
+        ["subsystem"],
+    )
+    flows = CounterMetricFamily(
+        "bgpd_masquerade_flows",
+        "Observed: pods' flows that the list decided on: listed keep their address, all others are masqueraded.",
+        labels=["verdict"],
+    )
+    if now is not None:
+        synced.add_metric((), now.document_synced)
+        faults.add_metric((), now.document_faults)
+        findings.add_metric((), now.findings())
+        for family, count in now.entries.items():
+            entries.add_metric((family,), count)
+        for family, is_active in now.active.items():
+            active.add_metric((family,), is_active)
+        for subsystem, is_in_force in now.in_force.items():
+            in_force.add_metric((subsystem,), is_in_force)
+        for verdict, count in now.flows().items():
+            flows.add_metric((verdict,), count)
+    yield from (synced, faults, findings, entries, active, in_force, flows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from bgpd.datapath import loader
@@ -19,7 +20,7 @@ def main(directory: Path, lines: list[str]) -> None:
     asyncio.run(bring(MasqList(lambda: own_maps(installed, directory, 4)), want))
 
 
-async def bring(target: MasqList, want: dict[LpmKey, Held]) -> None:
+async def bring(target: MasqList, want: Mapping[LpmKey, Held]) -> None:
     have = await target.observe()
     await target.apply(diff(want, have, lambda key: key.order, prune=True))
 

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Network, ip_network
 from pathlib import Path
@@ -46,7 +46,7 @@ class Subject:
 
     def __init__(self, maps: MasqList, *, counted: bool = True) -> None:
         self.rounds: list[Round] = []
-        self.want: dict[LpmKey, Held] = {}
+        self.want: Mapping[LpmKey, Held] = {}
         self.counted, self.now = counted, 0.0
         self.loop = Reconciler(
             "masq",

@@ -6,16 +6,20 @@ filled in. What can be told from the files alone is tested in `tests/system/test
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
+from bgpd.datapath.layout import IPMASQ_ENTRIES
 from tests.fabric.netns import Lab, missing
 from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
 from tests.fabric.prometheus import JOB, Prometheus
-from tests.fabric.topology import Seed3Fabric
+from tests.fabric.topology import F5_SNAT, POD_SUPERNETS, TwoTorFabric
 from tests.system.observability import ALERTS, dashboard, panels, variables
 
 SCRAPED_S = 20.0
@@ -26,22 +30,40 @@ SHOWS_TROUBLE_ONLY = re.compile(r"(>|!=) 0$|last_error_timestamp")
 
 
 @pytest.fixture(scope="module")
-def fabric() -> Iterator[Seed3Fabric]:
+def fabric() -> Iterator[TwoTorFabric]:
     """One for this file: until a daemon announces, was scraped and has seen a change, seconds go by."""
-    reason = missing("bird", "prometheus")
+    reason = missing("bird", "prometheus", "nft", "mount")
     if reason is not None:
         pytest.skip(reason)
     with Lab() as lab:
-        yield Seed3Fabric(lab).start()
+        yield TwoTorFabric(lab).start()
 
 
 @pytest.fixture(scope="module")
-def node(fabric: Seed3Fabric) -> BgpdNode:
-    return BgpdNode.announcing(fabric)
+def node(fabric: TwoTorFabric) -> Iterator[BgpdNode]:
+    """It announces and masquerades. Its `paths.bpf` is a bpffs that goes with it."""
+    place = fabric.nodes[0]
+    directory = BgpdNode.directory_of(place.namespace)
+    document, pins = directory / "document", directory / "bpf"
+    pins.mkdir(parents=True)
+    write_list(document, [f"{F5_SNAT}/32"])
+    subprocess.run(["mount", "-t", "bpf", "bpf", pins], check=True)
+    config = {"enabled": True, "ipv6": True, "config": {"path": str(document)}, "clusterCIDRs": list(POD_SUPERNETS)}
+    try:
+        yield BgpdNode.announcing(fabric, masquerade=config)
+    finally:
+        subprocess.run(["umount", "--lazy", pins], check=True)
+
+
+def write_list(document: Path, entries: Sequence[str]) -> None:
+    """As an atomic writer does it; `cidrLimit` lets it be as long as it is."""
+    new = document.with_name("new")
+    new.write_text(json.dumps({"nonMasqueradeCIDRs": entries, "cidrLimit": len(entries)}))
+    new.replace(document)
 
 
 @pytest.fixture(scope="module")
-def prometheus(fabric: Seed3Fabric, node: BgpdNode) -> Prometheus:
+def prometheus(fabric: TwoTorFabric, node: BgpdNode) -> Prometheus:
     """It has scraped a healthy life in which a pod CIDR went and came back."""
     place = fabric.nodes[0]
     server = Prometheus(place.namespace, ALERTS, node.config["metrics"]["listen"]).start()
@@ -117,9 +139,9 @@ def test_overview_of_a_healthy_node(healthy: dict[str, list[float]]) -> None:
 
 
 def test_trouble_is_shown(
-    fabric: Seed3Fabric, node: BgpdNode, prometheus: Prometheus, healthy: dict[str, list[float]]
+    fabric: TwoTorFabric, node: BgpdNode, prometheus: Prometheus, healthy: dict[str, list[float]]
 ) -> None:
-    """Nothing is about to fire before; a switch that dies and a file with faults raise their alerts and figures.
+    """Nothing is about to fire before; a switch that dies and files with faults raise their alerts and figures.
 
     Nothing is mended: `healthy` is what other tests of this file look at.
     """
@@ -131,13 +153,19 @@ def test_trouble_is_shown(
     node.config["bgp"]["nonsense"] = 1
     node.write_config()
     assert node.try_bgpd("reload").returncode == 2
+    document = Path(node.config["masquerade"]["config"]["path"])
+    write_list(document, ["nonsense"])
 
-    raised = {"BgpdSessionDown", "BgpdConfigRejected"}
+    raised = {"BgpdSessionDown", "BgpdConfigRejected", "BgpdMasqueradeDocumentFaulty"}
     poll(lambda: prometheus.alerts() == raised, SCRAPED_S, lambda: str(prometheus.alerts()))
     before = overview(healthy)
-    expected = {"Sessions down", "Configurations refused", "Routes missing"}
+    expected = {"Sessions down", "Configurations refused", "Routes missing", "Masquerade documents refused"}
 
     def changed() -> set[str]:
         return {title for title, it in overview(shown(prometheus)).items() if it != before[title]}
 
     poll(lambda: changed() == expected, SCRAPED_S, lambda: str(changed()))
+
+    write_list(document, [f"10.{number >> 8}.{number & 255}.0/24" for number in range(IPMASQ_ENTRIES)])
+    raised = raised - {"BgpdMasqueradeDocumentFaulty"} | {"BgpdMasqueradeNotInForce"}  # with link-local one too many
+    poll(lambda: prometheus.alerts() == raised, SCRAPED_S, lambda: str(prometheus.alerts()))

@@ -24,7 +24,7 @@ from grafana_foundation_sdk.cog.runtime import panelcfg_config
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from bgpd.cli.main import COMMANDS
-from bgpd.observe.metrics import Metrics, Objects, Peer, Snapshot, Source
+from bgpd.observe.metrics import Masquerade, Metrics, Objects, Peer, Snapshot, Source
 from tests.system.observability import ALERTS, SOURCE, dashboard, panels, variables
 
 ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
@@ -35,6 +35,15 @@ EVERYTHING = Snapshot(
     sources=(Source("manifests", True, 0, 1.0),),
     objects={"routes": Objects()},
     config_loaded_at=1.0,
+    masquerade=Masquerade(
+        document_synced=True,
+        document_faults=0,
+        entries={"ipv4": 1},
+        active={"ipv4": True},
+        in_force={"masq_rule": True},
+        findings=lambda: 0,
+        flows=lambda: {"listed": 1},
+    ),
 )
 PROMETHEUS_OWN = frozenset({"up"})
 # Labels that a target gets from Prometheus, or a bucket from the histogram.

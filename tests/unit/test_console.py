@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,12 @@ from bgpd.console import Console
 from bgpd.kube.feed import Feed, SourceState
 from bgpd.kube.parse import NODE
 from bgpd.kube.sources import manifest_source
+from bgpd.masq.lint import Lint
+from bgpd.masq.masquerading import Masquerading
+from bgpd.masq.parse import parse
 from bgpd.model.bgp import SpeakerState
+from bgpd.model.fault import Fault
+from bgpd.model.masq import Compat, Reading, Rules
 from bgpd.model.node import Node
 from bgpd.runtime.store import Store
 
@@ -34,7 +39,7 @@ TOR = "11.11.255.1"
 class Rig:
     """A console over parts that do not run: nobody connects to a speaker, nobody reads the manifests."""
 
-    def __init__(self, directory: Path, speaker: str = "external") -> None:
+    def __init__(self, directory: Path, speaker: str = "external", *, masquerade: bool = False) -> None:
         self.file = directory / "bgpd.yaml"
         self.document: dict[str, Any] = {
             "node": {"name": "worker1"},
@@ -47,6 +52,7 @@ class Rig:
                 "advertisements": [{"advertisementType": "PodCIDR"}],
                 "export": {"allow": ["188.188.0.0/16"]},
             },
+            "masquerade": {"enabled": masquerade, "clusterCIDRs": ["188.188.0.0/16"]},
         }
         self.write()
         loaded = load(self.file)
@@ -57,7 +63,12 @@ class Rig:
         routing = Routing("worker1", self.inputs, link, "", lambda round: None)
         self.source = manifest_source(directory, [Feed(NODE, self.inputs.nodes, "worker1")])
         drainer = Drainer(self.inputs.drain, directory / "drain")
-        self.console = Console(self.file, self.inputs, routing, self.source, drainer, None)
+        masquerading = None
+        if masquerade:
+            config, nodes = self.inputs.config, self.inputs.nodes
+            masquerading = Masquerading("worker1", config, nodes, Store({}), lambda round: None)
+            self.reading = masquerading.reading
+        self.console = Console(self.file, self.inputs, routing, self.source, drainer, masquerading)
 
     def write(self) -> None:
         self.file.write_text(yaml.safe_dump(self.document))
@@ -67,6 +78,16 @@ class Rig:
             return await self.console.handlers[command]({}, lambda text: None)
 
         return asyncio.run(asked())
+
+    @property
+    def lint(self) -> Lint | None:
+        assert self.console.masquerade is not None
+        return self.console.masquerade.lint
+
+    def publish(self, *entries: str) -> None:
+        """A good document."""
+        text = "nonMasqueradeCIDRs: [" + ", ".join(entries) + "]"
+        self.reading.publish(Reading(parse(text.encode(), "document", Rules(Compat.AGENT, ipv6=False))))
 
     def reload(self, **bgp: Any) -> tuple[list[str], list[str]]:
         """What waits for a restart of the daemon, and of the speaker."""
@@ -120,3 +141,66 @@ def test_what_is_announced_is_measured_only_while_the_speaker_answers(tmp_path: 
     (peer,) = gauges.snapshot(rig.console).peers
     assert peer.wanted
     assert (bool(peer.advertised), bool(peer.end_of_rib)) == (connected, connected)
+
+
+WORKER = Node("worker1", (ip_network("188.188.1.0/24"),), (ip_address("11.8.37.63"),))
+LISTED = "192.0.2.0/24"
+
+
+def test_what_becomes_of_a_masquerade_document(tmp_path: Path) -> None:
+    """Not read, refused, in use, refused with the last good one in use; null where nothing is masqueraded."""
+    rig = Rig(tmp_path, masquerade=True)
+    bad = (Fault("document", 1, 1, "", "nonsense"),)
+    states = [rig.ask("status")["masquerade"]["state"]]
+    rig.reading.publish(Reading(None, bad), synced=False)
+    states.append(rig.ask("status")["masquerade"]["state"])
+    rig.publish(LISTED)
+    states.append(rig.ask("status")["masquerade"]["state"])
+    rig.reading.publish(Reading(rig.reading.newest.value.document, bad))
+    states.append(rig.ask("status")["masquerade"]["state"])
+    assert states == ["not read yet", "refused", "in use", "refused, the last good one stays in use"]
+    assert Rig(tmp_path).ask("status")["masquerade"] is None
+
+
+def test_findings_are_sought_anew_only_when_they_may_differ(tmp_path: Path) -> None:
+    """Not for each scrape, nor when a Node says the same again; for a new document, and when routes change."""
+    rig = Rig(tmp_path, masquerade=True)
+    assert rig.lint is None
+    rig.inputs.nodes.publish({"worker1": WORKER})
+    rig.publish(LISTED)
+    first = rig.lint
+    assert first is not None
+    rig.inputs.nodes.publish({"worker1": replace(WORKER, labels={"zone": "b"})})
+    assert rig.lint is first
+    rig.publish(LISTED, LISTED)
+    second = rig.lint
+    assert second is not None
+    assert [finding.entry for finding in second.findings] == [LISTED]
+    rig.reload(advertisements=[])
+    assert rig.lint is not second
+    assert len(rig.ask("status")["masquerade"]["findings"]) == 2
+
+
+def test_a_node_that_is_drained_on_purpose_is_no_finding(tmp_path: Path) -> None:
+    """Nothing is announced then, and nobody wants to be told to advertise something."""
+    rig = Rig(tmp_path, masquerade=True)
+    rig.inputs.nodes.publish({"worker1": WORKER})
+    rig.publish(LISTED)
+    rig.reload(advertisements=[])
+    assert rig.ask("status")["masquerade"]["findings"]
+    rig.inputs.drain.publish(Drain.WITHDRAWN)
+    assert rig.ask("status")["masquerade"]["findings"] == []
+
+
+def test_masquerade_that_has_not_begun_is_not_in_force(tmp_path: Path) -> None:
+    """The document is known, and nothing of it in the kernel; a node that does not masquerade shows nothing."""
+    rig = Rig(tmp_path, masquerade=True)
+    rig.inputs.nodes.publish({"worker1": WORKER})
+    rig.publish(LISTED, LISTED)
+    shown = gauges.snapshot(rig.console).masquerade
+    assert shown is not None
+    assert (shown.document_synced, shown.document_faults, shown.findings(), shown.flows()) == (True, 0, 1, {})
+    assert shown.in_force == {"masq_ipv4": False, "masq_ipv6": False, "masq_rule": False}
+    assert shown.entries == {"ipv4": 0, "ipv6": 0}
+    assert shown.active == {"ipv4": False, "ipv6": False}
+    assert gauges.snapshot(Rig(tmp_path).console).masquerade is None

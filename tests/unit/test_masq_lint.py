@@ -6,8 +6,10 @@ from ipaddress import ip_network
 
 import pytest
 
-from bgpd.masq.lint import Surroundings, findings
+from bgpd.config.schema import Masquerade
+from bgpd.masq.lint import Lint, Surroundings, findings, surroundings
 from bgpd.model.masq import Rules
+from bgpd.model.node import Node
 from bgpd.model.prefix import Prefix
 from tests.unit.test_masq_references import AGENT, CILIUM, read
 
@@ -49,10 +51,35 @@ def test_an_entry_wider_than_the_pods_is_no_repetition() -> None:
 
 
 def test_host_bits_are_among_the_findings() -> None:
-    """What the parser noticed comes first."""
+    """As the parser noticed them."""
     assert found([*CLEAN, "2.2.2.2/16"], rules=CILIUM) == [
         "ip-masq-agent:5: 2.2.2.2/16: it has host bits and counts as 2.2.0.0/16; write 2.2.0.0/16"
     ]
+
+
+def test_what_costs_traffic_is_told_before_what_is_merely_too_much() -> None:
+    """Of thousands of entries that change nothing, a person is shown the first few."""
+    around = Surroundings(FABRIC.pod_cidrs, FABRIC.own_pod_cidrs, (POOL,), ())
+    told = found(
+        ["192.0.2.0/24", "192.0.2.0/24", "2.2.2.2/16", "169.0.0.0/8"], around, CILIUM, "masqLinkLocal: true\n"
+    )
+    words = ["answers get lost", "F5 SNAT pool", "masqLinkLocal: true", "host bits", "already"]
+    assert [word for finding in told for word in words if word in finding] == words
+
+
+def test_the_surroundings_of_a_node() -> None:
+    """The cluster's pods and its own; while it is not known, the cluster's alone."""
+    masquerade = Masquerade.model_validate({"clusterCIDRs": [str(CLUSTER)], "f5SnatPools": [str(POOL)]})
+    node = Node("worker1", (POD,), ())
+    assert surroundings(masquerade, node, (POD,)) == Surroundings((POD, CLUSTER), (POD,), (POOL,), (POD,))
+    assert surroundings(masquerade, None, None) == Surroundings((CLUSTER,), (), (POOL,), None)
+
+
+def test_findings_are_sought_once() -> None:
+    """Whoever asks again gets the same ones."""
+    lint = Lint(read("nonMasqueradeCIDRs: [192.0.2.0/24, 192.0.2.0/24]", AGENT), Surroundings())
+    assert len(lint.findings) == 1
+    assert lint.findings is lint.findings
 
 
 @pytest.mark.parametrize("entry", ["169.254.0.0/16", "169.0.0.0/8"])
@@ -74,8 +101,8 @@ def test_a_pool_of_which_nothing_is_listed(cidrs: list[str], covered: bool) -> N
         []
         if covered
         else [
-            "11.8.37.4/30: nothing of this F5 SNAT pool is listed, so what pods send there on their own comes from "
-            "the node; list it in nonMasqueradeCIDRs, or remove it from masquerade.f5SnatPools"
+            "11.8.37.4/30: nothing of this F5 SNAT pool is listed, so the F5 sees the node in what pods send to it; "
+            "list it in nonMasqueradeCIDRs, or remove it from masquerade.f5SnatPools"
         ]
     )
 
@@ -91,9 +118,9 @@ def test_listed_destinations_to_which_no_way_back_is_announced(
     around = Surroundings(FABRIC.pod_cidrs, FABRIC.own_pod_cidrs, (), advertised)
     assert found(CLEAN, around) == (
         [
-            "ip-masq-agent:3: 11.8.37.4/32: whoever is there and 1 more sees pods of 188.188.1.0/24, which no BGP "
-            "peer is told: answers have no way back; advertise PodCIDR in bgp.advertisements and let "
-            "bgp.export.allow pass it, or remove the entry"
+            "ip-masq-agent:3: 11.8.37.4/32: whoever is there (as does 1 more) sees pods of 188.188.1.0/24 by their "
+            "own addresses, and no BGP peer is told the way to them: answers get lost; advertise PodCIDR in "
+            "bgp.advertisements and let bgp.export.allow pass it, or remove the entry"
         ]
         if told
         else []

@@ -7,7 +7,7 @@ import re
 from prometheus_client import generate_latest
 
 from bgpd import __version__
-from bgpd.observe.metrics import WIRE_BUCKETS_S, Metrics, Objects, Peer, Snapshot, Source
+from bgpd.observe.metrics import WIRE_BUCKETS_S, Masquerade, Metrics, Objects, Peer, Snapshot, Source
 from bgpd.runtime.reconcile import Round
 
 TOR_A = Peer(
@@ -151,6 +151,39 @@ def test_the_rest_of_the_snapshot() -> None:
         f'bgpd_build_info{{exabgp="5.0.15",version="{__version__}"}}': 1,
     }
     assert {name: shown[name] for name in expected} == expected
+
+
+def test_masquerade_is_shown_while_it_is_on() -> None:
+    """What is published, and what each scrape asks for anew."""
+    flows, metrics = {"listed": 3, "not_listed": 4}, Metrics()
+    now = Masquerade(
+        document_synced=True,
+        document_faults=2,
+        entries={"ipv4": 12, "ipv6": 1},
+        active={"ipv4": True, "ipv6": False},
+        in_force={"masq_ipv4": False, "masq_rule": True},
+        findings=lambda: 5,
+        flows=lambda: flows,
+    )
+    metrics.publish(Snapshot(masquerade=now))
+    expected = {
+        "bgpd_masquerade_document_synced": 1,
+        "bgpd_masquerade_document_faults": 2,
+        "bgpd_masquerade_document_findings": 5,
+        'bgpd_masquerade_entries{family="ipv4"}': 12,
+        'bgpd_masquerade_entries{family="ipv6"}': 1,
+        'bgpd_masquerade_active{family="ipv4"}': 1,
+        'bgpd_masquerade_active{family="ipv6"}': 0,
+        'bgpd_masquerade_in_force{subsystem="masq_ipv4"}': 0,
+        'bgpd_masquerade_in_force{subsystem="masq_rule"}': 1,
+        'bgpd_masquerade_flows_total{verdict="listed"}': 3,
+        'bgpd_masquerade_flows_total{verdict="not_listed"}': 4,
+    }
+    assert {name: value for name, value in scrape(metrics).items() if "masquerade" in name} == expected
+    flows["listed"] += 1
+    assert scrape(metrics)['bgpd_masquerade_flows_total{verdict="listed"}'] == 4
+    metrics.publish(Snapshot())
+    assert not [name for name in scrape(metrics) if "masquerade" in name]
 
 
 def test_every_metric_says_what_it_is() -> None:
