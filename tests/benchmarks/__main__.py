@@ -8,16 +8,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks import report, routes
+from tests.benchmarks import masq, report, routes
 from tests.benchmarks.report import Result
 from tests.fabric.netns import missing
 from tests.fabric.screen import Screen
 
 README = Path(__file__).parents[2] / "README.md"
-BENCHES: Mapping[str, Callable[[Screen], list[Result]]] = {"routes": routes.run}
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """`programs` have to be installed."""
+
+    run: Callable[[Screen], list[Result]]
+    programs: Sequence[str]
+
+
+BENCHES: Mapping[str, Bench] = {
+    "routes": Bench(routes.run, routes.PROGRAMS),
+    "masq": Bench(masq.run, masq.PROGRAMS),
+}
 
 
 def main() -> int:
@@ -27,13 +41,14 @@ def main() -> int:
     options = parser.parse_args()
     if options.json is not None and options.name == "all":
         parser.error("--json is for one bench, not for all")
-    reason = missing(*routes.PROGRAMS)
+    wanted = [*BENCHES] if options.name == "all" else [options.name]
+    reason = missing(*(program for name in wanted for program in BENCHES[name].programs))
     if reason is not None:
         sys.stderr.write(f"tests/bench: {reason}\n")
         return 1
     screen = Screen()
-    for name in BENCHES if options.name == "all" else [options.name]:
-        results = BENCHES[name](screen)
+    for name in wanted:
+        results = BENCHES[name].run(screen)
         screen.out.write(f"\n{name}\n{report.measured()}\n{report.table(results)}\n")
         missed = sum(it.missed for it in results)
         with_goal = sum(it.goal is not None for it in results)

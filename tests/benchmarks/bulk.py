@@ -19,10 +19,10 @@ from tests.benchmarks.footprint import rss_mb
 from tests.benchmarks.report import Result
 from tests.fabric.bird import Bird, protocol_name
 from tests.fabric.bird_control import BirdControl
-from tests.fabric.node import BgpdNode, node_manifest, seed3_bgp
+from tests.fabric.node import BgpdNode, node_manifest, two_tor_bgp
 from tests.fabric.peer import many_prefixes
 from tests.fabric.process import poll
-from tests.fabric.topology import NodePlace, Seed3Fabric
+from tests.fabric.topology import NodePlace, TwoTorFabric
 
 ROOM = "100.64.0.0/10"
 FEW, RUNS = 1_000, 3
@@ -31,12 +31,12 @@ MANY_TIMEOUT_S = 90.0
 AFTERWARDS_S = 10.0  # longer than the hold time: a session that was starved falls within it
 
 
-def bgp_section(fabric: Seed3Fabric) -> dict[str, Any]:
-    """Seed 3's, with room in the export brake."""
-    return {**seed3_bgp(fabric), "export": {"allow": [ROOM, "188.188.0.0/16"], "maxPrefixes": MANY + 1}}
+def bgp_section(fabric: TwoTorFabric) -> dict[str, Any]:
+    """The two-ToR fabric's, with room in the export brake."""
+    return {**two_tor_bgp(fabric), "export": {"allow": [ROOM, "188.188.0.0/16"], "maxPrefixes": MANY + 1}}
 
 
-def results(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace) -> list[Result]:
+def results(fabric: TwoTorFabric, node: BgpdNode, place: NodePlace) -> list[Result]:
     """`node` runs on manifests with `bgp_section` and announces one prefix."""
     bird_place = next(it for it in fabric.nodes if it is not place)
     bird = Bird(bird_place.namespace, bgp_options(fabric, bird_place), name="bulk").start()
@@ -62,7 +62,7 @@ def results(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace) -> list[Resul
 
 
 def _many(
-    fabric: Seed3Fabric, node: BgpdNode, place: NodePlace, bird: Bird, bird_place: NodePlace, many: list[str]
+    fabric: TwoTorFabric, node: BgpdNode, place: NodePlace, bird: Bird, bird_place: NodePlace, many: list[str]
 ) -> list[Result]:
     theirs_s = _announce_bird(fabric, bird, bird_place, many)
     bird.stop()
@@ -89,13 +89,13 @@ def _flaps(node: BgpdNode) -> int:
     return sum(int(row["flaps"]) for row in node.status()["peers"])
 
 
-def _announce(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace, prefixes: Sequence[str]) -> float:
+def _announce(fabric: TwoTorFabric, node: BgpdNode, place: NodePlace, prefixes: Sequence[str]) -> float:
     temporary = node.manifests / ".node.yaml.new"
     temporary.write_text(node_manifest(place.name, list(prefixes), place.address, place.address6))
     return _timed(fabric, place, len(prefixes), lambda: temporary.rename(node.manifests / "node.yaml"))
 
 
-def _announce_bird(fabric: Seed3Fabric, bird: Bird, place: NodePlace, prefixes: Sequence[str]) -> float:
+def _announce_bird(fabric: TwoTorFabric, bird: Bird, place: NodePlace, prefixes: Sequence[str]) -> float:
     temporary: Path = bird.directory / "originate4.new"
     temporary.write_text("".join(f"route {prefix} blackhole;\n" for prefix in prefixes))
 
@@ -106,7 +106,7 @@ def _announce_bird(fabric: Seed3Fabric, bird: Bird, place: NodePlace, prefixes: 
     return _timed(fabric, place, len(prefixes), act)
 
 
-def _timed(fabric: Seed3Fabric, place: NodePlace, count: int, act: Callable[[], object]) -> float:
+def _timed(fabric: TwoTorFabric, place: NodePlace, count: int, act: Callable[[], object]) -> float:
     """Seconds from `act` until both ToRs hold so many routes of `place`."""
     with ExitStack() as stack:
         controls = []

@@ -15,10 +15,10 @@ from tests.benchmarks import watch_script
 from tests.benchmarks.stage import Stage
 from tests.fabric.bird import Bird
 from tests.fabric.gobgp import Gobgp
-from tests.fabric.node import BgpdNode, seed3_bgp
+from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.peer import Neighbor, Options
 from tests.fabric.process import Process
-from tests.fabric.topology import NodePlace, Seed3Fabric
+from tests.fabric.topology import NodePlace, TwoTorFabric
 
 
 class Contender(ABC):
@@ -43,7 +43,7 @@ class Ours(Contender):
 
     def start(self) -> None:
         source = {"kubernetes": {"kubeconfig": str(self.stage.kubeconfig)}}
-        bgp = seed3_bgp(self.stage.fabric)
+        bgp = two_tor_bgp(self.stage.fabric)
         self.node = BgpdNode(self.place.namespace, self.place.name, bgp, source=source).start()
 
     def pids(self) -> dict[str, list[int]]:
@@ -77,8 +77,8 @@ class GobgpScript(Contender):
         return {"daemon": [self.script.pid], "speaker": [self.speaker.process.pid]}
 
 
-def bgp_options(fabric: Seed3Fabric, place: NodePlace) -> Options:
-    """A speaker on a node as seed 3 has it: two uplinks."""
+def bgp_options(fabric: TwoTorFabric, place: NodePlace) -> Options:
+    """A speaker on a node of the two-ToR fabric: two uplinks."""
     neighbors = tuple(
         Neighbor(address=tor.loopback, asn=fabric.tor_asn, local_address=place.address) for tor in fabric.tors
     )

@@ -18,7 +18,7 @@ from tests.benchmarks.report import Result
 from tests.fabric.bird import Bird
 from tests.fabric.node import BgpdNode
 from tests.fabric.observe import BgpCapture, RouteSampler, Samples
-from tests.fabric.topology import CABLE, NodePlace, Seed3Fabric
+from tests.fabric.topology import CABLE, NodePlace, TwoTorFabric
 
 INTERVAL_S = 0.01
 AFTERWARDS_S = 3.5  # a keepalive interval and more: what comes late is seen too
@@ -34,7 +34,7 @@ class Seen:
     longest_blind_ms: float
 
 
-def watch(fabric: Seed3Fabric, place: NodePlace, prefix: str, act: Callable[[], None]) -> Seen:
+def watch(fabric: TwoTorFabric, place: NodePlace, prefix: str, act: Callable[[], None]) -> Seen:
     """What both ToRs and the node's wire show while `act` runs, and for a while afterwards."""
     with ExitStack() as stack:
         capture = stack.enter_context(BgpCapture(place.namespace, CABLE))
@@ -62,7 +62,7 @@ def samples_lost(seen: Samples) -> int:
     return seen.losses * math.ceil(seen.longest_loss_ms / 1000 / INTERVAL_S)
 
 
-def results(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace) -> list[Result]:
+def results(fabric: TwoTorFabric, node: BgpdNode, place: NodePlace) -> list[Result]:
     """`node` announces the first pod CIDR of `place`; another node gets a BIRD for the time."""
     prefix = place.pod_cidrs[0]
     restart = watch(fabric, place, prefix, lambda: _restart(node))
@@ -80,7 +80,7 @@ def results(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace) -> list[Resul
     ]
 
 
-def upgrade(fabric: Seed3Fabric, place: NodePlace, installation: Installation) -> list[Result]:
+def upgrade(fabric: TwoTorFabric, place: NodePlace, installation: Installation) -> list[Result]:
     """From one release to the next on a node of its own, which leaves the fabric in the end.
 
     As an operator does it, `sudo systemd/install`: a new virtual environment, checked, put in the place of the old
@@ -138,7 +138,7 @@ def _kill_speaker(node: BgpdNode) -> None:
     node.wait_healthy()
 
 
-def _bird(fabric: Seed3Fabric, place: NodePlace) -> tuple[Seen, Seen]:
+def _bird(fabric: TwoTorFabric, place: NodePlace) -> tuple[Seen, Seen]:
     """A BIRD in the same places: `systemctl restart bird`, and SIGKILL under graceful restart."""
     prefix = "188.188.201.0/24"
     bird = Bird(place.namespace, bgp_options(fabric, place), name="continuity")
@@ -162,7 +162,7 @@ def _bird(fabric: Seed3Fabric, place: NodePlace) -> tuple[Seen, Seen]:
     return seen
 
 
-def _wait(fabric: Seed3Fabric, place: NodePlace, prefix: str) -> None:
+def _wait(fabric: TwoTorFabric, place: NodePlace, prefix: str) -> None:
     for tor in fabric.tors:
         tor.speaker.wait_established(place.address)
         tor.speaker.wait_route(prefix, peer=place.address, where=lambda route: not route.stale)

@@ -19,7 +19,7 @@ from tests.benchmarks.report import Result
 from tests.fabric.bird import Bird
 from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
-from tests.fabric.topology import NodePlace, Seed3Fabric
+from tests.fabric.topology import NodePlace, TwoTorFabric
 
 IDLE_S = 30.0
 STARTS = 5
@@ -90,7 +90,7 @@ def starts(node: BgpdNode) -> list[Result]:
     ]
 
 
-def cold(fabric: Seed3Fabric, node: BgpdNode, place: NodePlace) -> Result:
+def cold(fabric: TwoTorFabric, node: BgpdNode, place: NodePlace) -> Result:
     """A node that boots: nothing runs, to the route at the first ToR. Beside it a BIRD on another node."""
     prefix, tor = place.pod_cidrs[0], fabric.tors[0].speaker
     bird_place = next(it for it in fabric.nodes if it is not place)

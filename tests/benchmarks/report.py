@@ -1,7 +1,7 @@
 """What a measurement says, and the three forms it is said in: a table to read, JSON, a part of the README.
 
 This decides how results look and when a goal is missed: a goal is an upper bound, and a value above it is a
-miss, printed as one. It measures nothing.
+miss, printed as one; where more is better, the other way round. It measures nothing.
 """
 
 from __future__ import annotations
@@ -26,15 +26,18 @@ class Result:
     unit: str
     goal: float | None = None
     beside: Mapping[str, float] = field(default_factory=dict)
+    more_is_better: bool = False
 
     @property
     def missed(self) -> bool:
-        return self.goal is not None and self.value > self.goal
+        if self.goal is None:
+            return False
+        return self.value < self.goal if self.more_is_better else self.value > self.goal
 
     @property
     def ratio(self) -> float | None:
         """Ours divided by the best of the others; None when there is nothing to divide by."""
-        best = min(self.beside.values(), default=0.0)
+        best = (max if self.more_is_better else min)(self.beside.values(), default=0.0)
         return self.value / best if best > 0 else None
 
     @property
@@ -50,7 +53,8 @@ _BESIDE, _BESIDE_WIDTH = 2, 33
 def cells(result: Result) -> tuple[str, ...]:
     beside = ", ".join(f"{name} {number(value)}" for name, value in result.beside.items())
     ratio = "" if result.ratio is None else f"{result.ratio:.2f}"
-    goal = "" if result.goal is None else f"<= {number(result.goal)}"
+    bound = ">=" if result.more_is_better else "<="
+    goal = "" if result.goal is None else f"{bound} {number(result.goal)}"
     return result.name, f"{number(result.value)} {result.unit}", beside, ratio, goal, result.verdict
 
 

@@ -12,7 +12,7 @@ from tests.benchmarks.stage import stage
 from tests.fabric.netns import Lab
 from tests.fabric.node import BgpdNode
 from tests.fabric.screen import Screen
-from tests.fabric.topology import Seed3Fabric
+from tests.fabric.topology import TwoTorFabric
 
 PROGRAMS = ("bird", "birdc", "gobgpd", "gobgp")
 
@@ -51,7 +51,7 @@ def _with_api_server(screen: Screen) -> list[Result]:
 def _with_manifests(screen: Screen) -> list[Result]:
     """What needs the node and the fabric only, on a directory of manifests."""
     with Lab() as lab:
-        fabric = Seed3Fabric(lab, install_routes=False).start()
+        fabric = TwoTorFabric(lab, install_routes=False).start()
         place = fabric.nodes[0]
         node = BgpdNode.at(place, bulk.bgp_section(fabric))
         with screen.step("a cold start, to the route at the ToR"):

@@ -1,4 +1,4 @@
-"""Where it is measured: the network of seed 3 and a real API server on the nodes' segment.
+"""Where it is measured: the two-ToR fabric and a real API server on the nodes' segment.
 
 This decides where the API server is and how the measuring process talks to it: over one connection that stays
 open, so that no TLS handshake is in any number. It does not decide who is measured (`contenders`).
@@ -16,7 +16,7 @@ import json
 import socket
 import ssl
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from tests.cluster.build import binaries
 from tests.cluster.controlplane import ControlPlane
 from tests.cluster.rest import MERGE_PATCH, ApiError
 from tests.fabric.netns import Lab
-from tests.fabric.topology import CABLE, NodePlace, Seed3Fabric
+from tests.fabric.topology import CABLE, NodePlace, TwoTorFabric
 
 NODES = "/api/v1/nodes"
 API_ADDRESS = "11.8.37.20"
@@ -67,6 +67,12 @@ class Api:
         self._request("PATCH", f"{NODES}/{place.name}", {"spec": spec}, MERGE_PATCH)
         return began, time.monotonic() - began
 
+    def replace(self, path: str, body: Mapping[str, Any]) -> tuple[float, float]:
+        """Puts an object in the place of the one that is there; returns as `assign`."""
+        began = time.monotonic()
+        self._request("PUT", path, body)
+        return began, time.monotonic() - began
+
     def _request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> None:
         data = None if body is None else json.dumps(body)
         self._connection.request(method, path, data, {"Content-Type": content_type})
@@ -79,7 +85,7 @@ class Api:
 class Stage:
     """`fabric` with its ToRs started, `control_plane` with the rights of config/rbac.yaml, `api` to change Nodes."""
 
-    def __init__(self, lab: Lab, control_plane: ControlPlane, fabric: Seed3Fabric, network: str) -> None:
+    def __init__(self, lab: Lab, control_plane: ControlPlane, fabric: TwoTorFabric, network: str) -> None:
         self.lab, self.control_plane, self.fabric = lab, control_plane, fabric
         self.api = Api(control_plane, network)
         control_plane.apply_file(RBAC)
@@ -91,7 +97,7 @@ class Stage:
 @contextlib.contextmanager
 def stage(lab: Lab) -> Iterator[Stage]:
     """Everything in `lab`; the API server ends with the block."""
-    fabric = Seed3Fabric(lab).start()
+    fabric = TwoTorFabric(lab).start()
     place = lab.namespace("api")
     lab.plug(place, CABLE, fabric.fabric, "api")
     place.add_address(CABLE, f"{API_ADDRESS}/24")

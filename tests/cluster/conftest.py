@@ -37,7 +37,7 @@ def control_plane(
 
 @pytest.fixture(scope="module")
 def cluster(control_plane_binaries: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """The fabric of seed 3 with a control plane beside it, for the tests of one file."""
+    """The two-ToR fabric with a control plane beside it, for the tests of one file."""
     with running_cluster(tmp_path_factory.mktemp("cluster"), control_plane_binaries) as running:
         yield running
 

@@ -1,4 +1,4 @@
-"""The whole product beside a real API server: seed 3's fabric with a control plane on the nodes' segment.
+"""The whole product beside a real API server: the two-ToR fabric with a control plane on the nodes' segment.
 
 Decides where the API server is (a namespace of its own, so that its cable can be cut without touching a BGP
 session), as whom the daemon comes (the service account of config/rbac.yaml and no other right), and how what
@@ -21,10 +21,10 @@ import pytest
 import yaml
 
 from tests.fabric.netns import Lab, missing
-from tests.fabric.node import BIN, BgpdNode, seed3_bgp
+from tests.fabric.node import BIN, BgpdNode, two_tor_bgp
 from tests.fabric.observe import BgpCapture, RouteSampler
 from tests.fabric.process import Process, poll
-from tests.fabric.topology import CABLE, GATEWAY, NodePlace, Seed3Fabric
+from tests.fabric.topology import CABLE, GATEWAY, NodePlace, TwoTorFabric
 
 from .controlplane import ControlPlane
 from .rest import ApiError, JsonObject
@@ -58,7 +58,7 @@ class Cluster:
     """Fabric, control plane, and the Node objects of the fabric's nodes as controllers make them."""
 
     def __init__(self, lab: Lab, directory: Path, binaries: Path) -> None:
-        self.fabric = Seed3Fabric(lab).start()
+        self.fabric = TwoTorFabric(lab).start()
         self.api = lab.namespace("api")
         lab.plug(self.api, CABLE, self.fabric.fabric, "api")
         self.api.add_address(CABLE, f"{API_ADDRESS}/24")
@@ -156,7 +156,7 @@ def bgpd_node(cluster: Cluster, place: NodePlace, **sections: Any) -> Iterator[B
     token = cluster.fabric.lab.directory / f"{place.namespace.name}.token"
     token.write_text(cluster.token() + "\n")
     source = {"kubernetes": {"kubeconfig": str(cluster.kubeconfig(token))}}
-    node = BgpdNode(place.namespace, place.name, seed3_bgp(cluster.fabric), **{"source": source, **sections})
+    node = BgpdNode(place.namespace, place.name, two_tor_bgp(cluster.fabric), **{"source": source, **sections})
     try:
         yield node
     finally:

@@ -7,12 +7,15 @@ skipped by the name of what lacks.
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.fabric.masq_site import MasqSite
 from tests.fabric.netns import Lab, missing
-from tests.fabric.topology import Seed3Fabric
+from tests.fabric.topology import TwoTorFabric
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +38,32 @@ def lab(request: pytest.FixtureRequest, lacking: dict[tuple[str, ...], str | Non
 
 
 @pytest.fixture
-def seed3(lab: Lab) -> Seed3Fabric:
-    """The network of seed 3, its two ToRs running BIRD; mark the test with `needs("bird")`."""
-    return Seed3Fabric(lab).start()
+def fabric(lab: Lab) -> TwoTorFabric:
+    """The two-ToR fabric, both ToRs running BIRD; mark the test with `needs("bird")`."""
+    return TwoTorFabric(lab).start()
+
+
+@pytest.fixture
+def bpffs(lab: Lab) -> Iterator[Path]:
+    """A bpffs of the test's own, away from the machine's; what is pinned there goes with it."""
+    place = lab.directory / "bpf"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "bpf", "bpf", place], capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"no bpffs: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.fixture
+def masq_site(lab: Lab, bpffs: Path) -> MasqSite:
+    """A node that is to masquerade, its daemon not started; mark the test with `needs("nft", "mount")`."""
+    return MasqSite(lab, bpffs)
+
+
+@pytest.fixture
+def masquerading(masq_site: MasqSite) -> MasqSite:
+    """The same, with one destination of each family listed, and in force."""
+    return masq_site.start()

@@ -1,9 +1,10 @@
-"""The demo: the fabric of seed 3 on this machine, the real daemon on its three nodes, and what one would look for.
+"""The demo: the two-ToR fabric on this machine, the real daemon on its three nodes, and what one would look for.
 
 `python -m tests.fabric.demo [--keep]`, as root; `tests/demo` installs what is needed and calls it. This decides
-which story is told: routes and sessions at the ToRs, a pod reached with its own address, a pod CIDR added, a
-daemon killed, a node drained. It does not decide how it looks (`screen`) nor how things are watched (`observe`,
-`reach`). Every claim is a check of what the ToRs and the wire say, and one that fails makes the exit status 1.
+which story is told: routes and sessions at the ToRs, a pod reached with its own address, a pod CIDR added,
+masquerade (`demo_masq`), a daemon killed, a node drained. It does not decide how it looks (`screen`) nor how things
+are watched (`observe`, `reach`). Every claim is a check of what the ToRs, the wire and the far end say, and one that
+fails makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ from collections.abc import Sequence
 
 from tests.fabric.bird import Bird
 from tests.fabric.bird_control import BirdControl, BirdError
+from tests.fabric.demo_masq import POD, POD6, MasqueradePart, show
 from tests.fabric.netns import FILES_DIR, NETNS_DIR, PREFIX, Lab, Namespace, missing
-from tests.fabric.node import BIN, BgpdNode, node_manifest, seed3_bgp
+from tests.fabric.node import BgpdNode, node_manifest, two_tor_bgp
 from tests.fabric.observe import BgpCapture, RouteSampler
 from tests.fabric.process import poll
 from tests.fabric.reach import ping, source_seen
 from tests.fabric.screen import Screen
-from tests.fabric.topology import CABLE, HEALTH_CHECKER, NodePlace, Seed3Fabric, TorPlace
+from tests.fabric.topology import CABLE, HEALTH_CHECKER, STRANGER, NodePlace, TorPlace, TwoTorFabric
 
-POD, POD6 = "188.188.0.10", "fd00:188:188::10"
 DRAIN_WAIT_S = 1.5
 _BLIND_MS = 500  # samples further apart have proven nothing
 _GRACEFUL_SHUTDOWN = "(65535,0)"  # as BIRD writes 65535:0, RFC 8326
@@ -42,6 +43,7 @@ class Demo:
     def __init__(self, lab: Lab, screen: Screen) -> None:
         self.lab, self.screen = lab, screen
         self.nodes: list[BgpdNode] = []
+        self.stands = False  # whether there is a fabric with all its nodes to look at
 
     def tell(self) -> None:
         self.build()
@@ -49,6 +51,8 @@ class Demo:
         self.show_sessions()
         self.reach_pod()
         self.add_pod_cidr()
+        self.masquerade.show_who_sees_whom(self.nodes[0], self.pod)
+        self.masquerade.change_document(self.nodes[0], self.pod)
         self.kill_daemon()
         self.drain_node()
         self.show_status()
@@ -59,18 +63,23 @@ class Demo:
         """The network, the ToRs, the nodes; ends when every node's first pod CIDR is at both ToRs."""
         screen = self.screen
         with screen.step("network: 3 nodes, 2 ToRs, a gateway and an outside host, a namespace each"):
-            self.fabric = Seed3Fabric(self.lab)
+            self.fabric = TwoTorFabric(self.lab)
         with screen.step("ToRs: BIRD as 11.11.255.1 and 11.11.255.2, AS 64512"):
             self.fabric.start()
-        for place in self.fabric.nodes:
+        self.nodes = [BgpdNode.at(place, two_tor_bgp(self.fabric)) for place in self.fabric.nodes]
+        self.masquerade = MasqueradePart(self.lab, screen, self.fabric)
+        with screen.step("bgpd doctor: whether this machine can masquerade"):
+            self.masquerade.configure(self.nodes)
+        for node, place in zip(self.nodes, self.fabric.nodes, strict=True):
             with screen.step(f"{place.namespace.name} {place.address}: bgpd, its ExaBGP, a directory of manifests"):
-                self.nodes.append(BgpdNode.at(place, seed3_bgp(self.fabric)).start())
+                node.start()
         with screen.step("waiting for every node's pod CIDR at both ToRs"):
             for place in self.fabric.nodes:
                 for tor in self.fabric.tors:
                     tor.speaker.wait_route(place.pod_cidrs[0], peer=place.address)
             for node in self.nodes:
                 node.wait_healthy()
+        self.stands = True
 
     def show_routes(self) -> None:
         self.screen.title("Routes at the ToRs")
@@ -90,19 +99,20 @@ class Demo:
             states = {place.address: tor.speaker.session(place.address).state for place in self.fabric.nodes}
             up = all(state == "established" for state in states.values())
             self.screen.check(f"{tor.name} has a session with every node", up, str(states))
-        self._bgpd(self.nodes[0], "peers")
+        show(self.screen, self.nodes[0], "peers")
 
     def reach_pod(self) -> None:
         """A pod answers by its own address, and is seen by it: nobody translates on the way."""
-        screen, outside = self.screen, self.fabric.outside
-        screen.title(f"A pod on node1, from a host outside ({HEALTH_CHECKER}, behind the fabric)")
+        screen, checker = self.screen, self.fabric.outside
+        screen.title(f"A pod on node1, and a health checker behind the fabric ({HEALTH_CHECKER})")
         self.pod = self.fabric.add_pod(self.fabric.nodes[0], POD, "pod1")
-        answered = ping(outside, POD)
-        screen.check(f"ping {POD} is answered", answered)
-        seen = source_seen(outside, self.pod, POD)
-        screen.check(f"TCP from outside: the pod sees {HEALTH_CHECKER}", seen == HEALTH_CHECKER, f"it saw {seen}")
-        seen = source_seen(self.pod, outside, HEALTH_CHECKER)
-        screen.check(f"TCP from the pod: outside sees {POD}, the pod's own address", seen == POD, f"it saw {seen}")
+        screen.check(f"ping {POD} is answered", ping(checker, POD))
+        seen = source_seen(checker, self.pod, POD)
+        text = f"the health checker dials the pod: it sees {HEALTH_CHECKER}"
+        screen.check(text, seen == HEALTH_CHECKER, f"it saw {seen}")
+        seen = source_seen(self.pod, checker, HEALTH_CHECKER)
+        text = f"the pod dials the health checker: it sees {POD}, the pod's own address"
+        screen.check(text, seen == POD, f"it saw {seen}")
 
     def add_pod_cidr(self) -> None:
         """The cluster gives node1 a second pod CIDR; the daemon runs on."""
@@ -151,6 +161,7 @@ class Demo:
             assert node.daemon is not None
             with screen.step(f"kill -9 {node.daemon.pid}, start it again, until it has read back what is announced"):
                 node.daemon.kill()
+                self.masquerade.check_without_daemon()
                 node.start_daemon()
                 node.wait_healthy()
             with screen.step("waiting for a keepalive each way on both sessions after that (hold time 9 s)"):
@@ -190,7 +201,7 @@ class Demo:
 
     def show_status(self) -> None:
         self.screen.title("What the node itself says")
-        self._bgpd(self.nodes[0], "status")
+        show(self.screen, self.nodes[0], "status")
         for node in self.nodes:
             problems = node.status()["problems"]
             self.screen.check(f"{node.namespace.name} knows of no problem", not problems, "\n".join(problems))
@@ -216,7 +227,7 @@ class Demo:
     def _watch_drain(self, place: NodePlace, node: BgpdNode, prefix: str) -> list[tuple[float, str]]:
         """What each ToR's table said and when, in seconds after the command was given."""
         events = [(0.0, f"node3: bgpd drain --wait {DRAIN_WAIT_S}")]
-        argv = [str(BIN / "bgpd"), "drain", "--wait", str(DRAIN_WAIT_S), "--config", str(node.config_file)]
+        argv = [str(node.program), "drain", "--wait", str(DRAIN_WAIT_S), "--config", str(node.config_file)]
         with contextlib.ExitStack() as stack:
             controls = self._controls(stack)
             states = dict.fromkeys(controls, "announced")
@@ -245,9 +256,6 @@ class Demo:
         said = tor.namespace.run(["birdc", "-s", str(_bird(tor).control_path), *words]).stdout
         self.screen.shell(tor.name, shlex.join(["birdc", *words]), said)
 
-    def _bgpd(self, node: BgpdNode, *words: str) -> None:
-        self.screen.shell(node.namespace.name, f"bgpd {' '.join(words)}", node.bgpd(*words, check=False))
-
     def ways_to_look(self) -> list[str]:
         """Commands, exactly as they work from another terminal."""
         node, tor = self.nodes[0], self.fabric.tors[0]
@@ -260,13 +268,20 @@ class Demo:
             "the ToR's tables and sessions:",
             inside(tor.namespace, f"birdc -s {_bird(tor).control_path} show route"),
             "the daemon on node1 (status, peers, routes, doctor, drain --wait 5, undrain):",
-            inside(node.namespace, f"{BIN}/bgpd status --config {node.config_file}"),
+            inside(node.namespace, f"{node.program} status --config {node.config_file}"),
             "change node1's pod CIDRs and watch them arrive:",
             f"  $EDITOR {node.manifests}/node.yaml",
             "logs: daemon and ExaBGP of node1, BIRD of tor-a:",
             f"  tail -f {self.lab.directory}/node1-bgpd.log {self.lab.directory}/node1-speaker.log",
             f"  tail -f {self.lab.directory}/tor-a-bird.log",
         ]
+        if not self.masquerade.absent:
+            lines += [
+                "who keeps the pods' addresses, and a change of that:",
+                inside(node.namespace, f"{node.program} masq list --hits --config {node.config_file}"),
+                inside(node.namespace, f"{node.program} masq test {STRANGER} --config {node.config_file}"),
+                f"  $EDITOR {self.masquerade.document}",
+            ]
         if shutil.which("ping"):
             lines += ["reach the pod from outside:", inside(self.fabric.outside, f"ping -c 3 {POD}")]
         if shutil.which("tcpdump"):
@@ -318,7 +333,7 @@ def _tell(lab: Lab, screen: Screen, *, keep: bool) -> bool:
     except (OSError, RuntimeError, AssertionError) as problem:  # TimeoutError is an OSError
         screen.check("the demo got to its end", False, str(problem) or type(problem).__name__)
     passed = screen.summary()
-    if keep and len(demo.nodes) == len(demo.fabric.nodes):
+    if keep and demo.stands:
         with contextlib.suppress(KeyboardInterrupt):
             _stay(demo, screen)
     return passed

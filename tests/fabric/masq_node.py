@@ -1,8 +1,8 @@
 """A node that masquerades, two pods on its bridge, one on a cable of its own, and an outside behind the uplink.
 
 This decides how the pieces are wired and how packets are sent and looked at. What should become of them is for
-the tests to say. The program is the shipped one, in a bpffs that goes with the lab; the table is put there by
-`bgpd.masq.nft`.
+the tests to say. What masquerades is either the table as `bgpd.masq.nft` puts it there (`MasqNode`), with the shipped
+program in a bpffs that goes with the lab, or the whole daemon (`masq_site`).
 
     pod-a, pod-b --- cni0 |      |
                           | node | eth0 --- outside
@@ -29,6 +29,7 @@ from bgpd.model.prefix import Prefix
 from bgpd.netlink.nftables import Connection
 from bgpd.runtime.diff import Change
 from tests.fabric.netns import Lab, Namespace
+from tests.fabric.reach import ping
 
 NETLINK_NETFILTER = 12
 ECHO_PORT = 7007
@@ -71,19 +72,15 @@ IPV6 = Plan(
 PLANS = (IPV4, IPV6)
 
 
-class MasqNode:
-    """The lab, and the table in it; `owned` where the kernel knows such tables. False: as on one before 6.9."""
+class MasqPlace:
+    """Namespaces, cables, addresses and routes. Nothing masquerades."""
 
-    def __init__(self, lab: Lab, bpffs: Path) -> None:
+    def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.node = lab.namespace("node", forwarding=True)
         self.outside = lab.namespace("outside")
         self.pod_a, self.pod_b, self.pod_c = (lab.namespace(f"pod-{name}") for name in "abc")
         self._wire()
-        self.installed = loader.install(loader.shipped("masq"), bpffs / "bgpd")
-        self.connection = self.connect()
-        self.owned = can_own(self.connection)
-        self.list(*(_alone(plan.listed) for plan in PLANS))
 
     def _wire(self) -> None:
         lab, node = self.lab, self.node
@@ -97,27 +94,48 @@ class MasqNode:
             node.add_address("cni0", plan.bridge)
             node.add_address("port-c", plan.cable)
             node.add_address("eth0", plan.uplink)
-            node.add_address("lo", _alone(plan.loopback))
+            node.add_address("lo", alone(plan.loopback))
             self.outside.add_address("eth0", plan.uplink.replace(plan.node, plan.outside))
-            self.outside.add_address("lo", *map(_alone, self._far(plan)))
+            self.outside.add_address("lo", *map(alone, self._far(plan)))
             for name, pod in (("pod_a", self.pod_a), ("pod_b", self.pod_b)):
                 pod.add_address("eth0", f"{getattr(plan, name)}/{length}")
                 pod.add_route("default", via=plan.bridge.partition("/")[0])
             self.pod_c.add_address("eth0", f"{plan.pod_c}/{plan.cable.partition('/')[2]}")
             self.pod_c.add_route("default", via=plan.cable.partition("/")[0])
             for far in self._far(plan):
-                node.add_route(_alone(far), via=plan.outside)
-            for behind in (plan.pods, _alone(plan.loopback)):
+                node.add_route(alone(far), via=plan.outside)
+            for behind in (plan.pods, alone(plan.loopback)):
                 self.outside.add_route(behind, via=plan.node)
 
     @staticmethod
     def _far(plan: Plan) -> tuple[str, str, str]:
         return plan.listed, plan.unlisted, plan.remote_pod
 
-    # --- the table and the list ----------------------------------------------------------------------------
-
     def connect(self) -> Connection:
         return Connection(self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+
+    def shown(self) -> Table | None:
+        """The table as the kernel has it, whoever owns it."""
+        with contextlib.closing(self.connect()) as onlooker:
+            return asyncio.run(MasqueradeTable(onlooker, owned=False).observe()).get(KEY)
+
+    def nft(self, script: str) -> subprocess.CompletedProcess[str]:
+        """What another administrator does; a failure is for the test to look at."""
+        return self.node.run(["nft", "-f", "-"], stdin=script, check=False)
+
+
+class MasqNode(MasqPlace):
+    """With the table; `owned` where the kernel knows such tables. False: as on one before 6.9."""
+
+    def __init__(self, lab: Lab, bpffs: Path) -> None:
+        super().__init__(lab)
+        self.installed = loader.install(loader.shipped("masq"), bpffs / "bgpd")
+        self.connection = self.connect()
+        self.owned = can_own(self.connection)
+        self.list(*(alone(plan.listed) for plan in PLANS))
+
+    def close(self) -> None:
+        self.connection.close()
 
     def wanted(self, **changes: object) -> Table:
         """For the whole plan; `changes` as for `dataclasses.replace`."""
@@ -147,12 +165,8 @@ class MasqNode:
             entries.update(keys)
             entries.delete([key for key in entries.entries() if key not in keys])
 
-    def nft(self, script: str) -> subprocess.CompletedProcess[str]:
-        """What another administrator does; a failure is for the test to look at."""
-        return self.node.run(["nft", "-f", "-"], stdin=script, check=False)
 
-
-def _alone(address: str) -> str:
+def alone(address: str) -> str:
     """The prefix that holds this address only."""
     return f"{address}/{ip_address(address).max_prefixlen}"
 
@@ -195,6 +209,29 @@ def udp_client(client: Namespace, address: str, port: int = ECHO_PORT) -> Iterat
 def echoed(dialer: socket.socket, data: bytes = b"x") -> bytes:
     dialer.send(data)
     return dialer.recv(65536)
+
+
+def echo_request_seen(client: Namespace, server: Namespace, address: str) -> str:
+    """Ping `address`, which `server` owns, from `client`; the source address the server saw."""
+    is_v6 = ":" in address
+    family, protocol, kind = (
+        (socket.AF_INET6, socket.IPPROTO_ICMPV6, 128) if is_v6 else (socket.AF_INET, socket.IPPROTO_ICMP, 8)
+    )
+    with contextlib.closing(server.socket(family, socket.SOCK_RAW, protocol)) as raw:
+        raw.bind((address, 0))
+        raw.settimeout(2.0)
+        assert ping(client, address)
+        while True:
+            packet, sender = raw.recvfrom(2048)
+            if packet[0 if is_v6 else 20] == kind:  # not neighbor discovery
+                return str(sender[0])
+
+
+def datagram_seen(client: Namespace, server: Namespace, address: str) -> str:
+    """Send a datagram to `address`, which `server` owns, and get it back; the source address the server saw."""
+    with udp_echo(server, address) as seen, udp_client(client, address) as dialer:
+        assert echoed(dialer) == b"x"
+    return seen[0][0]
 
 
 @contextlib.contextmanager

@@ -21,12 +21,14 @@ import socket
 import subprocess
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from tests.fabric.process import Process, run, spawn
+
+T = TypeVar("T")
 
 NETNS_DIR = Path("/run/netns")
 FILES_DIR = Path("/tmp")  # whatever TMPDIR says: the path of a unix socket may have 107 bytes only
@@ -158,23 +160,28 @@ class Namespace:
         A socket keeps its namespace for life, so the test process can listen, dial and capture anywhere in
         the lab.
         """
-        made: list[socket.socket | OSError] = []
+        return self.call(lambda: socket.socket(family, kind, protocol))
 
-        def enter_and_open() -> None:
+    def call(self, function: Callable[[], T]) -> T:
+        """What `function` returns, called on a thread that is in here, as are the sockets and processes it makes."""
+        returned: list[T] = []
+        raised: list[Exception] = []
+
+        def enter_and_call() -> None:
             try:
                 with self.path.open("rb") as netns:
                     if _LIBC.setns(netns.fileno(), CLONE_NEWNET) != 0:
                         raise OSError(ctypes.get_errno(), f"setns into {self.netns_name}")
-                made.append(socket.socket(family, kind, protocol))
-            except OSError as problem:
-                made.append(problem)
+                returned.append(function())
+            except Exception as problem:  # noqa: BLE001 - raised again where it was called
+                raised.append(problem)
 
-        visitor = threading.Thread(target=enter_and_open, name=f"enter-{self.netns_name}")
+        visitor = threading.Thread(target=enter_and_call, name=f"enter-{self.netns_name}")
         visitor.start()
         visitor.join()
-        if isinstance(made[0], OSError):
-            raise made[0]
-        return made[0]
+        if raised:
+            raise raised[0]
+        return returned[0]
 
 
 class Lab:

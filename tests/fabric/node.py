@@ -22,7 +22,7 @@ from tests.fabric.bgp_wire import BgpMessage
 from tests.fabric.netns import Namespace
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import Process, poll
-from tests.fabric.topology import ASN, CABLE, NodePlace, Seed3Fabric
+from tests.fabric.topology import ASN, CABLE, NodePlace, TwoTorFabric
 
 BIN = Path(sys.executable).parent
 
@@ -41,8 +41,8 @@ def node_manifest(name: str, pod_cidrs: list[str], *addresses: str, labels: dict
     )
 
 
-def seed3_bgp(fabric: Seed3Fabric, **peer: Any) -> dict[str, Any]:
-    """The `bgp` section that replaces seed 3's bird.conf: two uplinks, dual stack; `peer` overrides each peer."""
+def two_tor_bgp(fabric: TwoTorFabric, **peer: Any) -> dict[str, Any]:
+    """The `bgp` section of a node with an uplink to each ToR, dual stack; `peer` overrides each peer."""
     families = ["ipv4-unicast", "ipv6-unicast"]
     return {
         "localASN": fabric.node_asn,
@@ -79,7 +79,7 @@ class BgpdNode:
         **sections: Any,
     ) -> None:
         self.namespace, self.name, self.program = namespace, name, program
-        self.directory = namespace.lab.directory / f"{namespace.name}-bgpd"
+        self.directory = self.directory_of(namespace)
         self.manifests = self.directory / "manifests"
         self.manifests.mkdir(parents=True)
         self.config_file = self.directory / "bgpd.yaml"
@@ -101,6 +101,11 @@ class BgpdNode:
         node = cls(place.namespace, place.name, bgp, **sections)
         node.allocate(place, *(pod_cidrs or place.pod_cidrs[:1]))
         return node
+
+    @staticmethod
+    def directory_of(namespace: Namespace) -> Path:
+        """Where all of a node lies, for a test that puts something there before it starts."""
+        return namespace.lab.directory / f"{namespace.name}-bgpd"
 
     @property
     def socket(self) -> Path:
@@ -220,7 +225,7 @@ class BgpdNode:
     @classmethod
     def announcing(
         cls,
-        fabric: Seed3Fabric,
+        fabric: TwoTorFabric,
         bgp: dict[str, Any] | None = None,
         *,
         place: NodePlace | None = None,
@@ -228,7 +233,7 @@ class BgpdNode:
     ) -> BgpdNode:
         """A node of the fabric (default: its first) with both its pod CIDRs at both ToRs, and nothing left to do."""
         place = place or fabric.nodes[0]
-        node = cls.at(place, bgp or seed3_bgp(fabric), *place.pod_cidrs, **sections)
+        node = cls.at(place, bgp or two_tor_bgp(fabric), *place.pod_cidrs, **sections)
         with BgpCapture(place.namespace, CABLE) as capture:
             if node.config["bgp"].get("speaker") == "managed":
                 node.start_daemon()
@@ -243,9 +248,9 @@ class BgpdNode:
         return node
 
     @classmethod
-    def announcing_nothing(cls, fabric: Seed3Fabric) -> BgpdNode:
+    def announcing_nothing(cls, fabric: TwoTorFabric) -> BgpdNode:
         """The fabric's first node, not started, for a test that writes its Node object itself."""
-        return cls.at(fabric.nodes[0], seed3_bgp(fabric))
+        return cls.at(fabric.nodes[0], two_tor_bgp(fabric))
 
     @staticmethod
     def _tail(process: Process | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -50,6 +51,11 @@ class Screen:
     def title(self, text: str) -> None:
         self.line()
         self.line(self._colour(_BOLD, text))
+
+    def note(self, text: str) -> None:
+        """What is to be known beside the checks, whole, however long."""
+        for row in textwrap.wrap(text, WIDTH - 2):
+            self.line(f"  {row}")
 
     def shell(self, where: str, command: str, output: str) -> None:
         """A command as it would be typed on `where`, and what it answered, word for word."""

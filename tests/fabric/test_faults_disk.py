@@ -16,7 +16,7 @@ from tests.fabric.node import BgpdNode
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import run
 from tests.fabric.test_lifecycle import never_without
-from tests.fabric.topology import CABLE, Seed3Fabric
+from tests.fabric.topology import CABLE, TwoTorFabric
 
 pytestmark = pytest.mark.needs("bird", "mount", "umount")
 
@@ -49,17 +49,17 @@ def run_directory(node: BgpdNode) -> Path:
     return node.directory / "run"
 
 
-def planned(fabric: Seed3Fabric) -> Path:
+def planned(fabric: TwoTorFabric) -> Path:
     """Where the first node's files will be."""
     namespace = fabric.nodes[0].namespace
     return namespace.lab.directory / f"{namespace.name}-bgpd"
 
 
-def test_a_drain_that_cannot_be_remembered_is_refused(seed3: Seed3Fabric) -> None:
+def test_a_drain_that_cannot_be_remembered_is_refused(fabric: TwoTorFabric) -> None:
     """State directory full: `bgpd drain` names the file and changes nothing; with room it drains."""
-    place = seed3.nodes[0]
-    with small_disk(planned(seed3) / "state") as ballast:
-        node = BgpdNode.announcing(seed3)
+    place = fabric.nodes[0]
+    with small_disk(planned(fabric) / "state") as ballast:
+        node = BgpdNode.announcing(fabric)
         fill(ballast)
         with BgpCapture(place.namespace, CABLE) as capture:
             refused = node.try_bgpd("drain", "--wait", "0")
@@ -74,15 +74,15 @@ def test_a_drain_that_cannot_be_remembered_is_refused(seed3: Seed3Fabric) -> Non
         end(node)
 
 
-def test_a_full_run_directory_keeps_the_sessions_and_delays_changes(seed3: Seed3Fabric) -> None:
+def test_a_full_run_directory_keeps_the_sessions_and_delays_changes(fabric: TwoTorFabric) -> None:
     """A reload that needs a new speaker configuration waits, by name, until there is room; routes go on."""
-    place = seed3.nodes[0]
-    with small_disk(planned(seed3) / "run") as ballast:
-        node = BgpdNode.announcing(seed3)
+    place = fabric.nodes[0]
+    with small_disk(planned(fabric) / "run") as ballast:
+        node = BgpdNode.announcing(fabric)
         fill(ballast)
-        with never_without(seed3, place.pod_cidrs):
+        with never_without(fabric, place.pod_cidrs):
             node.allocate(place, *place.pod_cidrs, "188.188.9.0/24")
-            for tor in seed3.tors:
+            for tor in fabric.tors:
                 tor.speaker.wait_route("188.188.9.0/24")
             node.allocate(place, *place.pod_cidrs)
             node.config["bgp"]["peers"][0]["timers"] = {"holdTimeSeconds": 6}
@@ -96,13 +96,13 @@ def test_a_full_run_directory_keeps_the_sessions_and_delays_changes(seed3: Seed3
         end(node)
 
 
-def test_a_peer_that_is_removed_on_a_full_disk_keeps_its_routes(seed3: Seed3Fabric) -> None:
+def test_a_peer_that_is_removed_on_a_full_disk_keeps_its_routes(fabric: TwoTorFabric) -> None:
     """Nothing is withdrawn before the new speaker configuration is written; with room, session and routes go."""
-    place, (a, b) = seed3.nodes[0], seed3.tors
-    with small_disk(planned(seed3) / "run") as ballast:
-        node = BgpdNode.announcing(seed3)
+    place, (a, b) = fabric.nodes[0], fabric.tors
+    with small_disk(planned(fabric) / "run") as ballast:
+        node = BgpdNode.announcing(fabric)
         fill(ballast)
-        with BgpCapture(place.namespace, CABLE) as capture, never_without(seed3, place.pod_cidrs):
+        with BgpCapture(place.namespace, CABLE) as capture, never_without(fabric, place.pod_cidrs):
             node.config["bgp"]["peers"].pop()
             node.write_config()
             node.bgpd("reload")
@@ -116,23 +116,23 @@ def test_a_peer_that_is_removed_on_a_full_disk_keeps_its_routes(seed3: Seed3Fabr
         end(node)
 
 
-def test_a_full_disk_does_not_keep_a_daemon_from_coming_back(seed3: Seed3Fabric) -> None:
+def test_a_full_disk_does_not_keep_a_daemon_from_coming_back(fabric: TwoTorFabric) -> None:
     """Restarted on a full run directory it serves, for it writes nothing there that was not there; routes stay."""
-    place = seed3.nodes[0]
-    with small_disk(planned(seed3) / "run") as ballast:
-        node = BgpdNode.announcing(seed3)
+    place = fabric.nodes[0]
+    with small_disk(planned(fabric) / "run") as ballast:
+        node = BgpdNode.announcing(fabric)
         assert node.daemon is not None
         node.daemon.kill()
         fill(ballast)
-        with never_without(seed3, place.pod_cidrs):
+        with never_without(fabric, place.pod_cidrs):
             node.start_daemon()
             node.wait_healthy()
         end(node)
 
 
-def test_a_full_disk_stops_the_first_start(seed3: Seed3Fabric) -> None:
+def test_a_full_disk_stops_the_first_start(fabric: TwoTorFabric) -> None:
     """The daemon ends with 1 and one line that names the directory and the reason."""
-    node = BgpdNode.at(seed3.nodes[0], {"localASN": 64512, "peers": [PEER]})
+    node = BgpdNode.at(fabric.nodes[0], {"localASN": 64512, "peers": [PEER]})
     with small_disk(run_directory(node)) as ballast:
         fill(ballast)
         started = node.try_bgpd("run")
@@ -142,9 +142,9 @@ def test_a_full_disk_stops_the_first_start(seed3: Seed3Fabric) -> None:
     assert "No space left on device" in line
 
 
-def test_a_read_only_run_directory_stops_the_start(seed3: Seed3Fabric) -> None:
+def test_a_read_only_run_directory_stops_the_start(fabric: TwoTorFabric) -> None:
     """The daemon ends with 1 and one line that names the file and the reason."""
-    node = BgpdNode.at(seed3.nodes[0], {"localASN": 64512, "peers": [PEER]})
+    node = BgpdNode.at(fabric.nodes[0], {"localASN": 64512, "peers": [PEER]})
     run_directory(node).mkdir()
     with mounted(run_directory(node), "-t", "tmpfs", "-o", "ro", "tmpfs"):
         started = node.try_bgpd("run")
@@ -154,12 +154,12 @@ def test_a_read_only_run_directory_stops_the_start(seed3: Seed3Fabric) -> None:
     assert "Traceback" not in started.stderr
 
 
-def test_a_run_directory_that_becomes_read_only_delays_changes(seed3: Seed3Fabric) -> None:
+def test_a_run_directory_that_becomes_read_only_delays_changes(fabric: TwoTorFabric) -> None:
     """Sessions and routes go on; a change of sessions is named and waits until the directory can be written."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
-    with never_without(seed3, place.pod_cidrs), read_only(run_directory(node)):
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
+    with never_without(fabric, place.pod_cidrs), read_only(run_directory(node)):
         node.allocate(place, *place.pod_cidrs, "188.188.9.0/24")
-        for tor in seed3.tors:
+        for tor in fabric.tors:
             tor.speaker.wait_route("188.188.9.0/24")
         node.allocate(place, *place.pod_cidrs)
         node.config["bgp"]["peers"][0]["timers"] = {"holdTimeSeconds": 6}
@@ -171,9 +171,9 @@ def test_a_run_directory_that_becomes_read_only_delays_changes(seed3: Seed3Fabri
     node.wait_healthy()
 
 
-def test_a_second_daemon_ends_with_one_line(seed3: Seed3Fabric) -> None:
+def test_a_second_daemon_ends_with_one_line(fabric: TwoTorFabric) -> None:
     """On the same run directory: exit 1, the first one's pid and what to do; the first one and its routes stay."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
     assert node.daemon is not None
     with BgpCapture(place.namespace, CABLE) as capture:
         second = node.try_bgpd("run")

@@ -27,7 +27,7 @@ from tests.fabric.observe import BgpCapture
 from tests.fabric.peer import many_prefixes
 from tests.fabric.process import poll
 from tests.fabric.test_lifecycle import never_without
-from tests.fabric.topology import ASN, CABLE, GATEWAY, Seed3Fabric
+from tests.fabric.topology import ASN, CABLE, GATEWAY, TwoTorFabric
 
 pytestmark = pytest.mark.needs("bird")
 
@@ -59,7 +59,7 @@ class Rogue:
         self._thread = threading.Thread(target=self._run, name="rogue", daemon=True)
 
     @classmethod
-    def beside(cls, fabric: Seed3Fabric, behave: Callable[[socket.socket], None]) -> Rogue:
+    def beside(cls, fabric: TwoTorFabric, behave: Callable[[socket.socket], None]) -> Rogue:
         """At the gateway's address: the third neighbor of `with_rogue`."""
         return cls(fabric.fabric, GATEWAY, behave)
 
@@ -109,7 +109,7 @@ def establish(connection: socket.socket) -> None:
     skip_to(connection, BgpType.KEEPALIVE)
 
 
-def dial(fabric: Seed3Fabric, node: str) -> socket.socket | None:
+def dial(fabric: TwoTorFabric, node: str) -> socket.socket | None:
     """A session that has had its first UPDATE; None: ExaBGP was not ready for it."""
     connection = fabric.fabric.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.settimeout(10)
@@ -138,7 +138,7 @@ def saying(bad: bytes, *, established: bool) -> Callable[[socket.socket], None]:
     return behave
 
 
-def with_rogue(fabric: Seed3Fabric) -> BgpdNode:
+def with_rogue(fabric: TwoTorFabric) -> BgpdNode:
     """A node that announces to both ToRs and keeps a third peer, at the gateway."""
     node = BgpdNode.announcing(fabric)
     rogue = {"name": "rogue", "peerAddress": GATEWAY, "peerASN": ASN, "timers": {"holdTimeSeconds": 9}}
@@ -148,7 +148,7 @@ def with_rogue(fabric: Seed3Fabric) -> BgpdNode:
 
 
 @contextlib.contextmanager
-def unharmed(fabric: Seed3Fabric, node: BgpdNode) -> Iterator[None]:
+def unharmed(fabric: TwoTorFabric, node: BgpdNode) -> Iterator[None]:
     """Asserts that both ToRs keep every route, and hear nothing but keepalives, while the rogue peer is there."""
     place = fabric.nodes[0]
     with BgpCapture(place.namespace, CABLE) as capture, never_without(fabric, place.pod_cidrs):
@@ -179,11 +179,11 @@ NO_SUCH_LENGTH = struct.pack("!HH", 0, 0) + bytes([200, 10, 0, 0])
     ],
 )
 def test_a_malformed_message_ends_one_session_only(
-    seed3: Seed3Fabric, bad: bytes, established: bool, told: str
+    fabric: TwoTorFabric, bad: bytes, established: bool, told: str
 ) -> None:
     """The session with its sender falls and says why; both ToRs notice nothing."""
-    node = with_rogue(seed3)
-    with Rogue.beside(seed3, saying(bad, established=established)), unharmed(seed3, node):
+    node = with_rogue(fabric)
+    with Rogue.beside(fabric, saying(bad, established=established)), unharmed(fabric, node):
         node.wait_problem(told)
 
 
@@ -195,30 +195,30 @@ def test_a_malformed_message_ends_one_session_only(
         pytest.param(NO_SUCH_LENGTH, id="a prefix of length 200"),
     ],
 )
-def test_a_malformed_update_costs_no_session(seed3: Seed3Fabric, update: bytes) -> None:
+def test_a_malformed_update_costs_no_session(fabric: TwoTorFabric, update: bytes) -> None:
     """Nothing that peers announce is looked at, so not even its sender's session falls."""
-    place, node = seed3.nodes[0], with_rogue(seed3)
-    with Rogue.beside(seed3, saying(message(2, update), established=True)) as rogue, unharmed(seed3, node):
+    place, node = fabric.nodes[0], with_rogue(fabric)
+    with Rogue.beside(fabric, saying(message(2, update), established=True)) as rogue, unharmed(fabric, node):
         node.wait_status("rogue has no routes", lambda it: it["peers"][2].get("announced") == 1)
         with BgpCapture(place.namespace, CABLE) as capture:
             capture.wait(lambda it: it.dst == GATEWAY and it.type is BgpType.KEEPALIVE, what="keepalive")
         assert (node.peer("rogue")["state"], node.peer("rogue")["flaps"], len(rogue.dialled)) == ("up", 0, 1)
 
 
-def test_a_peer_of_another_as_is_named_with_both_numbers(seed3: Seed3Fabric) -> None:
+def test_a_peer_of_another_as_is_named_with_both_numbers(fabric: TwoTorFabric) -> None:
     """It answers with AS 64999 where 64512 is configured: `bgpd peers` shows both."""
-    node = with_rogue(seed3)
-    with Rogue.beside(seed3, saying(open_message(asn=64999), established=False)), unharmed(seed3, node):
+    node = with_rogue(fabric)
+    with Rogue.beside(fabric, saying(open_message(asn=64999), established=False)), unharmed(fabric, node):
         node.wait_problem("peer rogue is down: notification sent (2,2): ASN in OPEN (64999) did not match ASN")
 
 
-def test_a_peer_that_flaps_every_second_harms_nobody(seed3: Seed3Fabric) -> None:
+def test_a_peer_that_flaps_every_second_harms_nobody(fabric: TwoTorFabric) -> None:
     """Fifteen sessions of a second each, dialled by the peer: it gets its routes each time, the ToRs keep theirs."""
-    place, node = seed3.nodes[0], with_rogue(seed3)
-    with unharmed(seed3, node):
+    place, node = fabric.nodes[0], with_rogue(fabric)
+    with unharmed(fabric, node):
         node.wait_status("no third peer", lambda it: len(it["peers"]) == 3)
         for _ in range(15):
-            with poll(lambda: dial(seed3, place.address), 30, lambda: "no session") as connection:
+            with poll(lambda: dial(fabric, place.address), 30, lambda: "no session") as connection:
                 until = time.monotonic() + 1
                 while time.monotonic() < until:
                     if select.select([connection], [], [], 0.05)[0]:
@@ -226,16 +226,16 @@ def test_a_peer_that_flaps_every_second_harms_nobody(seed3: Seed3Fabric) -> None
         node.wait_status("not 15 flaps", lambda it: it["peers"][2]["flaps"] >= 14)
 
 
-def test_a_peer_that_breaks_every_session_is_left_alone_ever_longer(seed3: Seed3Fabric) -> None:
+def test_a_peer_that_breaks_every_session_is_left_alone_ever_longer(fabric: TwoTorFabric) -> None:
     """1, 2, 4 s between two attempts, a handful of log lines; and when it dials us itself, it is let in at once."""
-    place, node = seed3.nodes[0], with_rogue(seed3)
+    place, node = fabric.nodes[0], with_rogue(fabric)
     assert node.daemon is not None
-    with Rogue.beside(seed3, saying(LENGTH_7, established=True)) as rogue, unharmed(seed3, node):
+    with Rogue.beside(fabric, saying(LENGTH_7, established=True)) as rogue, unharmed(fabric, node):
         rogue.wait_dialled(4)
         gaps = [later - earlier for earlier, later in itertools.pairwise(rogue.dialled)]
         assert [gap >= wait for gap, wait in zip(gaps, (0.9, 1.9, 3.9), strict=True)] == [True] * 3, gaps
         node.wait_status("not down", lambda it: (it["peers"][2]["flaps"], it["peers"][2]["state"]) == (3, "down"))
-        with poll(lambda: dial(seed3, place.address), 5, lambda: "not let in"):
+        with poll(lambda: dial(fabric, place.address), 5, lambda: "not let in"):
             assert time.monotonic() - rogue.dialled[-1] < 8, "let in only when its own turn had come"
             node.wait_status("not up", lambda it: it["peers"][2]["state"] == "up")
     told = [line for line in map(json.loads, node.daemon.log().splitlines()) if line.get("peer") == "rogue"]
@@ -243,11 +243,11 @@ def test_a_peer_that_breaks_every_session_is_left_alone_ever_longer(seed3: Seed3
     assert (told[-1]["downs"], told[-1]["reason"]) == (3, "notification sent (1,2)")
 
 
-def test_a_hundred_thousand_routes_leave_no_trace(seed3: Seed3Fabric) -> None:
+def test_a_hundred_thousand_routes_leave_no_trace(fabric: TwoTorFabric) -> None:
     """A ToR's full table: ExaBGP grows by 5 MB at most, the session stays, the kernel's table as it was."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
     assert node.speaker is not None
-    tor, speaker = seed3.tors[0], node.speaker.pid
+    tor, speaker = fabric.tors[0], node.speaker.pid
     before_kb, kernel = resident_kb(speaker), place.namespace.routes()
     with BgpCapture(place.namespace, CABLE) as capture:
         tor.speaker.reconfigure(originate=tuple(many_prefixes(100_000)))

@@ -10,27 +10,27 @@ from __future__ import annotations
 import pytest
 
 from tests.fabric.netns import Lab
-from tests.fabric.node import BgpdNode, seed3_bgp
+from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.observe import BgpCapture
 from tests.fabric.peer import FAMILIES, Neighbor
 from tests.fabric.test_options_lab import wait_counter
-from tests.fabric.topology import CABLE, Seed3Fabric, TorPlace
+from tests.fabric.topology import CABLE, TorPlace, TwoTorFabric
 
 pytestmark = pytest.mark.needs("bird")
 
 UP_S = 40
 
 
-def dialled(lab: Lab, *demands: bool) -> tuple[Seed3Fabric, BgpdNode]:
+def dialled(lab: Lab, *demands: bool) -> tuple[TwoTorFabric, BgpdNode]:
     """The node demands TTL security of each ToR or not, in their order, and waits for all of them to dial."""
-    fabric = Seed3Fabric(lab, neighbor=Neighbor(address="", asn=0, families=FAMILIES, multihop=2)).start()
-    bgp = seed3_bgp(fabric, passive=True)
+    fabric = TwoTorFabric(lab, neighbor=Neighbor(address="", asn=0, families=FAMILIES, multihop=2)).start()
+    bgp = two_tor_bgp(fabric, passive=True)
     for peer, demand in zip(bgp["peers"], demands, strict=True):
         peer["ttlSecurity"] = demand
     return fabric, BgpdNode.at(fabric.nodes[0], bgp).start()
 
 
-def guard(fabric: Seed3Fabric, tor: TorPlace) -> None:
+def guard(fabric: TwoTorFabric, tor: TorPlace) -> None:
     tor.speaker.reconfigure_neighbor(fabric.nodes[0].address, ttl_security=True)
 
 
@@ -44,7 +44,7 @@ def accepted(node: BgpdNode, tor: TorPlace) -> list[str]:
     return node.namespace.run(["ss", "-H", "-t", "-n", "-a", "dst", tor.loopback]).stdout.splitlines()
 
 
-def wait_up(fabric: Seed3Fabric, tor: TorPlace) -> None:
+def wait_up(fabric: TwoTorFabric, tor: TorPlace) -> None:
     """Established, and the route has come: both directions have gone on past the handshake."""
     tor.speaker.wait_established(fabric.nodes[0].address, UP_S)
     tor.speaker.wait_route(fabric.nodes[0].pod_cidrs[0], UP_S, where=lambda route: not route.stale)

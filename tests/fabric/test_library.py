@@ -19,7 +19,7 @@ from tests.fabric.observe import BgpCapture, RouteSampler
 from tests.fabric.peer import FAMILIES, IPV4, IPV6, Neighbor, Options, Speaker, many_prefixes
 from tests.fabric.process import Process, poll
 from tests.fabric.reach import ping, source_seen
-from tests.fabric.topology import HEALTH_CHECKER, STRANGER, Seed3Fabric
+from tests.fabric.topology import HEALTH_CHECKER, STRANGER, TwoTorFabric
 
 TOR, NODE = "10.0.0.1", "10.0.0.2"
 NODE6 = "fd00::2"
@@ -318,7 +318,7 @@ def test_the_sampler_counts_a_route_that_stays_away(pair: tuple[Namespace, Names
     assert sampler.result().lost == {V4, V6}
 
 
-# --- the fabric of seed 3
+# --- the two-ToR fabric
 
 
 @needs_exabgp
@@ -327,23 +327,23 @@ def test_the_sampler_counts_a_route_that_stays_away(pair: tuple[Namespace, Names
 )
 def test_packets_reach_pods_through_the_routes_the_tors_learned(kind: type[Speaker], lab: Lab) -> None:
     """Three nodes, two ToRs, both families; each side sees the other's own address."""
-    seed3 = Seed3Fabric(lab, speakers=(kind, kind)).start()
-    tors = [(tor.loopback, seed3.tor_asn) for tor in seed3.tors]
-    for node in seed3.nodes:
+    fabric = TwoTorFabric(lab, speakers=(kind, kind)).start()
+    tors = [(tor.loopback, fabric.tor_asn) for tor in fabric.tors]
+    for node in fabric.nodes:
         hops = (node.address, node.address6)
         routes = [f"route {cidr} next-hop {hop}" for cidr, hop in zip(node.pod_cidrs, hops, strict=True)]
         text = exabgp.configuration(
-            local_address=node.address, router_id=node.address, asn=seed3.node_asn, peers=tors, routes=routes
+            local_address=node.address, router_id=node.address, asn=fabric.node_asn, peers=tors, routes=routes
         )
         exabgp.start(node.namespace, text)
-    pod = seed3.add_pod(seed3.nodes[0], "188.188.0.10", "pod4")
-    pod6 = seed3.add_pod(seed3.nodes[1], "fd00:188:188:1::10", "pod6")
-    for tor in seed3.tors:
-        for node in seed3.nodes:
+    pod = fabric.add_pod(fabric.nodes[0], "188.188.0.10", "pod4")
+    pod6 = fabric.add_pod(fabric.nodes[1], "fd00:188:188:1::10", "pod6")
+    for tor in fabric.tors:
+        for node in fabric.nodes:
             for cidr in node.pod_cidrs:
                 assert tor.speaker.wait_route(cidr).peer == node.address
-    for tor in seed3.tors:  # learned is not yet installed: FRR hands its routes to zebra, and zebra to the kernel
-        for cidr in (str(ip_network(text)) for node in seed3.nodes for text in node.pod_cidrs):
+    for tor in fabric.tors:  # learned is not yet installed: FRR hands its routes to zebra, and zebra to the kernel
+        for cidr in (str(ip_network(text)) for node in fabric.nodes for text in node.pod_cidrs):
             family = 6 if ":" in cidr else 4
             poll(
                 lambda tor=tor, cidr=cidr, family=family: any(  # type: ignore[misc]
@@ -352,31 +352,31 @@ def test_packets_reach_pods_through_the_routes_the_tors_learned(kind: type[Speak
                 10.0,
                 lambda cidr=cidr: f"{cidr} is not in the kernel",  # type: ignore[misc]
             )
-    poll(lambda: ping(seed3.outside, "188.188.0.10", timeout_s=0.2), 5.0, lambda: "no way to the pod")
+    poll(lambda: ping(fabric.outside, "188.188.0.10", timeout_s=0.2), 5.0, lambda: "no way to the pod")
     poll(lambda: ping(pod6, "fd00:11:11:250::12", timeout_s=0.2), 5.0, lambda: "no way from the v6 pod")
-    assert source_seen(pod, seed3.outside, HEALTH_CHECKER) == "188.188.0.10"
-    assert source_seen(seed3.outside, pod, "188.188.0.10", source=STRANGER) == STRANGER
-    assert source_seen(seed3.add_f5(), pod, "188.188.0.10") == "11.8.37.4"
+    assert source_seen(pod, fabric.outside, HEALTH_CHECKER) == "188.188.0.10"
+    assert source_seen(fabric.outside, pod, "188.188.0.10", source=STRANGER) == STRANGER
+    assert source_seen(fabric.add_f5(), pod, "188.188.0.10") == "11.8.37.4"
 
 
 @needs_exabgp
 @pytest.mark.needs(*Bird.programs)
 def test_a_broken_path_to_one_tor_leaves_the_other_session_up(lab: Lab) -> None:
-    seed3 = Seed3Fabric(lab, neighbor=Neighbor(address="", asn=ASN, hold_time_s=3, keepalive_s=1)).start()
-    node, (first, second) = seed3.nodes[0], seed3.tors
+    fabric = TwoTorFabric(lab, neighbor=Neighbor(address="", asn=ASN, hold_time_s=3, keepalive_s=1)).start()
+    node, (first, second) = fabric.nodes[0], fabric.tors
     text = exabgp.configuration(
         local_address=node.address,
         router_id=node.address,
-        asn=seed3.node_asn,
-        peers=[(tor.loopback, seed3.tor_asn) for tor in seed3.tors],
+        asn=fabric.node_asn,
+        peers=[(tor.loopback, fabric.tor_asn) for tor in fabric.tors],
         routes=[f"route {node.pod_cidrs[0]} next-hop {node.address}"],
         session="hold-time 3;",
     )
     exabgp.start(node.namespace, text)
-    for tor in seed3.tors:
+    for tor in fabric.tors:
         tor.speaker.wait_established(node.address)
-    seed3.blackhole(node, first)
+    fabric.blackhole(node, first)
     first.speaker.wait_down(node.address)
     assert second.speaker.session(node.address).established
-    seed3.heal(node, first)
+    fabric.heal(node, first)
     first.speaker.wait_established(node.address)

@@ -16,11 +16,11 @@ import pytest
 from bgpd.bgp import render
 from tests.fabric.bgp_wire import BgpMessage, BgpType
 from tests.fabric.netns import Lab
-from tests.fabric.node import BgpdNode, seed3_bgp
+from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.observe import BgpCapture
 from tests.fabric.peer import FAMILIES, IPV4, IPV6, Neighbor
 from tests.fabric.process import poll
-from tests.fabric.topology import CABLE, Seed3Fabric, TorPlace
+from tests.fabric.topology import CABLE, TorPlace, TwoTorFabric
 
 pytestmark = pytest.mark.needs("bird")
 
@@ -62,20 +62,20 @@ def quiet(capture: BgpCapture, tor: TorPlace) -> Iterator[None]:
     assert [str(it) for it in between(capture, tor)] == []
 
 
-def test_an_unchanged_file_says_nothing(seed3: Seed3Fabric) -> None:
+def test_an_unchanged_file_says_nothing(fabric: TwoTorFabric) -> None:
     """`bgpd reload` and SIGHUP of the same file: no BGP message besides keepalives."""
-    node = BgpdNode.announcing(seed3)
+    node = BgpdNode.announcing(fabric)
     assert node.daemon is not None
-    a, b = seed3.tors
-    with BgpCapture(seed3.nodes[0].namespace, CABLE) as capture, quiet(capture, a), quiet(capture, b):
+    a, b = fabric.tors
+    with BgpCapture(fabric.nodes[0].namespace, CABLE) as capture, quiet(capture, a), quiet(capture, b):
         assert node.bgpd("reload") == "configuration loaded\n"
         node.daemon.signal(signal.SIGHUP)
 
 
-def test_a_changed_timer_touches_only_that_session(seed3: Seed3Fabric) -> None:
+def test_a_changed_timer_touches_only_that_session(fabric: TwoTorFabric) -> None:
     """tor-a's hold time changes: its session is reset and has its routes again, tor-b hears nothing."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
-    a, b = seed3.tors
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
+    a, b = fabric.tors
     with BgpCapture(place.namespace, CABLE) as capture, quiet(capture, b):
         peer_config(node, "tor-a")["timers"] = {"holdTimeSeconds": 6}
         reload(node)
@@ -87,13 +87,13 @@ def test_a_changed_timer_touches_only_that_session(seed3: Seed3Fabric) -> None:
 
 def test_a_changed_password_touches_only_that_session(lab: Lab) -> None:
     """The key of tor-a is rolled on both sides: that session returns under the new one, tor-b hears nothing."""
-    fabric = Seed3Fabric(lab, neighbor=Neighbor(address="", asn=0, families=FAMILIES, password="first")).start()
+    fabric = TwoTorFabric(lab, neighbor=Neighbor(address="", asn=0, families=FAMILIES, password="first")).start()
     place = fabric.nodes[0]
     keys = {tor.name: lab.directory / f"{tor.name}.md5" for tor in fabric.tors}
     for file in keys.values():
         file.write_text("first\n")
         file.chmod(0o600)
-    bgp = seed3_bgp(fabric)
+    bgp = two_tor_bgp(fabric)
     for peer in bgp["peers"]:
         peer["authPasswordFile"] = str(keys[peer["name"]])
     node = BgpdNode.announcing(fabric, bgp)
@@ -107,46 +107,46 @@ def test_a_changed_password_touches_only_that_session(lab: Lab) -> None:
         node.wait_healthy()
 
 
-def test_two_uplinks_are_reset_one_after_the_other(seed3: Seed3Fabric) -> None:
+def test_two_uplinks_are_reset_one_after_the_other(fabric: TwoTorFabric) -> None:
     """Both hold times change: the second session falls only after the first has all its routes again."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
     with BgpCapture(place.namespace, CABLE) as capture:
         for peer in node.config["bgp"]["peers"]:
             peer["timers"] = {"holdTimeSeconds": 6}
         reload(node)
-        for tor in seed3.tors:
+        for tor in fabric.tors:
             wait_hold_time(tor, place.address, 6)
         node.wait_healthy()
-    first, second = sorted(seed3.tors, key=lambda tor: between(capture, tor)[0].time)
+    first, second = sorted(fabric.tors, key=lambda tor: between(capture, tor)[0].time)
     complete = [it for it in between(capture, first) if it.src == place.address and it.end_of_rib]
     assert len(complete) == 2
     assert complete[-1].time < between(capture, second)[0].time
 
 
-def test_the_second_uplink_waits_for_one_that_does_not_come_back(seed3: Seed3Fabric) -> None:
+def test_the_second_uplink_waits_for_one_that_does_not_come_back(fabric: TwoTorFabric) -> None:
     """tor-a is cut off while both change: tor-b keeps its session, and `bgpd peers` says what it waits for."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
-    a, b = seed3.tors
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
+    a, b = fabric.tors
     with BgpCapture(place.namespace, CABLE) as capture:
         with quiet(capture, b):
-            seed3.cut(a)
+            fabric.cut(a)
             for peer in node.config["bgp"]["peers"]:
                 peer["timers"] = {"holdTimeSeconds": 6}
             reload(node)
             node.wait_status("a is not reset", lambda it: it["peers"][0]["state"] == "down")
             node.wait_problem("change pending: waits for tor-a to be Established with its routes")
             assert "take tor-a out to go ahead" in " ".join(node.try_bgpd("peers").stdout.split())
-        seed3.mend(a)
+        fabric.mend(a)
         wait_hold_time(a, place.address, 6)
         wait_hold_time(b, place.address, 6)
         node.wait_healthy(60)
 
 
-def test_a_reload_goes_on_without_a_peer_that_never_was(seed3: Seed3Fabric) -> None:
+def test_a_reload_goes_on_without_a_peer_that_never_was(fabric: TwoTorFabric) -> None:
     """tor-a has been away from the start: tor-b's change and a third peer's are applied all the same."""
-    place, (a, b) = seed3.nodes[0], seed3.tors
-    seed3.cut(a)
-    node = BgpdNode.at(place, seed3_bgp(seed3)).start()
+    place, (a, b) = fabric.nodes[0], fabric.tors
+    fabric.cut(a)
+    node = BgpdNode.at(place, two_tor_bgp(fabric)).start()
     b.speaker.wait_route(place.pod_cidrs[0])
     peer_config(node, "tor-b")["timers"] = {"holdTimeSeconds": 6}
     node.config["bgp"]["peers"].append(
@@ -159,10 +159,10 @@ def test_a_reload_goes_on_without_a_peer_that_never_was(seed3: Seed3Fabric) -> N
     node.wait_status("changes are pending", lambda it: not any("pending" in line for line in it["problems"]))
 
 
-def test_an_added_peer_gets_its_routes_and_a_removed_one_loses_its_session(seed3: Seed3Fabric) -> None:
+def test_an_added_peer_gets_its_routes_and_a_removed_one_loses_its_session(fabric: TwoTorFabric) -> None:
     """tor-b is taken out and put back: tor-a hears nothing of either."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
-    a, b = seed3.tors
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
+    a, b = fabric.tors
     with BgpCapture(place.namespace, CABLE) as capture, quiet(capture, a):
         removed = node.config["bgp"]["peers"].pop()
         reload(node)
@@ -179,10 +179,10 @@ def test_an_added_peer_gets_its_routes_and_a_removed_one_loses_its_session(seed3
 @pytest.mark.parametrize("families", [(IPV4,), (IPV6,), FAMILIES], ids=" ".join)
 def test_a_removed_peer_is_emptied_before_it_loses_its_session(lab: Lab, families: tuple[str, ...]) -> None:
     """Withdrawals, then End-of-RIB for the families of its session and for no other; nothing is kept as stale."""
-    fabric = Seed3Fabric(lab, neighbor=Neighbor(address="", asn=0, families=families)).start()
+    fabric = TwoTorFabric(lab, neighbor=Neighbor(address="", asn=0, families=families)).start()
     place, b = fabric.nodes[0], fabric.tors[1]
     prefixes = [prefix for prefix, family in zip(place.pod_cidrs, FAMILIES, strict=True) if family in families]
-    node = BgpdNode.at(place, seed3_bgp(fabric, families=list(families)), *prefixes).start()
+    node = BgpdNode.at(place, two_tor_bgp(fabric, families=list(families)), *prefixes).start()
     b.speaker.wait_route_count(place.address, len(families))
     node.wait_healthy()
     with BgpCapture(place.namespace, CABLE) as capture:
@@ -195,10 +195,10 @@ def test_a_removed_peer_is_emptied_before_it_loses_its_session(lab: Lab, familie
     assert {it.body == bytes(4) for it in said if it.end_of_rib} == {family == IPV4 for family in families}
 
 
-def test_a_removal_that_was_broken_off_is_ended_in_order(seed3: Seed3Fabric) -> None:
+def test_a_removal_that_was_broken_off_is_ended_in_order(fabric: TwoTorFabric) -> None:
     """The daemon dies with the new file in place and not loaded: the next daemon empties tor-b before the reload."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
-    b = seed3.tors[1]
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
+    b = fabric.tors[1]
     assert node.daemon is not None
     node.daemon.kill()
     file = node.directory / "run" / "speaker" / "exabgp.conf"
@@ -214,13 +214,13 @@ def test_a_removal_that_was_broken_off_is_ended_in_order(seed3: Seed3Fabric) -> 
 
 
 @pytest.mark.parametrize("how", ["bgpd reload", "SIGHUP"])
-def test_an_invalid_file_changes_nothing(seed3: Seed3Fabric, how: str) -> None:
+def test_an_invalid_file_changes_nothing(fabric: TwoTorFabric, how: str) -> None:
     """The last good configuration stays in use; reload, status and a metric say that the file was refused."""
-    node = BgpdNode.announcing(seed3)
+    node = BgpdNode.announcing(fabric)
     assert node.daemon is not None
-    a, b = seed3.tors
+    a, b = fabric.tors
     good = node.config_file.read_text()
-    with BgpCapture(seed3.nodes[0].namespace, CABLE) as capture, quiet(capture, a), quiet(capture, b):
+    with BgpCapture(fabric.nodes[0].namespace, CABLE) as capture, quiet(capture, a), quiet(capture, b):
         peer_config(node, "tor-a")["timers"] = {"holdTimeSeconds": 1}
         peer_config(node, "tor-b")["peerASN"] = "many"
         node.write_config()
@@ -244,10 +244,10 @@ def test_an_invalid_file_changes_nothing(seed3: Seed3Fabric, how: str) -> None:
     poll(lambda: node.metric("bgpd_config_last_reload_successful") == 1, 5, lambda: "the metric says 0")
 
 
-def test_a_reload_works_while_a_peer_is_down_with_routes_to_come(seed3: Seed3Fabric) -> None:
+def test_a_reload_works_while_a_peer_is_down_with_routes_to_come(fabric: TwoTorFabric) -> None:
     """ExaBGP drops reloads while routes are queued for a peer that is down; none ever are, so it loads this one."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
-    a, b = seed3.tors
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
+    a, b = fabric.tors
     a.speaker.stop()
     node.wait_status("a is not down", lambda it: it["peers"][0]["state"] == "down")
     node.allocate(place, "188.188.9.0/24", place.pod_cidrs[1])
@@ -261,13 +261,13 @@ def test_a_reload_works_while_a_peer_is_down_with_routes_to_come(seed3: Seed3Fab
     reload(node)
     b.speaker.wait_established(place.address, 40)
     a.speaker.start()
-    for tor in seed3.tors:
+    for tor in fabric.tors:
         tor.speaker.wait_route("188.188.9.0/24", 40, where=lambda route: not route.stale)
 
 
-def test_twenty_reloads_in_a_row_end_at_the_last(seed3: Seed3Fabric) -> None:
+def test_twenty_reloads_in_a_row_end_at_the_last(fabric: TwoTorFabric) -> None:
     """A new community each time, some by SIGHUP: the last one is at both ToRs and no session was reset."""
-    place, node = seed3.nodes[0], BgpdNode.announcing(seed3)
+    place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
     assert node.daemon is not None
     with BgpCapture(place.namespace, CABLE) as capture:
         for count in range(20):
@@ -278,7 +278,7 @@ def test_twenty_reloads_in_a_row_end_at_the_last(seed3: Seed3Fabric) -> None:
                 node.bgpd("reload")
             else:
                 node.daemon.signal(signal.SIGHUP)
-        for tor in seed3.tors:
+        for tor in fabric.tors:
             tor.speaker.wait_route(place.pod_cidrs[0], where=lambda route: route.communities == ("64512:19",))
         node.wait_healthy()
     assert {it.type for it in capture.besides_keepalives()} == {BgpType.UPDATE}

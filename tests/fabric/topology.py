@@ -1,4 +1,4 @@
-"""The network of seed 3: three nodes, two ToR switches, a gateway between them, a world behind it.
+"""The two-ToR fabric: three nodes, two ToR switches, a gateway between them, a world behind it.
 
 This decides addresses, cables and kernel routes, and what the ToRs are told. It does not decide what speaks
 BGP on the nodes (the daemon, or ExaBGP in this library's own tests) nor which kind of speaker a ToR is.
@@ -9,14 +9,13 @@ BGP on the nodes (the daemon, or ExaBGP in this library's own tests) nor which k
      +-----------+-----------+---- br0 in `fabric` ----+-----------+
                                   | .254 ::fe          |           |
                                   |                  tor-a .252  tor-b .253
-                       outside 11.11.250.12          lo 11.11.255.1  .2
-                       and 198.51.100.10             lo fd00:11:11:255::1  ::2
+              outside 11.11.250.12                   lo 11.11.255.1  .2
+              and 198.51.100.10, 2001:db8:100::10    lo fd00:11:11:255::1  ::2
 ```
 
 The nodes reach the ToRs' loopbacks through the gateway, one hop away, so a session is a multihop session.
-The ToRs are on the nodes' segment as the switches of the seed are, so next hops resolve at once and packets
-to pods go ToR to node directly. The gateway sends all pod traffic to the ToRs, spread over both: a ToR
-without the route drops what comes to it.
+The ToRs are on the nodes' segment, so next hops resolve at once and packets to pods go ToR to node directly.
+The gateway sends all pod traffic to the ToRs, spread over both: a ToR without the route drops what comes to it.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from tests.fabric.peer import FAMILIES, Neighbor, Options, Speaker
 ASN = 64512
 POD_SUPERNETS = ("188.188.0.0/16", "fd00:188:188::/48")
 GATEWAY, GATEWAY6 = "11.8.37.254", "fd00:11:8:37::fe"
-F5_SNAT = "11.8.37.4"  # listed in nonMasqueradeCIDRs
+F5_SNAT, F5_SNAT6 = "11.8.37.4", "fd00:11:8:37::4"  # listed in nonMasqueradeCIDRs
 HEALTH_CHECKER = "11.11.250.12"  # inside 11.11.248.0/21, listed too
-STRANGER = "198.51.100.10"  # listed nowhere
+STRANGER, STRANGER6 = "198.51.100.10", "2001:db8:100::10"  # listed nowhere; two more addresses of `outside`
 CABLE = "eth0"
 BOTH_FAMILIES = Neighbor(address="", asn=ASN, families=FAMILIES)
 
@@ -60,7 +59,7 @@ class TorPlace:
     speaker: Speaker
 
 
-class Seed3Fabric:
+class TwoTorFabric:
     """The whole network in a lab. Cables stand at once; `start` starts the ToRs, the nodes are the test's.
 
     `tor_asn` other than `node_asn` makes the sessions external and multihop. `neighbor` is what the ToRs
@@ -97,7 +96,7 @@ class Seed3Fabric:
             self.fabric.add_route(pods, via=hops[: len(self.tors)])
         self.outside = self._outside()
 
-    def start(self) -> Seed3Fabric:
+    def start(self) -> TwoTorFabric:
         """Start the ToRs; they wait for the nodes to call, and call them too."""
         for tor in self.tors:
             tor.speaker.start()
@@ -128,10 +127,10 @@ class Seed3Fabric:
             node.namespace.remove_route(f"{address}/{length}")
 
     def add_f5(self) -> Namespace:
-        """A load balancer on the nodes' segment with a SNAT address of the seed."""
+        """A load balancer on the nodes' segment with one address of its SNAT pool; it reaches pods by the ToRs."""
         f5 = self.lab.namespace(f"{self._prefix}f5")
         self.lab.plug(f5, CABLE, self.fabric, "f5")
-        f5.add_address(CABLE, f"{F5_SNAT}/24", "fd00:11:8:37::4/64")
+        f5.add_address(CABLE, f"{F5_SNAT}/24", f"{F5_SNAT6}/64")
         f5.add_route("default", via=GATEWAY)
         f5.add_route("default", via=GATEWAY6)
         return f5
@@ -151,6 +150,18 @@ class Seed3Fabric:
         if length == 32:
             pod.add_route(f"{gateway}/32", dev=CABLE)
         pod.add_route("default", via=gateway, dev=CABLE)
+        return pod
+
+    def add_bridged_pod(self, node: NodePlace, address: str, name: str) -> Namespace:
+        """A pod as the bridge plugin attaches one: a port of a bridge that has the first address of its /24."""
+        pod = self.lab.namespace(f"{self._prefix}{name}")
+        bridge, port = f"cni-{name}"[:15], f"v{name}"[:15]
+        gateway = address.rpartition(".")[0] + ".1"
+        self.lab.bridge(node.namespace, bridge)
+        node.namespace.add_address(bridge, f"{gateway}/24")
+        self.lab.plug(pod, CABLE, node.namespace, port, bridge)
+        pod.add_address(CABLE, f"{address}/24")
+        pod.add_route("default", via=gateway)
         return pod
 
     def _node(self, index: int, last: int) -> NodePlace:
@@ -208,10 +219,11 @@ class Seed3Fabric:
         self.lab.link(outside, CABLE, self.fabric, "outside")
         self.fabric.add_address("outside", "11.11.250.254/24", "fd00:11:11:250::fe/64")
         outside.add_address(CABLE, f"{HEALTH_CHECKER}/24", "fd00:11:11:250::12/64")
-        outside.add_address("lo", f"{STRANGER}/32")
+        outside.add_address("lo", f"{STRANGER}/32", f"{STRANGER6}/128")
         outside.add_route("default", via="11.11.250.254")
         outside.add_route("default", via="fd00:11:11:250::fe")
         self.fabric.add_route(f"{STRANGER}/32", via=HEALTH_CHECKER)
+        self.fabric.add_route(f"{STRANGER6}/128", via="fd00:11:11:250::12")
         return outside
 
     def _port(self, place: NodePlace | TorPlace) -> str:

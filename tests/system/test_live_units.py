@@ -15,11 +15,11 @@ import pytest
 import yaml
 
 from tests.fabric.netns import Lab, missing
-from tests.fabric.node import node_manifest, seed3_bgp
+from tests.fabric.node import node_manifest, two_tor_bgp
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import poll
 from tests.fabric.test_lifecycle import never_without
-from tests.fabric.topology import CABLE, Seed3Fabric
+from tests.fabric.topology import CABLE, TwoTorFabric
 from tests.system.machine import Machine, lacking
 from tests.system.test_install import PYTHON, SOURCE
 
@@ -34,14 +34,14 @@ WATCHDOG = f"/run/systemd/system/{DAEMON}.d/watchdog.conf"
 class Installed:
     """The product on the first node of the fabric."""
 
-    def __init__(self, fabric: Seed3Fabric, machine: Machine) -> None:
+    def __init__(self, fabric: TwoTorFabric, machine: Machine) -> None:
         self.fabric, self.place, self.machine = fabric, fabric.nodes[0], machine
 
     def install(self) -> str:
         """The first one finds the operator's configuration and Node object in place, and so starts both units."""
         place = self.place
         source = {"manifests": "/etc/bgpd/manifests"}
-        config = {"node": {"name": place.name}, "source": source, "bgp": seed3_bgp(self.fabric)}
+        config = {"node": {"name": place.name}, "source": source, "bgp": two_tor_bgp(self.fabric)}
         self.machine.write(CONFIG, yaml.safe_dump(config))
         node = node_manifest(place.name, list(place.pod_cidrs), place.address, place.address6)
         self.machine.write("/etc/bgpd/manifests/node.yaml", node)
@@ -69,19 +69,19 @@ class Installed:
 
 
 @pytest.fixture(scope="module")
-def machine_and_fabric(wheels: Path) -> Iterator[tuple[Seed3Fabric, Machine]]:
+def machine_and_fabric(wheels: Path) -> Iterator[tuple[TwoTorFabric, Machine]]:
     reason = lacking() or missing("bird")
     if reason is not None:
         pytest.skip(reason)
     with Lab() as lab:
-        fabric = Seed3Fabric(lab).start()
+        fabric = TwoTorFabric(lab).start()
         machine = Machine(fabric.nodes[0].namespace, {"/srv/bgpd": SOURCE, "/srv/wheels": wheels}).start()
         yield fabric, machine
         machine.stop()
 
 
 @pytest.fixture
-def node(machine_and_fabric: tuple[Seed3Fabric, Machine]) -> Installed:
+def node(machine_and_fabric: tuple[TwoTorFabric, Machine]) -> Installed:
     installed = Installed(*machine_and_fabric)
     if not installed.is_installed():
         installed.install()

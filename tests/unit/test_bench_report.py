@@ -21,9 +21,16 @@ def test_a_miss_is_called_one() -> None:
     assert [it.verdict for it in (HELD, MISSED, TOLD)] == ["ok", "MISS", ""]
 
 
+def test_where_more_is_better_a_goal_is_a_lower_bound() -> None:
+    held, missed = (Result(name="e", value=it, unit="x", goal=4, more_is_better=True) for it in (4, 3.9))
+    assert [it.verdict for it in (held, missed)] == ["ok", "MISS"]
+    assert ">= 4" in report.table([held])
+
+
 def test_the_ratio_is_to_the_best() -> None:
     """And there is none without somebody to compare with, or with a zero."""
     assert HELD.ratio == pytest.approx(8.091 / 8.95)
+    assert Result(name="f", value=6, unit="/s", beside={"x": 8, "y": 3}, more_is_better=True).ratio == 0.75
     assert MISSED.ratio is None
     assert Result(name="d", value=1, unit="", beside={"x": 0}).ratio is None
 

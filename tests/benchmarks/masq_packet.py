@@ -1,0 +1,78 @@
+"""What the decision costs: the program on one packet in the kernel (BPF_PROG_TEST_RUN), on three lengths of list.
+
+It is asked once per flow, so this is nanoseconds per new connection, not per packet. A number is the mean over many
+destinations of the best of several runs each: whatever else the machine does only adds. `packet_ns` is for what is
+not listed, which looks as deep into the list as it goes; `packet_hit_ns` is for what is, and counts the hit.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import statistics
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+from bgpd.datapath import layout, loader
+from bgpd.datapath.layout import LpmKey
+from tests.benchmarks.masq_stage import prefixes, somewhere
+from tests.benchmarks.report import Result
+from tests.bpf.packets import ipv4
+from tests.bpf.program import run
+
+LENGTHS = {"0": 0, "100": 100, "16k": 16_000}
+PROGRAM = "masquerade"
+DESTINATIONS, RUNS, REPEAT = 100, 5, 20_000
+FLAT = 1.25
+
+
+def results(place: Path) -> list[Result]:
+    """With the shipped object, pinned at `place`."""
+    installed = loader.install(loader.shipped("masq"), place / "packet")
+    pin = installed.programs[PROGRAM].pin
+    missed, hit = {}, {}
+    rand = random.Random(2)
+    unlisted, there = _unlisted(rand), 0
+    for name, length in LENGTHS.items():
+        new = list(map(LpmKey.of, prefixes(length)[there:]))
+        installed.maps["ipmasq_hits_v4"].update(dict.fromkeys(new, layout.COUNTER.pack(0)))
+        installed.maps["ipmasq_v4"].update(dict.fromkeys(new, layout.PRESENT))
+        there = length
+        missed[name] = _mean_ns(pin, unlisted, 1)
+        if length:
+            listed = rand.choices(prefixes(length), k=DESTINATIONS)
+            hit[name] = _mean_ns(pin, [_inside(each, rand) for each in listed], 0)
+    return [
+        *(Result(name=f"packet_ns_{name}", value=value, unit="ns") for name, value in missed.items()),
+        *(Result(name=f"packet_hit_ns_{name}", value=value, unit="ns") for name, value in hit.items()),
+        _flatness("packet_flatness", missed, FLAT),
+        _flatness("packet_hit_flatness", hit, FLAT),
+    ]
+
+
+def _unlisted(rand: random.Random) -> list[IPv4Address]:
+    """Addresses among the longest list, but in no entry."""
+    listed = {int(each.network_address) >> 8 for each in prefixes(max(LENGTHS.values()))}
+    anywhere = (somewhere(rand) for _ in itertools.count())
+    return list(itertools.islice((each for each in anywhere if int(each) >> 8 not in listed), DESTINATIONS))
+
+
+def _inside(prefix: IPv4Network, rand: random.Random) -> IPv4Address:
+    return prefix[rand.randrange(prefix.num_addresses)]
+
+
+def _mean_ns(pin: Path, destinations: Sequence[IPv4Address], verdict: int) -> float:
+    """RuntimeError: the program does not say `verdict` of one of them."""
+    best = []
+    for destination in destinations:
+        runs = [run(pin, ipv4(destination), REPEAT) for _ in range(RUNS)]
+        if {it.value for it in runs} != {verdict}:
+            raise RuntimeError(f"the program says {runs[0].value} of {destination}, not {verdict}")
+        best.append(min(it.duration_ns for it in runs))
+    return statistics.fmean(best)
+
+
+def _flatness(name: str, by_length: dict[str, float], goal: float) -> Result:
+    """The dearest length divided by the cheapest."""
+    return Result(name=name, value=max(by_length.values()) / min(by_length.values()), unit="x", goal=goal)
