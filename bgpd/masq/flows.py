@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bgpd.datapath import layout, pins
-from bgpd.datapath.layout import LpmKey, Verdict
+from bgpd.datapath.layout import Verdict
 from bgpd.datapath.libbpf import DatapathError
+from bgpd.model.lpm import LpmKey
 
 
 def judged(directory: Path) -> Mapping[str, int]:

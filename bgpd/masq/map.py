@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
 from bgpd.datapath import layout, loader, pins
-from bgpd.datapath.layout import LpmKey
 from bgpd.datapath.maps import Map
+from bgpd.model.lpm import LpmKey
 from bgpd.model.outcome import DONE, Outcome
-from bgpd.model.prefix import Prefix
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
 
@@ -36,6 +35,8 @@ class Held(NamedTuple):
 
 
 _NOTHING = Held(listed=False, counted=False)
+_LISTED = Held(listed=True, counted=False)
+_COUNTED = Held(listed=True, counted=True)  # the very same for all entries: to compare 16,000 is to compare pointers
 
 EntryChange: TypeAlias = Change[LpmKey, Held]
 
@@ -60,23 +61,9 @@ def cilium_maps(directory: Path, version: int) -> ListMaps:
     return ListMaps(pins.open_or_create(directory / spec.name, spec, exact=False), None)
 
 
-class Wanted:
-    """What should be in the maps for a list, with hits or without; of 16,000 entries usually one is another."""
-
-    def __init__(self, *, counted: bool) -> None:
-        self._held = Held(listed=True, counted=counted)
-        self._prefixes: frozenset[Prefix] = frozenset()
-        self._want: Mapping[LpmKey, Held] = {}
-
-    def of(self, prefixes: frozenset[Prefix]) -> Mapping[LpmKey, Held]:
-        """For this list, from what was there for the one before."""
-        if prefixes is not self._prefixes:
-            want = dict(self._want)
-            for prefix in self._prefixes - prefixes:
-                del want[LpmKey.of(prefix)]
-            want.update(dict.fromkeys(map(LpmKey.of, prefixes - self._prefixes), self._held))
-            self._prefixes, self._want = prefixes, want
-        return self._want
+def wanted(keys: frozenset[LpmKey], *, counted: bool) -> Mapping[LpmKey, Held]:
+    """What should be there for a list, with hits or without."""
+    return dict.fromkeys(keys, _COUNTED if counted else _LISTED)
 
 
 class MasqList:
@@ -92,8 +79,8 @@ class MasqList:
         listed = list(map(LpmKey.read, self._maps.listed.entries()))
         counted = list(map(LpmKey.read, self._maps.hits.entries())) if self._maps.hits else []
         self._listed, self._counted = len(listed), len(counted)
-        have = dict.fromkeys(listed, Held(listed=True, counted=False))
-        have.update({key: Held(key in have, counted=True) for key in counted})
+        have = dict.fromkeys(listed, _LISTED)
+        have.update({key: _COUNTED if key in have else Held(listed=False, counted=True) for key in counted})
         return have
 
     async def apply(self, changes: Sequence[EntryChange]) -> Sequence[Outcome]:

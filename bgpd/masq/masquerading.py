@@ -21,15 +21,15 @@ from pathlib import Path
 from bgpd.config.load import Loaded
 from bgpd.config.schema import Masquerade
 from bgpd.datapath import layout, loader
-from bgpd.datapath.layout import LpmKey
 from bgpd.masq import nft
-from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, Wanted, cilium_maps, own_maps
+from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
 from bgpd.masq.memory import Memory
 from bgpd.masq.nft import MasqueradeTable
 from bgpd.masq.plan import FamilyPlan, MasqPlan, Rule, plan, rules_of
 from bgpd.masq.source import ConfigMapSource, FileSource
 from bgpd.masq.table import Side, Table, side
 from bgpd.model.configmap import ConfigMap
+from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Reading
 from bgpd.model.node import Node
 from bgpd.model.outcome import Blocked, Outcome
@@ -64,7 +64,6 @@ class Masquerading:
         self._memory = Memory(start.paths.state / "masq-document", self.reading)
         self._document = _document_source(start.masquerade, config_maps, self.reading)
         self._datapath = Datapath(start.paths.bpf)
-        self._wanted = {version: Wanted(counted=self._owns) for version in VERSIONS}
         self.lists = {
             version: Reconciler(
                 f"masq_ipv{version}",
@@ -149,7 +148,7 @@ class Masquerading:
         newest = self.reading.newest
         # a document that is only remembered may add, and takes nothing away
         complete = self.plan.complete and newest.synced
-        return Desired(self._wanted[version].of(family.entries), complete=complete, at=newest.at)
+        return Desired(wanted(family.entries, counted=self._owns), complete=complete, at=newest.at)
 
     def _want_rule(self) -> Desired[str, Table]:
         families = _families(self.plan)

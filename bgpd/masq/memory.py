@@ -17,14 +17,15 @@ from bgpd.model.fault import FaultsError
 from bgpd.model.masq import Compat, MasqDocument, Reading, Rules
 from bgpd.runtime.store import Store
 
+AFTER_S = 1.0  # writing 16,000 entries takes 50 ms of processor, and the kernel gets them first
 _AS_WRITTEN = Rules(Compat.CILIUM, ipv6=True)  # no limit, and what is left out is not replaced by a default
 
 
 class Memory:
     """What `file` holds of `store`. `problem`: why the newest document could not be kept; empty: it could."""
 
-    def __init__(self, file: Path, store: Store[Reading]) -> None:
-        self._file, self._store = file, store
+    def __init__(self, file: Path, store: Store[Reading], *, after_s: float = AFTER_S) -> None:
+        self._file, self._store, self._after_s = file, store, after_s
         self._kept: MasqDocument | None = None
         self.problem = ""
 
@@ -40,8 +41,8 @@ class Memory:
     async def run(self) -> None:
         """Keeps what comes. Never returns; cancel it."""
         while True:
+            await asyncio.sleep(self._after_s)
             newest = self._store.newest
-            # 16,000 entries take 50 ms to write, and the kernel is waiting for them too
             await asyncio.to_thread(self.keep, newest.value.document)
             await self._store.newer_than(newest.revision)
 

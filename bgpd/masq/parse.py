@@ -26,7 +26,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Collection
+from array import array
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TypeAlias
@@ -36,6 +37,7 @@ from bgpd.config.document import Document, Limits, Path, Value, spell
 from bgpd.config.field import did_you_mean
 from bgpd.config.scalar import shown
 from bgpd.model.fault import Fault, FaultsError
+from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Compat, Finding, MasqDocument, Rules
 from bgpd.model.prefix import Prefix, PrefixError, parse_masked, parse_prefix
 
@@ -108,10 +110,10 @@ def key_problem(names: Collection[str]) -> str:
     return f"it holds {found}; put the document under the key '{_FILE_NAMES[0]}'"
 
 
-def _default_list(rules: Rules) -> tuple[Prefix, ...]:
+def _default_list(rules: Rules) -> tuple[LpmKey, ...]:
     """What both references keep when nobody gives a list."""
     reserved = rules.all_reserved or rules.compat is Compat.CILIUM
-    return tuple(parse_prefix(text) for text in (_RESERVED if reserved else _PRIVATE))
+    return tuple(LpmKey.of(parse_prefix(text)) for text in (_RESERVED if reserved else _PRIVATE))
 
 
 @dataclass(slots=True)
@@ -176,14 +178,14 @@ class _Reader:
             return path, []
         return path, value or []
 
-    def _entries(self, path: Path, listed: list[Value]) -> tuple[tuple[Prefix, ...], tuple[int, ...]]:
+    def _entries(self, path: Path, listed: list[Value]) -> tuple[tuple[LpmKey, ...], Sequence[int]]:
         """The prefixes and the lines they stand on; without the bad ones, which are faults."""
-        entries: list[Prefix] = []
-        lines: list[int] = []
+        entries: list[LpmKey] = []
+        lines = array("L")
         for index, text in enumerate(listed):
             entry = self._entry((*path, index), text)
             if entry is not None:
-                entries.append(entry)
+                entries.append(LpmKey.of(entry))
                 lines.append(self._place((*path, index))[0])
         ignored = [index for index, entry in enumerate(entries) if entry.version == 6 and not self.rules.ipv6]
         if ignored and not self._is_agent:
@@ -191,7 +193,7 @@ class _Reader:
             place = f"{self.origin}:{lines[ignored[0]]}"
             cause = f"IPv6 is left alone, so it does not count{others}"
             self._add(Finding(str(entries[ignored[0]]), cause, "set masquerade.ipv6", place))
-        return tuple(entries), tuple(lines)
+        return tuple(entries), lines
 
     def _entry(self, path: Path, text: Value) -> Prefix | None:
         if not isinstance(text, str) or len(text) > _LONGEST_TEXT:

@@ -19,6 +19,7 @@ from bgpd.config.field import SnatSource
 from bgpd.config.schema import Masquerade
 from bgpd.datapath.layout import IPMASQ_ENTRIES
 from bgpd.masq.match import PrefixTable
+from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import LINK_LOCAL, MasqDocument, Rules
 from bgpd.model.node import Node
 from bgpd.model.outcome import Blocked
@@ -42,7 +43,7 @@ class Rule:
 class FamilyPlan:
     """`entries` Blocked: the list in the kernel stays as it is. `rule` None: this node has no such pod CIDR."""
 
-    entries: frozenset[Prefix] | Blocked
+    entries: frozenset[LpmKey] | Blocked
     rule: Rule | Blocked | None
 
 
@@ -101,7 +102,7 @@ def explain(wanted: MasqPlan, address: Address) -> Verdict:
         return Verdict(address, True, "masquerade.ipv6 is off, so IPv6 is left alone")
     if isinstance(family.entries, Blocked):
         return Verdict(address, None, family.entries.reason)
-    entry = PrefixTable(family.entries).match(address)
+    entry = PrefixTable(key.prefix for key in family.entries).match(address)
     if entry is not None:
         return Verdict(address, True, "in the list", entry)
     if not wanted.translates:
@@ -123,9 +124,9 @@ def _family(masquerade: Masquerade, document: MasqDocument | None, node: Node | 
     return FamilyPlan(_entries(document, version), _rule(masquerade, node, version))
 
 
-def _entries(document: MasqDocument | None, version: int) -> frozenset[Prefix] | Blocked:
+def _entries(document: MasqDocument | None, version: int) -> frozenset[LpmKey] | Blocked:
     if document is None:
-        return frozenset(prefix for prefix in LINK_LOCAL if prefix.version == version)
+        return frozenset(LpmKey.of(prefix) for prefix in LINK_LOCAL if prefix.version == version)
     entries = document.kept[version]
     if len(entries) > IPMASQ_ENTRIES:
         return Blocked(

@@ -63,7 +63,7 @@ def _preview(
 ) -> Preview:
     planned = plan(masquerade, document, node)
     families = [family for family in (planned.v4, planned.v6) if family is not None]
-    listed = [prefix for family in families if not isinstance(family.entries, Blocked) for prefix in family.entries]
+    listed = [key.prefix for family in families if not isinstance(family.entries, Blocked) for key in family.entries]
     rules = [family.rule for family in families] if node is not None and planned.translates else []
     note = f"{document.origin} gives no list, so the one that compat: {masquerade.compat} has for want of one counts"
     return Preview(

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from bgpd.config.load import Loaded
-from bgpd.datapath.layout import LpmKey
 from bgpd.masq import flows
 from bgpd.masq.lint import Lint, surroundings
 from bgpd.masq.masquerading import RULE_LOOP, Masquerading
 from bgpd.masq.nft import KEY
 from bgpd.masq.plan import explain
 from bgpd.model.brief import brief
+from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Finding, Reading
 from bgpd.model.outcome import Blocked
 from bgpd.model.prefix import Address, Prefix

@@ -5,12 +5,13 @@ Values only. How bytes become one: `masq.parse`. What it comes to on a node: `ma
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network
 
 from bgpd.model.fault import Fault
+from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import Prefix
 
 LINK_LOCAL_V4 = IPv4Network("169.254.0.0/16")  # RFC 3927
@@ -52,7 +53,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class MasqDocument:
-    """A document without faults. `entries` are in its order and may repeat a prefix; each stands on its `lines`.
+    """A document without faults. `keys` are its entries in its order and may repeat one; each stands on its `lines`.
 
     `origin` is the file or object it came from. `is_default`: the list is the reference's, for nobody gave one;
     its entries stand nowhere, and `lines` is empty. `findings` are about the text alone; what depends on the node
@@ -63,19 +64,24 @@ class MasqDocument:
     """
 
     origin: str
-    entries: tuple[Prefix, ...]
-    lines: tuple[int, ...] = ()
+    keys: tuple[LpmKey, ...]
+    lines: Sequence[int] = ()
     masq_link_local: bool = False
     masq_link_local_v6: bool = False
     resync_interval_s: float = 60.0
     is_default: bool = False
     findings: tuple[Finding, ...] = ()
-    kept: Mapping[int, frozenset[Prefix]] = field(init=False, repr=False, compare=False)
+    kept: Mapping[int, frozenset[LpmKey]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        every = (*self.entries, *self.link_local)
-        kept = {version: frozenset(prefix for prefix in every if prefix.version == version) for version in (4, 6)}
+        every = (*self.keys, *map(LpmKey.of, self.link_local))
+        kept = {version: frozenset(key for key in every if key.version == version) for version in (4, 6)}
         object.__setattr__(self, "kept", kept)
+
+    @property
+    def entries(self) -> list[Prefix]:
+        """Made when asked for: 16,000 take 30 ms."""
+        return [key.prefix for key in self.keys]
 
     @property
     def link_local(self) -> tuple[Prefix, ...]:

@@ -6,7 +6,6 @@ have been right, because they end up in front of an operator.
 
 from __future__ import annotations
 
-import functools
 import ipaddress
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
@@ -32,12 +31,8 @@ def parse_address(text: str) -> Address:
     return address
 
 
-@functools.lru_cache(maxsize=32768)  # of a list of 16,000 that is read again, one entry is new
 def parse_prefix(text: str) -> Prefix:
-    """A CIDR without host bits, as RFC 4632 section 3.1 wants it. A bare address is refused: /32 must be meant.
-
-    The same text gives the same object.
-    """
+    """A CIDR without host bits, as RFC 4632 section 3.1 wants it. A bare address is refused: /32 must be meant."""
     _check_notation(text)
     try:
         return ipaddress.ip_network(text)

@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from bgpd.datapath import loader
-from bgpd.masq.map import MasqList, Wanted, own_maps
+from bgpd.masq.map import MasqList, own_maps, wanted
+from bgpd.model.lpm import LpmKey
 from bgpd.runtime.diff import diff
 from tests.benchmarks.masq_contenders import LONG, ipset_lines, iptables_chain
 from tests.benchmarks.masq_stage import MasqDaemon, Wire, prefixes
@@ -118,7 +119,7 @@ async def _applied_ms(place: Path, entries: Sequence[IPv4Network]) -> list[float
     """Milliseconds of each writing into empty maps, which are pinned at `place`."""
     installed = loader.install(loader.shipped("masq"), place)
     target = MasqList(lambda: own_maps(installed, place, 4))
-    want = Wanted(counted=True).of(frozenset(entries))
+    want = wanted(frozenset(map(LpmKey.of, entries)), counted=True)
     taken = []
     for _ in range(RUNS):
         await target.apply(diff({}, await target.observe(), lambda key: key.order, prune=True))

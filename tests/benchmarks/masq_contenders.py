@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tests.benchmarks.masq_stage import CLUSTER, POD_CIDR, MasqDaemon, Wire, prefixes
+from tests.benchmarks.masq_stage import CLUSTER, FAR, POD, POD_CIDR, MasqDaemon, Wire, prefixes
 from tests.fabric.netns import Lab
 
 LONG, SHORT = 16_000, 1_000
+FORWARD_ONLY = ("nothing", "conntrack")
 PROGRAMS = ("nft", "iptables-nft-restore", "iptables-legacy-restore", "ipset", "conntrack")
 
 
@@ -73,7 +74,7 @@ def bgpd(wire: Wire, pins: Path) -> None:
 
 
 def wires(lab: Lab, pins: Path, names: Sequence[str]) -> dict[str, Wire]:
-    """A wire for each of these contenders, with it at work."""
+    """A wire for each of these contenders, with it at work. RuntimeError: one of them does not do its job."""
     setups: dict[str, Callable[[Wire], None]] = {
         "nothing": nothing,
         "conntrack": conntrack,
@@ -87,4 +88,7 @@ def wires(lab: Lab, pins: Path, names: Sequence[str]) -> dict[str, Wire]:
     for name in names:
         found[name] = Wire(lab, name)
         setups[name](found[name])
+        seen = found[name].source_seen(str(FAR[1]))
+        if (seen == POD) != (name in FORWARD_ONLY):
+            raise RuntimeError(f"with {name} the outside sees {seen}")
     return found

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
 from bgpd.datapath import layout, loader
-from bgpd.datapath.layout import LpmKey
+from bgpd.model.lpm import LpmKey
 from tests.benchmarks.masq_stage import prefixes, somewhere
 from tests.benchmarks.report import Result
 from tests.bpf.packets import ipv4

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bgpd.datapath import loader
-from bgpd.datapath.layout import LpmKey
-from bgpd.masq.map import Held, MasqList, Wanted, own_maps
+from bgpd.masq.map import Held, MasqList, own_maps, wanted
+from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import parse_prefix
 from bgpd.runtime.diff import diff
 
 
 def main(directory: Path, lines: list[str]) -> None:
     installed = loader.install(loader.shipped("masq"), directory)
-    want = Wanted(counted=True).of(frozenset(map(parse_prefix, lines)))
+    want = wanted(frozenset(LpmKey.of(parse_prefix(line)) for line in lines), counted=True)
     asyncio.run(bring(MasqList(lambda: own_maps(installed, directory, 4)), want))
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import pins
-from bgpd.datapath.layout import COUNTER, MAPS, PRESENT, LpmKey, Verdict
+from bgpd.datapath.layout import COUNTER, MAPS, PRESENT, Verdict
 from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.loader import Installed
 from bgpd.masq.flows import hits, judged
+from bgpd.model.lpm import LpmKey
 from tests.bpf.packets import packet
 from tests.bpf.program import run
 

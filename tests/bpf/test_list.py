@@ -18,10 +18,11 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import loader, pins
-from bgpd.datapath.layout import COUNTER, IPMASQ_ENTRIES, MAPS, PRESENT, LpmKey
+from bgpd.datapath.layout import COUNTER, IPMASQ_ENTRIES, MAPS, PRESENT
 from bgpd.datapath.loader import Installed
 from bgpd.datapath.maps import Map
-from bgpd.masq.map import Held, ListMaps, MasqList, Wanted, cilium_maps, own_maps
+from bgpd.masq.map import Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
+from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import Prefix
 from bgpd.runtime.diff import diff
 from bgpd.runtime.reconcile import RESYNC_S, Desired, Reconciler, Round
@@ -59,7 +60,7 @@ class Subject:
 
     def bring(self, texts: Iterable[str]) -> Round | None:
         """What the round did that made the list this one; None: there was nothing to do."""
-        self.want = Wanted(counted=self.counted).of(frozenset(networks(texts)))
+        self.want = wanted(frozenset(map(LpmKey.of, networks(texts))), counted=self.counted)
         return self.round()
 
     def resync(self) -> Round | None:
@@ -121,7 +122,7 @@ def test_every_change_may_be_applied_twice(directory: Path, masq: Installed) -> 
     target = MasqList(lambda: own_maps(masq, directory, 4))
 
     async def bring(prefixes: list[str]) -> None:
-        want = Wanted(counted=True).of(frozenset(networks(prefixes)))
+        want = wanted(frozenset(map(LpmKey.of, networks(prefixes))), counted=True)
         changes = diff(want, await target.observe(), lambda key: key.order, prune=True)
         await target.apply(changes)
         await target.apply(changes)
@@ -335,7 +336,7 @@ def test_a_long_list_is_applied_and_edited(subject: Subject, masq: Installed) ->
         "one of them changed": [*numbered(15_999), "192.0.2.0/24"],
         "all gone": [],
     }.items():
-        subject.want = Wanted(counted=True).of(frozenset(networks(lines)))
+        subject.want = wanted(frozenset(map(LpmKey.of, networks(lines))), counted=True)
         started = time.perf_counter()
         subject.round()
         times[name] = f"{(time.perf_counter() - started) * 1e3:.1f} ms"

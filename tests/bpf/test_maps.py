@@ -12,9 +12,10 @@ from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
-from bgpd.datapath.layout import MAPS, NO_PREALLOC, PRESENT, LpmKey, MapSpec, MapType
+from bgpd.datapath.layout import MAPS, NO_PREALLOC, PRESENT, MapSpec, MapType
 from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.maps import BATCH, Map
+from bgpd.model.lpm import LpmKey
 
 pytestmark = pytest.mark.usefixtures("bpffs")
 DEVMAP_HASH = 25  # the plainest kind of map that the kernel has no batches for

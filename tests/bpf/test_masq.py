@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bgpd.datapath.layout import COUNTER, PRESENT, LpmKey, Verdict
+from bgpd.datapath.layout import COUNTER, PRESENT, Verdict
 from bgpd.datapath.loader import Installed
+from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import Prefix
 from tests.bpf import loopback, packets
 from tests.bpf.packets import ICMPV6, NO_NEXT, TCP, UDP, ethernet, ipv4, ipv6, packet

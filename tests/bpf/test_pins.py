@@ -13,10 +13,11 @@ import pytest
 from inotify_simple import INotify, flags
 
 from bgpd.datapath import libbpf, pins
-from bgpd.datapath.layout import MAPS, PRESENT, LpmKey, MapSpec, MapType
+from bgpd.datapath.layout import MAPS, PRESENT, MapSpec, MapType
 from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.loader import Installed
 from bgpd.datapath.maps import Map
+from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import parse_prefix
 from tests.bpf.source import ROOT
 

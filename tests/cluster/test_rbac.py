@@ -1,7 +1,12 @@
-"""config/rbac.yaml grants what the daemon does: take a verb away and it says which; and it asks for nothing else."""
+"""config/rbac.yaml grants what the daemon does: take a verb away and it says which; and it asks for nothing else.
+
+The daemon masquerades by a ConfigMap, for which the Role is. Without that it asks for Nodes only: `test_daemon`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -12,56 +17,97 @@ from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
 from tests.fabric.topology import NodePlace
 
+from .masq import CONFIG_MAP, CONFIG_MAPS, delete_document, masquerading_node, write_document
 from .node import NODES, RBAC, Cluster, announcing
 from .rest import ApiError, Rest
 
 ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
+ROLES_IN = "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles"
+COLLECTIONS = {"nodes": NODES, "configmaps": CONFIG_MAPS}
 RESTORED_S = 31.0  # the longest pause between two attempts, and one attempt
 
-Right = tuple[str, str, str]
+
+@dataclass(frozen=True, order=True, slots=True)
+class Right:
+    """One verb on one resource. `namespace` and `name` empty: everywhere, all of them."""
+
+    group: str
+    resource: str
+    verb: str
+    namespace: str = ""
+    name: str = ""
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        names = {"resourceNames": [self.name]} if self.name else {}
+        return {"apiGroups": [self.group], "resources": [self.resource], "verbs": [self.verb], **names}
+
+    @property
+    def role(self) -> str:
+        """The path of the role that grants it."""
+        return f"{ROLES_IN.format(self.namespace) if self.namespace else ROLES}/bgpd"
 
 
 def granted() -> list[Right]:
-    """Group, resource and verb of everything that the cluster roles of config/rbac.yaml allow."""
-    roles = [it for it in yaml.safe_load_all(RBAC.read_text()) if it["kind"] == "ClusterRole"]
-    rules = [rule for role in roles for rule in role["rules"]]
-    return [right for rule in rules for right in product(rule["apiGroups"], rule["resources"], rule["verbs"])]
+    """Everything that the roles of config/rbac.yaml allow."""
+    roles = [it for it in yaml.safe_load_all(RBAC.read_text()) if it["kind"] in ("ClusterRole", "Role")]
+    assert {it["metadata"]["name"] for it in roles} == {"bgpd"}
+    return [
+        Right(group, resource, verb, role["metadata"].get("namespace", ""), name)
+        for role in roles
+        for rule in role["rules"]
+        for group, resource, verb, name in product(
+            rule["apiGroups"], rule["resources"], rule["verbs"], rule.get("resourceNames", [""])
+        )
+    ]
 
 
 def without(right: Right) -> list[dict[str, Any]]:
-    """One rule for each right but this one."""
-    rest = [it for it in granted() if it != right]
-    return [{"apiGroups": [group], "resources": [resource], "verbs": [verb]} for group, resource, verb in rest]
+    """The rules of its role, one for each right but this one."""
+    return [it.rule for it in granted() if it.role == right.role and it != right]
 
 
-def is_allowed(client: Rest, right: Right) -> bool:
+def is_allowed(client: Rest, resource: str, verb: str, selector: str = "") -> bool:
     """Whether the API server lets this user do it now: a changed role takes it a moment."""
-    group, resource, verb = right
-    assert (group, resource) == ("", "nodes"), "say here how this resource is asked for"
+    path, query = COLLECTIONS[resource], {"fieldSelector": selector} if selector else {}
     try:
         if verb == "list":
-            client.get(NODES, limit=1)
+            client.get(path, limit=1, **query)
         else:
-            list(client.watch(NODES, seconds=1))
+            list(client.watch(path, seconds=1, **query))
     except ApiError as error:
         assert error.status == 403
         return False
     return True
 
 
-@pytest.mark.parametrize("right", granted(), ids=lambda right: f"{right[2]} {right[1]}")
+@pytest.fixture
+def node(cluster: Cluster, place: NodePlace) -> Iterator[BgpdNode]:
+    """The product, not started, with its ConfigMap."""
+    write_document(cluster, "nonMasqueradeCIDRs: [11.8.37.4/32]\n")
+    with masquerading_node(cluster, place) as made:
+        yield made
+    delete_document(cluster)
+
+
+@pytest.mark.parametrize("right", granted(), ids=lambda right: f"{right.verb} {right.resource}")
 def test_right_that_is_missing(cluster: Cluster, place: NodePlace, node: BgpdNode, right: Right) -> None:
     """The status names verb and resource as a rule has them, and all is well by itself once it is granted."""
-    group, resource, verb = right
     control_plane = cluster.control_plane
     client = control_plane.token_client(cluster.token())
+    selector = f"metadata.name={right.name}" if right.name else ""
     cluster.make(place, *place.pod_cidrs)
     try:
-        control_plane.admin.patch(f"{ROLES}/bgpd", {"rules": without(right)})
-        poll(lambda: not is_allowed(client, right), 10, lambda: "the role is not in force")
+        control_plane.admin.patch(right.role, {"rules": without(right)})
+        poll(
+            lambda: not is_allowed(client, right.resource, right.verb, selector),
+            10,
+            lambda: "the role is not in force",
+        )
         node.start()
-        problem = node.wait_problem(f"not allowed to {verb} {resource}; the role lacks")
-        assert f'apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]' in problem
+        problem = node.wait_problem(f"not allowed to {right.verb} {right.resource}; the role lacks")
+        rule = f'apiGroups: ["{right.group}"], resources: ["{right.resource}"], verbs: ["{right.verb}"]'
+        assert rule in problem
         shown = node.try_bgpd("status")
         assert shown.returncode == 4
         assert problem in shown.stdout
@@ -70,14 +116,44 @@ def test_right_that_is_missing(cluster: Cluster, place: NodePlace, node: BgpdNod
     node.wait_healthy(RESTORED_S)
     for tor in cluster.fabric.tors:
         tor.speaker.wait_route(place.pod_cidrs[0])
+    poll(lambda: "11.8.37.4/32" in node.bgpd("masq", "list"), 10, lambda: node.bgpd("status", check=False))
 
 
 def test_every_right_is_used_and_no_other_asked_for(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
     """The audit log of a whole life has exactly what config/rbac.yaml grants, and every request was allowed."""
     cluster.forget_asked()
     announcing(cluster, node, place)
-    rights = set(granted())
+    rights = {(it.group, it.resource, it.verb): it.name for it in granted()}
     poll(lambda: len(cluster.asked()) >= len(rights), 10, lambda: str(cluster.asked()))
     asked = cluster.asked()
-    assert {(it.group, it.resource, it.verb) for it in asked} == rights
+    assert {(it.group, it.resource, it.verb) for it in asked} == rights.keys()
     assert {it.status for it in asked} == {200}
+    for it in asked:
+        assert it.selector == f"metadata.name={rights[it.group, it.resource, it.verb] or place.name}"
+
+
+def test_other_config_maps_are_refused(cluster: Cluster) -> None:
+    """The one that is named, and it only by a selector; not written, and not one of another namespace."""
+    admin, client = cluster.control_plane.admin, cluster.control_plane.token_client(cluster.token())
+    write_document(cluster, "nonMasqueradeCIDRs: []\n")
+    admin.create(CONFIG_MAPS, {"metadata": {"name": "other"}, "data": {"config": "nonMasqueradeCIDRs: []"}})
+    try:
+        for verb in ("list", "watch"):
+            assert is_allowed(client, "configmaps", verb, f"metadata.name={CONFIG_MAP}")
+            assert not is_allowed(client, "configmaps", verb, "metadata.name=other")
+            assert not is_allowed(client, "configmaps", verb)
+        elsewhere = CONFIG_MAPS.replace("kube-system", "default")
+        refused: list[Callable[[], object]] = [
+            lambda: client.get(f"{CONFIG_MAPS}/{CONFIG_MAP}"),
+            lambda: client.get(elsewhere, fieldSelector=f"metadata.name={CONFIG_MAP}"),
+            lambda: client.patch(f"{CONFIG_MAPS}/{CONFIG_MAP}", {"data": {"config": ""}}),
+            lambda: client.delete(f"{CONFIG_MAPS}/{CONFIG_MAP}"),
+            lambda: client.create(CONFIG_MAPS, {"metadata": {"name": "more"}}),
+        ]
+        for request in refused:
+            with pytest.raises(ApiError) as error:
+                request()
+            assert error.value.status == 403
+    finally:
+        admin.delete(f"{CONFIG_MAPS}/other")
+        delete_document(cluster)

@@ -24,6 +24,7 @@ from pathlib import Path
 from bgpd.datapath import layout, loader
 from bgpd.masq.nft import KEY, MasqueradeTable, can_own
 from bgpd.masq.table import Side, Table, side
+from bgpd.model.lpm import LpmKey
 from bgpd.model.outcome import Outcome
 from bgpd.model.prefix import Prefix
 from bgpd.netlink.nftables import Connection
@@ -161,7 +162,7 @@ class MasqNode(MasqPlace):
         wanted: Sequence[Prefix] = [ip_network(each) for each in prefixes]
         for version in (4, 6):
             entries = self.installed.maps[f"ipmasq_v{version}"]
-            keys = {layout.LpmKey.of(each): layout.PRESENT for each in wanted if each.version == version}
+            keys = {LpmKey.of(each): layout.PRESENT for each in wanted if each.version == version}
             entries.update(keys)
             entries.delete([key for key in entries.entries() if key not in keys])
 

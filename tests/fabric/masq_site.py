@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from bgpd.datapath import layout, pins
-from bgpd.datapath.layout import LpmKey
 from bgpd.datapath.loader import Program
 from bgpd.datapath.maps import Map
 from bgpd.masq.masquerading import PROGRAM
 from bgpd.model import masq
+from bgpd.model.lpm import LpmKey
 from tests.fabric.masq_node import PLANS, MasqPlace, echoed, speaks, tcp_stream, udp_client, udp_echo
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.node import BIN, BgpdNode, node_manifest

@@ -15,6 +15,7 @@ from bgpd.datapath.layout import IPMASQ_ENTRIES
 from bgpd.masq.match import PrefixTable
 from bgpd.masq.parse import parse
 from bgpd.masq.plan import MasqPlan, Rule, explain, plan, rules_of
+from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import MasqDocument
 from bgpd.model.node import Node
 from bgpd.model.outcome import Blocked
@@ -51,7 +52,7 @@ def entries(found: MasqPlan, version: int = 4) -> frozenset[Prefix]:
     family = found.of(version)
     assert family is not None
     assert isinstance(family.entries, frozenset)
-    return family.entries
+    return frozenset(key.prefix for key in family.entries)
 
 
 def rule(found: MasqPlan, version: int = 4) -> Rule:
@@ -227,6 +228,6 @@ def test_the_order_of_a_document_does_not_matter(prefixes: list[Prefix], rand: A
     rand.shuffle(twice)
 
     def document(of: list[Prefix]) -> MasqDocument:
-        return MasqDocument("f", tuple(of))
+        return MasqDocument("f", tuple(map(LpmKey.of, of)))
 
     assert plan(masquerade(), document(prefixes), NODE) == plan(masquerade(), document(twice), NODE)

@@ -373,7 +373,7 @@ def test_a_memory_follows_the_documents(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         store = Store(Reading())
-        async with running(Memory(tmp_path / "memory", store)), DirectoryWatch([tmp_path]) as watch:  # type: ignore[arg-type]
+        async with running(Memory(tmp_path / "memory", store, after_s=0.01)), DirectoryWatch([tmp_path]) as watch:  # type: ignore[arg-type]
             for text in ("11.0.0.0/8", "12.0.0.0/8"):
                 store.publish(Reading(parse(listing(text).encode(), "a file", CILIUM)))
                 while recalled(tmp_path / "memory") != [text]:
