@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,14 +26,15 @@ OBJECTS = Path(__file__).with_name("objects")
 _BTF_KIND_ENUM = 6
 
 
-@dataclass(frozen=True, slots=True)
 class Program:
-    """`id`: the kernel's number of it. `replaced`: another program was pinned there, or none."""
+    """Owns `fd` and closes it when it goes. `tag` names its instructions, `maps` are the ids of those that it uses,
+    `id` is the kernel's number of it. `replaced`: another program was pinned at `pin`, or none.
+    """
 
-    pin: Path
-    tag: str
-    id: int
-    replaced: bool
+    def __init__(self, fd: int, pin: Path, *, replaced: bool) -> None:
+        self.fd, self.pin, self.replaced = fd, pin, replaced
+        weakref.finalize(self, os.close, fd)
+        self.tag, self.maps, self.id = program_info(fd)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,26 +82,30 @@ def install(file: Path, directory: Path) -> Installed:
 
 
 def restore(installed: Installed, directory: Path) -> None:
-    """Puts back the pins of maps that somebody removed or took for another map: the programs use ours still."""
+    """Puts back what somebody removed, or pinned something else in place of: the kernel goes on with ours.
+
+    The programs use our maps still, the rules our programs. DatapathError as `install`.
+    """
+    pins.prepare(directory)
     for name, ours in installed.maps.items():
         fd = pins.get(directory / name, "map")
         if fd is None or Map(fd).id != ours.id:
             pins.substitute(ours.fd, directory / name)
+    for program in installed.programs.values():
+        fd = pins.get(program.pin, "prog")
+        if fd is None or Program(fd, program.pin, replaced=False).id != program.id:
+            pins.substitute(program.fd, program.pin)
 
 
 def _install(fd: int, pin: Path) -> Program:
     """Adopts the program pinned there if it is the one of `fd`, with the same maps; else replaces it."""
-    tag, maps, number = program_info(fd)
-    pinned = pins.get(pin, "prog")
+    ours, pinned = Program(os.dup(fd), pin, replaced=True), pins.get(pin, "prog")
     if pinned is not None:
-        try:
-            *there, adopted = program_info(pinned)
-        finally:
-            os.close(pinned)
-        if there == [tag, maps]:
-            return Program(pin, tag, adopted, replaced=False)
+        there = Program(pinned, pin, replaced=False)
+        if (there.tag, there.maps) == (ours.tag, ours.maps):
+            return there
     pins.substitute(fd, pin)
-    return Program(pin, tag, number, replaced=True)
+    return ours
 
 
 def _check_abi(handle: int, file: Path) -> None:

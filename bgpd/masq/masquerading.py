@@ -153,8 +153,8 @@ class Masquerading:
     def _want_rule(self) -> Desired[str, Table]:
         families = _families(self.plan)
         blocked = any(isinstance(part, Blocked) for family in families for part in (family.rule, family.entries))
-        listed = all(loop.ever_settled for loop in self.lists.values())
-        if blocked or not self.plan.complete or not listed:
+        listed = all(loop.ever_settled and not loop.error for loop in self.lists.values())
+        if blocked or not self.plan.complete or not listed:  # what stands already may stay
             return Desired({}, complete=False)
         sides = {version: _side(self.plan.of(version)) for version in VERSIONS}
         if not any(sides.values()):

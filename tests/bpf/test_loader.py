@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import libbpf, loader, pins
-from bgpd.datapath.layout import MAPS, PRESENT, LpmKey
+from bgpd.datapath.layout import MAPS, PRESENT
 from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.loader import Installed
+from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import parse_prefix
 from tests.bpf.packets import packet
 from tests.bpf.program import run
@@ -45,12 +47,14 @@ def pinned_program(directory: Path) -> int:
         os.close(fd)
 
 
-def test_an_object_is_pinned_whole(directory: Path) -> None:
-    """Every map that the layout knows, and the program; nothing else."""
-    installed = install(directory)
-    assert {path.name for path in directory.iterdir()} == {*MAPS, "masquerade"}
-    assert pinned(directory) == {name: each.id for name, each in installed.maps.items()}
-    assert installed.programs["masquerade"].replaced
+def test_objects_are_pinned_whole(directory: Path) -> None:
+    """Between them every map that the layout knows, and their programs; nothing else."""
+    masq, policy = install(directory), loader.install(loader.shipped("policy"), directory)
+    programs = {*masq.programs, *policy.programs}
+    assert {path.name for path in directory.iterdir()} == {*MAPS, *programs}
+    assert pinned(directory) == {name: each.id for name, each in (masq.maps | policy.maps).items()}
+    assert programs == {"masquerade", "policy", "policy_reply", "policy_bridge", "policy_astray"}
+    assert masq.programs["masquerade"].replaced
 
 
 def test_pins_survive_the_process_and_are_adopted_by_the_next(directory: Path) -> None:
@@ -98,15 +102,18 @@ def test_the_same_program_with_other_maps_is_replaced(directory: Path) -> None:
 
 
 def test_pins_that_somebody_removed_are_put_back(masq: Installed, directory: Path) -> None:
-    """The very maps that the program uses, though another map has the name meanwhile."""
-    before = pinned(directory)
+    """The very maps that the program uses, though another map has the name meanwhile, and the very program."""
+    before, program = pinned(directory), pinned_program(directory)
     (directory / "ipmasq_v4").unlink()
     (directory / "ipmasq_v6").unlink()
     pins.open_or_create(directory / "ipmasq_v6", replace(MAPS["ipmasq_v6"], max_entries=1))
+    (directory / "masquerade").unlink()
+    for _ in range(2):
+        loader.restore(masq, directory)
+        assert (pinned(directory), pinned_program(directory)) == (before, program)
+    shutil.rmtree(directory)
     loader.restore(masq, directory)
-    assert pinned(directory) == before
-    loader.restore(masq, directory)
-    assert pinned(directory) == before
+    assert (pinned(directory), pinned_program(directory)) == (before, program)
 
 
 def test_a_foreign_map_is_refused_before_anything_is_pinned(directory: Path) -> None:

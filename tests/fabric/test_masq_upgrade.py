@@ -1,0 +1,97 @@
+"""Another release of the daemon takes over what an older one left in the kernel, its program among it.
+
+The older release is this one with a program whose instructions are others and whose decisions are the same: it is
+built from the sources, as the shipped one is, and runs as a daemon of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bgpd.masq.masquerading import PROGRAM
+from bgpd.masq.nft import KEY
+from tests.bpf.source import ROOT, Source
+from tests.fabric.masq_node import IPV4, echoed, udp_client, udp_echo
+from tests.fabric.masq_site import MasqSite, open_flows
+from tests.fabric.node import BIN
+from tests.fabric.process import poll
+
+PORT = 7008  # of the new flows; the open ones have another
+
+pytestmark = pytest.mark.needs("nft", "mount", "make", "clang-16", "llvm-strip-16", "clang-format-16")
+
+
+@pytest.fixture
+def older(tmp_path: Path) -> Path:
+    """The `bgpd` of a release whose program counts twice what it keeps."""
+    source = Source(tmp_path)
+    counts = "	count(&masq_verdicts, &verdict);\n"
+    source.replace("masq.bpf.c", counts, f"{counts}	if (verdict == MASQ_LISTED)\n	{counts}")
+    release = tmp_path / "release"
+    shutil.copytree(ROOT / "bgpd", release / "bgpd", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(source.build(), release / "bgpd" / "datapath" / "objects" / "masq.o")
+    program = tmp_path / "bgpd"
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={release} exec {sys.executable} -P -m bgpd "$@"\n')
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["forth", "and back"])
+def test_another_release_takes_over_and_no_packet_notices(masq_site: MasqSite, older: Path, back: bool) -> None:
+    """Its program asks the same maps; the rule asks it, and no flow, old or new, leaves untranslated or is lost."""
+    releases = [BIN / "bgpd", older] if back else [older, BIN / "bgpd"]
+    masq_site.node.program = releases[0]
+    masq_site.start()
+    before = masq_site.pinned()
+    assert asked(masq_site) == before[PROGRAM]
+    with open_flows(masq_site), new_flows(masq_site) as seen:
+        assert masq_site.node.daemon is not None
+        masq_site.node.daemon.stop()
+        masq_site.node.program = releases[1]
+        masq_site.node.start_daemon()
+        poll(lambda: asked(masq_site) != before[PROGRAM], 10, lambda: masq_site.node.bgpd("status", check=False))
+        count = len(seen)
+        poll(lambda: len(seen) > count + 10, 10, lambda: "no flow since")
+    assert {address for address, _ in seen} == {IPV4.node}
+    assert masq_site.pinned() == before | {PROGRAM: asked(masq_site)}, "the maps are others"
+    masq_site.check_in_force()
+
+
+def asked(site: MasqSite) -> int:
+    """The number of the program that the rule asks."""
+    table = site.place.shown()
+    assert table is not None, f"no {KEY}"
+    assert not table.damage
+    return table.program_id
+
+
+@contextlib.contextmanager
+def new_flows(site: MasqSite) -> Iterator[list[tuple[str, int]]]:
+    """One after the other to `unlisted`; who the server saw. One that is not answered fails the test."""
+    over = threading.Event()
+    lost: list[str] = []
+
+    def dial() -> None:
+        while not over.is_set():
+            try:
+                with udp_client(site.place.pod_a, IPV4.unlisted, PORT) as dialer:
+                    echoed(dialer)
+            except OSError as error:
+                lost.append(f"after {len(seen)} flows: {error!r}")
+
+    with udp_echo(site.place.outside, IPV4.unlisted, PORT) as seen:
+        thread = threading.Thread(target=dial, name="new flows")
+        thread.start()
+        try:
+            yield seen
+        finally:
+            over.set()
+            thread.join()
+    assert not lost
