@@ -44,6 +44,7 @@ from bgpd.config.field import (
 )
 from bgpd.config.section import PRESENT, Section
 from bgpd.config.selector import NodeSelector
+from bgpd.model.attachment import ChainingMode
 from bgpd.model.bgp import ASN, Family
 from bgpd.model.masq import Compat
 from bgpd.model.prefix import Address, Prefix, PrefixError, parse_address
@@ -107,6 +108,12 @@ class Paths(Section):
 
     bpf: Annotated[Path, PATH] = Path("/sys/fs/bpf/bgpd")
     """Pinned BPF maps and programs; a directory of a BPF file system."""
+
+    cni_conf: Annotated[Path, PATH] = Path("/etc/cni/net.d")
+    """Where the container runtime looks for its network configuration."""
+
+    cni_bin: Annotated[Path, PATH] = Path("/opt/cni/bin")
+    """Where the container runtime looks for CNI plugins."""
 
 
 class Kubernetes(Section):
@@ -409,6 +416,22 @@ class Masquerade(Section):
         return self.compat is Compat.CILIUM if self.ipv6 is None else self.ipv6
 
 
+class Cni(Section):
+    """The plugin that is chained behind the node's CNI, so that NetworkPolicy reaches its pods."""
+
+    chaining_mode: Annotated[ChainingMode | None, one_of(ChainingMode)] = None
+    """None: no plugin, and the node's CNI is left alone. auto: whatever kind of interface the chain makes; the others
+    say which one it must be."""
+
+    config_map: Annotated[str | None, CONFIG_MAP] = None
+    """Namespace and name of a ConfigMap whose key cni-config is the whole conflist. None: the node's first conflist,
+    with the plugin behind it."""
+
+    deadline_seconds: Annotated[int, whole(1, 600)] = 5
+    """How long a pod's start waits for its policy before it fails, and kubelet tries again. 5 is far above the
+    milliseconds that it takes, and far below the minutes that kubelet waits itself."""
+
+
 class Metrics(Section):
     """The HTTP server for /metrics, /livez and /readyz."""
 
@@ -433,5 +456,6 @@ class Config(Section):
     source: Source
     bgp: Bgp
     masquerade: Masquerade = Masquerade()
+    cni: Cni = Cni()
     metrics: Metrics = Metrics()
     log: Log = Log()

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from bgpd.config.field import one_of
 from bgpd.config.section import Section
-
-
-class Operator(StrEnum):
-    """How a label is compared."""
-
-    IN = "In"
-    NOT_IN = "NotIn"
-    EXISTS = "Exists"
-    DOES_NOT_EXIST = "DoesNotExist"
+from bgpd.model.labels import Operator, Requirement
 
 
 class Expression(Section):
@@ -30,7 +21,7 @@ class Expression(Section):
 
     @model_validator(mode="after")
     def _values_fit_operator(self) -> Expression:
-        takes_values = self.operator in (Operator.IN, Operator.NOT_IN)
+        takes_values = self.operator.takes_values
         if takes_values and not self.values:
             raise ValueError(f"{self.operator.value} needs 'values'; name at least one")
         if not takes_values and self.values:
@@ -38,15 +29,7 @@ class Expression(Section):
         return self
 
     def matches(self, labels: Mapping[str, str]) -> bool:
-        match self.operator:
-            case Operator.IN:
-                return labels.get(self.key) in self.values
-            case Operator.NOT_IN:
-                return labels.get(self.key) not in self.values
-            case Operator.EXISTS:
-                return self.key in labels
-            case Operator.DOES_NOT_EXIST:
-                return self.key not in labels
+        return Requirement(self.key, self.operator, self.values).holds(labels)
 
 
 class NodeSelector(Section):

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
-import os
 import socket
-import stat
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
+
+from bgpd.observe.unixsocket import identity_of, listen
 
 LINE_LIMIT = 1 << 20  # a request is a few hundred bytes; this only keeps a confused client from filling memory
 IDLE_S = 10.0
@@ -51,13 +50,13 @@ class ControlServer:
     def open(self) -> None:
         """Takes the socket's name; from now on clients can connect, and wait. OSError: another daemon has it."""
         if self._listener is None:
-            self._listener = _listen(self._path)
+            self._listener = listen(self._path)
 
     async def run(self) -> None:
         """Serves until cancelled (opening first, if need be), then removes the socket."""
         self.open()
         assert self._listener is not None
-        identity = _identity(self._path)
+        identity = identity_of(self._path)
         try:
             async with asyncio.TaskGroup() as group:
                 server = await asyncio.start_unix_server(
@@ -71,7 +70,7 @@ class ControlServer:
         finally:
             self._listener.close()
             self._listener = None
-            if _identity(self._path) == identity:  # not the next daemon's
+            if identity_of(self._path) == identity:  # not the next daemon's
                 self._path.unlink()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -159,52 +158,3 @@ async def _end_of(reader: asyncio.StreamReader) -> None:
     with contextlib.suppress(OSError):
         while await reader.read(1 << 16):
             pass
-
-
-# --- the socket's name ------------------------------------------------------------------------------------
-
-
-def _listen(path: Path) -> socket.socket:
-    """A listening socket at `path`, mode 0600 from its first moment, replacing one that nobody answers on."""
-    _refuse_to_replace(path)
-    temporary = path.with_name(f"{path.name}.new")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        temporary.unlink(missing_ok=True)
-        listener.bind(str(temporary))
-        temporary.chmod(0o600)  # before listen: until then nobody can connect
-        listener.listen(16)
-        listener.setblocking(False)
-        temporary.rename(path)
-    except OSError as error:
-        listener.close()
-        # a path that is too long has no errno: 108 bytes, sun_path in unix(7)
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-    return listener
-
-
-def _refuse_to_replace(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "is there and is no socket; remove it or move paths.run", str(path))
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(str(path))
-        except BlockingIOError:
-            pass  # its queue is full: somebody has it, and is slow
-        except OSError:
-            return
-    raise OSError(errno.EADDRINUSE, "another bgpd answers on it; stop it or move paths.run", str(path))
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Device and inode; None: there is nothing."""
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino

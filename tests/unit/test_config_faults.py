@@ -34,7 +34,13 @@ U32 = "give a whole number from 0 to 4294967295"
         (("paths", "run"), "/" + 80 * "x", "paths.run: it is too long for sockets; "
          "give a path of at most 80 bytes"),
         (("paths", "state"), "/a\0b", "paths.state: found '/a\\x00b'; give an absolute path"),
-        (("paths", "cniBin"), "/x", "paths.cniBin: unknown key 'cniBin'; known here are run, state, bpf"),
+        (("paths", "cni"), "/x", "paths.cni: unknown key 'cni'; known here are run, state, bpf, cniConf, cniBin"),
+        (("cni", "chainingMode"), "veth",
+         "cni.chainingMode: found 'veth'; give auto, generic-veth, macvlan, ipvlan, cbr0, portmap, terway-chainer or "
+         "spidernet-chainer"),
+        (("cni", "deadlineSeconds"), 0, "cni.deadlineSeconds: found 0; give a whole number from 1 to 600"),
+        (("cni", "configMap"), "cni-configuration", "cni.configMap: found 'cni-configuration'; "
+         "give a namespace and a name, like 'kube-system/ip-masq-agent'"),
         (("source", "kubernetes"), {}, "source: give exactly one of 'kubernetes' and 'manifests'"),
         (("source", "manifests"), None, "source.manifests: found nothing; give an absolute path"),
         (("source",), [], "source: found a list; give a mapping"),
@@ -57,7 +63,7 @@ U32 = "give a whole number from 0 to 4294967295"
          "give a whole number from 0 to 600"),
         (("bgp", "peer"), [], "bgp.peer: unknown key 'peer'; did you mean 'peers'?"),
         (("policy",), {}, "policy: unknown key 'policy'; "
-         "known here are node, paths, source, bgp, masquerade, metrics, log"),
+         "known here are node, paths, source, bgp, masquerade, cni, metrics, log"),
         ((*PEER, "peerAdress"), "1", "bgp.peers[0].peerAdress: unknown key 'peerAdress'; "
          "did you mean 'peerAddress'?"),
         ((*PEER, "peer_port"), 1, "bgp.peers[0].peer_port: unknown key 'peer_port'; "

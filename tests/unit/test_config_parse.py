@@ -16,6 +16,7 @@ from bgpd.config.field import Listen, SnatSource
 from bgpd.config.parse import parse
 from bgpd.config.schema import Config, LogFormat, LogLevel, MapOwner, SpeakerMode
 from bgpd.config.section import Section
+from bgpd.model.attachment import ChainingMode
 from bgpd.model.bgp import Family
 from bgpd.model.masq import Compat
 from tests.unit.config_values import EXAMPLE, SMALLEST, changed, dump
@@ -271,3 +272,19 @@ def test_warnings() -> None:
         "bgpd.yaml:3:1: bgp.export.allow: not given: whatever the cluster says is a podCIDR is announced, "
         "but for a default route; list the prefixes that pod addresses come from",
     ]
+
+
+@pytest.mark.parametrize("section", [None, {}])
+def test_without_a_chaining_mode_cni_is_left_alone(section: object) -> None:
+    """Nobody's conflist is replaced unasked."""
+    config = read(changed(("cni",), section))
+    assert (config.cni.chaining_mode, config.cni.config_map, config.cni.deadline_seconds) == (None, None, 5)
+    assert (config.paths.cni_conf, config.paths.cni_bin) == (Path("/etc/cni/net.d"), Path("/opt/cni/bin"))
+
+
+def test_every_key_of_cni_is_read() -> None:
+    """Nothing left out."""
+    section = {"chainingMode": "generic-veth", "configMap": "kube-system/cni-configuration", "deadlineSeconds": 30}
+    cni = read(changed(("cni",), section)).cni
+    assert (cni.chaining_mode, cni.config_map) == (ChainingMode.GENERIC_VETH, "kube-system/cni-configuration")
+    assert cni.deadline_seconds == 30
