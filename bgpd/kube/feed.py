@@ -34,7 +34,9 @@ class Feed(Generic[T]):
         """Says that there is nothing, when there is nothing: allowed, and seldom meant."""
         if self.store.newest.value:
             return ""
-        return f"there is no {self.kind.name}{f' named {self.name}' if self.name else ''}"
+        if self.name is None:
+            return f"there is no {self.kind.name}"
+        return "; ".join(filter(None, (f"there is no {self.kind.name} named {self.name}", self.kind.if_absent)))
 
 
 class SourceState(StrEnum):

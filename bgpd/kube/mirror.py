@@ -10,7 +10,7 @@ so that nobody takes its absence for a removal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -118,7 +118,8 @@ class Mirror(Generic[T]):
 
     @property
     def faults(self) -> tuple[Fault, ...]:
-        return tuple(sorted(self._broken.values()))
+        """Of objects that cannot be read, and of parts of those that can."""
+        return tuple(sorted((*self._broken.values(), *self._flaws())))
 
     @property
     def complete(self) -> bool:
@@ -146,6 +147,12 @@ class Mirror(Generic[T]):
             raise GoneError(f"{status.code or 'no code'}: {status.message or _excerpt(line)}")
         # BOOKMARK says nothing but its resource version. A type yet to be invented must not stop us either.
         self._advance(event.object)
+
+    def _flaws(self) -> Iterator[Fault]:
+        if self._kind.faults is not None:
+            for key, value in self._objects.items():
+                for flaw in self._kind.faults(value):
+                    yield Fault(f"{self._kind.name} {key}", 0, 0, dotted(flaw.path), flaw.problem)
 
     def _set(self, data: msgspec.Raw) -> None:
         try:

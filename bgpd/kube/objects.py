@@ -93,7 +93,10 @@ class _Reader:
             key = feed.kind.key(raw)
             if feed.name in (None, key):
                 named = ObjectKey(feed.kind.name, key)
-                self.found.append(Found(named, feed.kind.to_model(raw), self.file, *source.place(path)))
+                model = feed.kind.to_model(raw)
+                self.found.append(Found(named, model, self.file, *source.place(path)))
+                for fault in feed.kind.faults(model) if feed.kind.faults else ():
+                    self._fault(source, (*path, *fault.path), f"{named}: {fault.problem}", named=True)
 
     def _candidates(
         self, source: Document, path: Path, value: Value, listed: Feed[Any] | None

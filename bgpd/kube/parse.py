@@ -2,25 +2,27 @@
 
 Decides which fields of an object count and what a strange value in one means. It does not fetch anything,
 and does not decide what becomes of an object that cannot be read: `mirror` and `manifests` do, for the API
-server and for files. The structs hold only the fields that are used (core/v1 NodeSpec, NodeStatus, ConfigMap).
+server and for files. The structs hold only the fields that are used (core/v1 NodeSpec, NodeStatus, ConfigMap, Pod,
+Namespace). NetworkPolicy has a file of its own, `networkpolicy`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
 from bgpd.model.configmap import ConfigMap
+from bgpd.model.fault import FieldFault, FieldPath
 from bgpd.model.node import Node
+from bgpd.model.pod import NAME_LABEL, ContainerPort, Namespace, Pod
+from bgpd.model.policy import Protocol
 from bgpd.model.prefix import Address, Prefix, PrefixError, family_of, parse_address, parse_prefix
 
 T = TypeVar("T")
-
-FieldPath: TypeAlias = tuple[str | int, ...]
 
 _PLACE = re.compile(r"^(?P<problem>.*?)(?: - at `(?:key` in `)?\$(?P<path>[^`]*)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.(?P<key>[^.\[]+)|\[(?P<index>\d+)\]")
@@ -77,11 +79,52 @@ class RawConfigMap(RawObject, frozen=True, gc=False):
     data: dict[str, str] | None = None
 
 
+class RawPodMeta(RawMeta, frozen=True, gc=False, rename="camel"):
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+
+
+class RawContainerPort(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    container_port: int
+    name: str | None = None
+    protocol: str | None = None
+
+
+class RawContainer(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    ports: list[RawContainerPort] | None = None
+    restart_policy: str | None = None
+
+
+class RawPodSpec(msgspec.Struct, frozen=True, gc=False, rename="camel"):
+    node_name: str | None = None
+    host_network: bool | None = None
+    containers: list[RawContainer] | None = None
+    init_containers: list[RawContainer] | None = None
+
+
+class RawPodIP(msgspec.Struct, frozen=True, gc=False):
+    ip: str
+
+
+class RawPodStatus(msgspec.Struct, frozen=True, gc=False):
+    phase: str | None = None
+    pod_ip: str | None = msgspec.field(default=None, name="podIP")
+    pod_ips: list[RawPodIP] | None = msgspec.field(default=None, name="podIPs")
+
+
+class RawPod(RawObject, frozen=True, gc=False):
+    metadata: RawPodMeta
+    spec: RawPodSpec | None = None
+    status: RawPodStatus | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[T]):
     """One kind of object: where the API has it, which of its fields we read, what we make of them.
 
-    `to_model` takes a `raw` and never fails: what it cannot use it notes in the value it makes.
+    `to_model` takes a `raw` and never fails: what it cannot use it notes in the value it makes. `if_absent` is for
+    an operator whose wanted object is not there: what to look at. `faults` tells of a value what in it could not be
+    read, with its place in the object.
     """
 
     name: str
@@ -90,6 +133,8 @@ class Kind(Generic[T]):
     namespaced: bool
     raw: type[RawObject]
     to_model: Callable[[Any], T]
+    if_absent: str = ""
+    faults: Callable[[T], Iterable[FieldFault]] | None = None
 
     @property
     def group(self) -> str:
@@ -161,8 +206,42 @@ def config_map_from(raw: RawConfigMap) -> ConfigMap:
     return ConfigMap(CONFIG_MAP.key(raw), raw.data or {})
 
 
-NODE = Kind("Node", "v1", "nodes", namespaced=False, raw=RawNode, to_model=node_from)
-CONFIG_MAP = Kind("ConfigMap", "v1", "configmaps", namespaced=True, raw=RawConfigMap, to_model=config_map_from)
+def pod_from(raw: RawPod) -> Pod:
+    """The Pod with every valid address and each port that has a name; the rest becomes `problems`."""
+    spec, status = raw.spec or RawPodSpec(), raw.status or RawPodStatus()
+    ips, problems = _pod_ips(status)
+    return Pod(
+        namespace=raw.metadata.namespace or "default",
+        name=raw.metadata.name,
+        uid=raw.metadata.uid or "",
+        labels=raw.metadata.labels or {},
+        ips=ips,
+        node=spec.node_name or "",
+        host_network=bool(spec.host_network),
+        ports=tuple(_named_ports(spec)),
+        created=raw.metadata.creation_timestamp or "",
+        terminating=raw.metadata.deletion_timestamp is not None,
+        finished=status.phase in ("Succeeded", "Failed"),
+        problems=tuple(f"pod {POD.key(raw)}{problem}" for problem in problems),
+    )
+
+
+def namespace_from(raw: RawObject) -> Namespace:
+    """The label that says the name is the API server's default; a file need not have it."""
+    name = raw.metadata.name
+    return Namespace(name, {**(raw.metadata.labels or {}), NAME_LABEL: name})
+
+
+NODE = Kind(
+    "Node", "v1", "nodes", namespaced=False, raw=RawNode, to_model=node_from,
+    if_absent="is node.name as `kubectl get nodes` shows it?",
+)  # fmt: skip
+CONFIG_MAP = Kind(
+    "ConfigMap", "v1", "configmaps", namespaced=True, raw=RawConfigMap, to_model=config_map_from,
+    if_absent="the default list is in use; create it, or put masquerade.config.configMap right",
+)  # fmt: skip
+POD = Kind("Pod", "v1", "pods", namespaced=True, raw=RawPod, to_model=pod_from)
+NAMESPACE = Kind("Namespace", "v1", "namespaces", namespaced=False, raw=RawObject, to_model=namespace_from)
 
 
 def dotted(path: FieldPath) -> str:
@@ -221,6 +300,31 @@ def _internal_ips(status: RawNodeStatus) -> tuple[tuple[Address, ...], list[str]
         if address not in kept:
             kept.append(address)
     return tuple(kept), problems
+
+
+def _pod_ips(status: RawPodStatus) -> tuple[tuple[Address, ...], list[str]]:
+    """`podIP` is the first of `podIPs`, and all there was before dual stack."""
+    texts = [(f"status.podIPs[{index}].ip", entry.ip) for index, entry in enumerate(status.pod_ips or ())]
+    if not texts and status.pod_ip:
+        texts = [("status.podIP", status.pod_ip)]
+    kept: list[Address] = []
+    problems: list[str] = []
+    for field, text in texts:
+        try:
+            kept.append(parse_address(text))
+        except PrefixError as error:
+            problems.append(f": {field}: {error}")
+    return tuple(kept), problems
+
+
+def _named_ports(spec: RawPodSpec) -> Iterator[ContainerPort]:
+    """Of containers that run as long as the pod: an init container does when it is restarted always (a sidecar)."""
+    sidecars = (each for each in spec.init_containers or () if each.restart_policy == "Always")
+    for container in (*(spec.containers or ()), *sidecars):
+        for port in container.ports or ():
+            protocol = port.protocol or Protocol.TCP.name
+            if port.name and protocol in Protocol.__members__:
+                yield ContainerPort(port.name, Protocol[protocol], port.container_port)
 
 
 def _field_path(text: str) -> FieldPath:

@@ -6,6 +6,17 @@ Used by the configuration and by the manifest source alike: file, place, cause, 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
+
+FieldPath: TypeAlias = tuple[str | int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FieldFault:
+    """Something wrong inside an object that still counts; `path` leads there from the object."""
+
+    path: FieldPath
+    problem: str
 
 
 @dataclass(frozen=True, slots=True, order=True)

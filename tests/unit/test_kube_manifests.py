@@ -280,7 +280,8 @@ def test_name_filter_also_holds_for_faults(tmp_path: Path) -> None:
     assert (bench.faults, bench.store.newest.synced) == ([], True)
     (bench.directory / "n.yaml").unlink()
     bench.settled()
-    assert bench.status.warning == f"{tmp_path}: there is no Node named a"
+    absent = "there is no Node named a; is node.name as `kubectl get nodes` shows it?"
+    assert bench.status.warning == f"{tmp_path}: {absent}"
 
 
 def test_only_changed_files_are_read_again(bench: Bench) -> None:

@@ -1,0 +1,70 @@
+"""A pod's interface as policy is enforced on it: whose it is, what it may send as, where the node sees its traffic.
+
+What `cni` finds out and `policy` acts on; neither knows the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TypeAlias
+
+from bgpd.model.attachment import AttachmentKey, InterfaceKind, PodName
+from bgpd.model.prefix import Address
+
+
+class MacvlanMode(IntEnum):
+    """MACVLAN_MODE_* (linux/if_link.h): how macvlans of one parent reach each other."""
+
+    PRIVATE = 1
+    VEPA = 2
+    BRIDGE = 4
+    PASSTHRU = 8
+    SOURCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class VethLink:
+    """The node's end of a veth. `bridge`: the index of the one that it is a port of; None: it is routed."""
+
+    index: int
+    name: str
+    bridge: int | None
+
+    @property
+    def kind(self) -> InterfaceKind:
+        return InterfaceKind.VETH
+
+
+@dataclass(frozen=True, slots=True)
+class MacvlanLink:
+    """The parent, an interface of the node that every pod behind it shares."""
+
+    parent: int
+    name: str
+    mode: MacvlanMode
+
+    @property
+    def kind(self) -> InterfaceKind:
+        return InterfaceKind.MACVLAN
+
+
+EndpointLink: TypeAlias = VethLink | MacvlanLink
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One interface of one pod.
+
+    `mac` and `addresses` are what the pod was given, whatever it has on its interface by now: it may send as nothing
+    else. `mac` is written 02:00:00:00:00:0a. `pod` None: whoever attached it is no kubelet.
+    """
+
+    key: AttachmentKey
+    pod: PodName | None
+    mac: str
+    addresses: tuple[Address, ...]
+    link: EndpointLink
+
+    def __str__(self) -> str:
+        return f"{self.pod} {self.key.interface}" if self.pod else str(self.key)

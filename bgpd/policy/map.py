@@ -1,0 +1,205 @@
+"""What the programs that judge packets read: the actuator of the policy maps, and the order in which it writes.
+
+One reconciler has all of them, for the order goes across maps: what is looked up last is written first, then pods
+and addresses flip, each by one atomic write, then what nobody can be sent to any more goes. `policy.transition` has
+that order, `policy.compile` the stages in which one contents becomes another. Here every stage is written in
+batches. Before anything is removed, the packets that were being judged when the flip was written are waited for: one
+of them may have read the old set of a pod and not yet its rules.
+
+Contents that do not fit change nothing. What fails halfway leaves the maps between two stages; the loop reads them
+again and goes on from there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from bgpd.datapath import layout, loader
+from bgpd.datapath.grace import GracePeriod
+from bgpd.datapath.layout import Peer, Port, Rule
+from bgpd.model.lpm import LpmKey
+from bgpd.model.outcome import DONE, Outcome
+from bgpd.policy.entries import Contents, PortKey, RangeKey, RuleKey
+from bgpd.policy.transition import Write, changes
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import TargetError
+
+KEY = "policy maps"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Stages:
+    """The way to the last of `steps`, from whatever is there. Equal to another if both come to the same contents."""
+
+    steps: tuple[Contents, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stages) and all(
+            (mine := getattr(self.steps[-1], name)) is (theirs := getattr(other.steps[-1], name)) or mine == theirs
+            for name in _KINDS
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """How the entries of one part of `Contents` are written as bytes, and read. `map_of`: where a key lies."""
+
+    maps: tuple[str, ...]
+    map_of: Callable[[Any], str]
+    key: Callable[[Any], bytes]
+    value: Callable[[Any], bytes]
+    read_key: Callable[[bytes], Any]
+    read_value: Callable[[bytes], Any]
+
+
+def _in(name: str) -> Callable[[Any], str]:
+    return lambda key: name
+
+
+_KINDS: Mapping[str, _Kind] = {
+    "peers": _Kind(
+        ("policy_peers",),
+        _in("policy_peers"),
+        bytes,
+        lambda peer: layout.PEER.pack(*peer),
+        bytes,
+        lambda value: Peer._make(layout.PEER.unpack(value)),
+    ),
+    "cidrs": _Kind(
+        ("policy_cidrs_v4", "policy_cidrs_v6"),
+        lambda prefix: f"policy_cidrs_v{prefix.version}",
+        LpmKey.of,
+        layout.CLASS.pack,
+        lambda key: LpmKey.read(key).prefix,
+        lambda value: layout.CLASS.unpack(value)[0],
+    ),
+    "rules": _Kind(
+        ("policy_rules",),
+        _in("policy_rules"),
+        lambda key: layout.rule_key(*key),
+        lambda rule: layout.RULE.pack(*rule),
+        lambda key: RuleKey._make(layout.RULE_KEY.unpack(key)),
+        lambda value: Rule._make(layout.RULE.unpack(value)),
+    ),
+    "ports": _Kind(
+        ("policy_ports",),
+        _in("policy_ports"),
+        lambda key: layout.port_key(*key),
+        lambda port: layout.PORT.pack(*port),
+        lambda key: PortKey._make(layout.read_port_key(key)),
+        lambda value: Port._make(layout.PORT.unpack(value)),
+    ),
+    "ranges": _Kind(
+        ("policy_ranges",),
+        _in("policy_ranges"),
+        lambda key: layout.range_key(*key),
+        lambda port: layout.PORT.pack(*port),
+        lambda key: RangeKey._make(layout.read_range_key(key)),
+        lambda value: Port._make(layout.PORT.unpack(value)),
+    ),
+}
+"""The parts of `Contents` that the kernel has; what numbers stand for is not among them."""
+
+
+class PolicyMaps:
+    """The actuator; its one object is `KEY`. `directory` has the pins of `installed`: what vanishes is put back."""
+
+    def __init__(self, installed: loader.Installed, directory: Path) -> None:
+        self._installed, self._directory = installed, directory
+        self._grace = GracePeriod()
+        self._have = Contents()
+
+    async def observe(self) -> Mapping[str, Stages]:
+        self._have = await asyncio.to_thread(self._read)
+        return {KEY: Stages((self._have,))}
+
+    async def apply(self, wanted: Sequence[Change[str, Stages]]) -> Sequence[Outcome]:
+        """DatapathError: the maps are between two stages. TargetError: it does not fit, nothing is changed."""
+        for change in wanted:
+            stages = (Contents(),) if change.want is None else change.want.steps
+            self._check_room(stages)
+            for stage in stages:
+                await asyncio.to_thread(self._write, stage)
+        return [DONE] * len(wanted)
+
+    def _read(self) -> Contents:
+        loader.restore(self._installed, self._directory)
+        parts = {}
+        for name, kind in _KINDS.items():
+            raw = {key: value for each in kind.maps for key, value in self._installed.maps[each].entries().items()}
+            parts[name] = {kind.read_key(key): kind.read_value(value) for key, value in raw.items()}
+        return Contents(**parts)
+
+    def _check_room(self, stages: Iterable[Contents]) -> None:
+        """A stage is written before what it replaces goes, so both must fit."""
+        at = self._have
+        for stage in stages:
+            for name, kind in _KINDS.items():
+                for place in kind.maps:
+                    room = self._installed.maps[place].spec.max_entries
+                    if len(getattr(at, name)) + len(getattr(stage, name)) > room:  # else there is nothing to count
+                        _check_map(place, room, name, {*_keys(at, name, place), *_keys(stage, name, place)})
+            at = stage
+
+    def _write(self, want: Contents) -> None:
+        """One stage: additions and flips, then removals."""
+        waited = False
+        for (removes, place), writes in groupby(changes(self._have, want), self._place):
+            target = self._installed.maps[place]
+            if removes:
+                if not waited:
+                    self._grace.wait()
+                    waited = True
+                target.delete([_KINDS[each.map].key(each.key) for each in writes])
+            else:
+                target.update(dict(map(_packed, writes)))
+        self._have = want
+
+    @staticmethod
+    def _place(write: Write) -> tuple[bool, str]:
+        return write.value is None, _KINDS[write.map].map_of(write.key)
+
+
+class PodLinks:
+    """The actuator of `policy_links`: by the ifindex of a bridge's port, the pod's IPv4 and IPv6 address.
+
+    As struct policy_address has them; zero where it has none. The table lets nothing astray to a port of a pod that is
+    not here, so these come before the table's.
+    """
+
+    def __init__(self, installed: loader.Installed) -> None:
+        self._map = installed.maps["policy_links"]
+
+    async def observe(self) -> Mapping[int, tuple[bytes, bytes]]:
+        found = self._map.entries().items()
+        return {layout.IFINDEX.unpack(key)[0]: layout.LINK.unpack(value) for key, value in found}
+
+    async def apply(self, wanted: Sequence[Change[int, tuple[bytes, bytes]]]) -> Sequence[Outcome]:
+        self._map.update(
+            {layout.IFINDEX.pack(each.key): layout.LINK.pack(*each.want) for each in wanted if each.want is not None}
+        )
+        self._map.delete([layout.IFINDEX.pack(each.key) for each in wanted if each.want is None])
+        return [DONE] * len(wanted)
+
+
+def _check_map(place: str, room: int, name: str, needed: Collection[Any]) -> None:
+    if len(needed) > room:
+        text = f"the {name} of all policies come to {len(needed):,} entries and the map {place} holds {room:,}"
+        raise TargetError(f"{text}; let policies tell less apart for this node's pods, the old rules stay in force")
+
+
+def _packed(write: Write) -> tuple[bytes, bytes]:
+    kind = _KINDS[write.map]
+    return kind.key(write.key), kind.value(write.value)
+
+
+def _keys(contents: Contents, name: str, place: str) -> Iterator[Any]:
+    kind = _KINDS[name]
+    return (key for key in getattr(contents, name) if kind.map_of(key) == place)

@@ -1,0 +1,391 @@
+"""The tables that enforce NetworkPolicy, `inet bgpd-policy` and `bridge bgpd-policy`: what their rules say. Pure.
+
+Every packet that the node forwards for a pod is shown to an eBPF program (bpf/policy.bpf.c), between the translation
+of services (DNAT, in PREROUTING) and masquerading (SNAT, in POSTROUTING): both true ends are seen there, whatever
+kube-proxy does. Who is the client of a flow is told by the kernel's connection tracking; the program judges each
+packet by the rules of the moment. Nothing is attached to a pod.
+
+```
+table inet bgpd-policy {
+    chain prerouting { type filter hook prerouting priority raw;
+        iif @links goto source
+    }
+    chain source {                     # of pods behind a veth that is routed
+        iif . ether saddr . ip saddr @sources4 return              # the same for IPv6
+        ip6 saddr fe80::/10 iif . ether saddr @hardware return     # is never routed
+        drop
+    }
+    chain forward { type filter hook forward priority filter - 1;
+        meta l4proto {icmp, icmpv6} ct state related return        # errors of known flows
+        ct direction reply goto replies
+        <eBPF: policy> drop            # also what connection tracking does not know
+    }
+    chain replies { <eBPF: policy_reply> drop }
+}
+table bridge bgpd-policy {
+    chain prerouting { type filter hook prerouting priority dstnat; iif @links goto source }
+    chain source { as above, and ARP and neighbor discovery only of the pod's own addresses }
+    chain forward { type filter hook forward priority filter - 2...
+        iif @links ip6 saddr fe80::/10 goto on_link                # neighbor discovery, and nothing else
+        oif @links jump to_pod
+        meta protocol ip goto judge4   # where the bridge does not hand its frames to the table above
+    }
+    chain to_pod {
+        oif . ether daddr . ip daddr @sources4 return              # the same for IPv6; ARP
+        <eBPF: policy_astray> drop     # broadcast, multicast: no rule knows these, but ingress rules the pod
+    }
+}
+```
+
+A bridge hands what it forwards to the first table if `bridge-nf-call-iptables` says so, as kube-proxy wants it (in
+`bridge-nf-call-ip6tables` for IPv6). Where it does not, the second one asks a program that tracks flows itself.
+
+This does not decide what is allowed, nor which links are pods'. `policy.nft` tells the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from pathlib import PurePath
+from typing import TypeAlias
+
+from bgpd.model.prefix import Address
+from bgpd.netlink import nftfilter as filters
+from bgpd.netlink import nftmessage as nft
+from bgpd.netlink.nftfilter import KeyType
+from bgpd.netlink.nftmessage import Attributes, Compare, Header, Kind, Message, Meta, attributes, covers, text
+
+NAME = "bgpd-policy"
+
+
+class Family(IntEnum):
+    """NFPROTO_*, of the two tables."""
+
+    INET = nft.NFPROTO_INET
+    BRIDGE = filters.NFPROTO_BRIDGE
+
+
+PREROUTING_HOOK, FORWARD_HOOK = 0, 2  # NF_INET_*, NF_BR_*
+RAW = -300  # before connection tracking; `dstnat` of a bridge is the same number
+FORWARD_PRIORITY = {
+    Family.INET: -1,  # before `filter`, so that what we drop is counted nowhere else
+    Family.BRIDGE: -2,  # before br_netfilter hands the frame to the inet hooks
+}
+_PROGRAM_COMMENT = "eBPF program {}: no rule allows it"
+
+ETHER_SOURCE, ETHER_DESTINATION = (Header.LINK, 6, 6), (Header.LINK, 0, 6)
+IPV4_DESTINATION, IPV6_DESTINATION = (Header.NETWORK, 16, 4), (Header.NETWORK, 24, 16)
+IPV4_SOURCE, IPV6_SOURCE = (Header.NETWORK, 12, 4), (Header.NETWORK, 8, 16)
+ARP_HARDWARE, ARP_PROTOCOL = (Header.NETWORK, 8, 6), (Header.NETWORK, 14, 4)  # RFC 826, of Ethernet and IPv4
+ADVERTISED = (Header.TRANSPORT, 8, 16)  # RFC 4861 section 4.4: the target address
+ETH_IP, ETH_ARP, ETH_IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
+ICMP, ICMPV6 = 1, 58
+ROUTER_ADVERTISEMENT, NEIGHBOR_ADVERTISEMENT, REDIRECT = 134, 136, 137
+ON_LINK = (130, 131, 132, 133, 135, 136, 143)  # neighbor discovery, and RFC 2710 and 3810's multicast listeners
+UNSPECIFIED = {4: bytes(4), 6: bytes(16)}
+
+_KEYS: Mapping[str, tuple[tuple[KeyType, ...], int]] = {
+    "links": ((KeyType.IFINDEX,), 4),
+    "hardware": ((KeyType.IFINDEX, KeyType.ETHER_ADDR), 12),
+    "sources4": ((KeyType.IFINDEX, KeyType.ETHER_ADDR, KeyType.IPV4_ADDR), 16),
+    "sources6": ((KeyType.IFINDEX, KeyType.ETHER_ADDR, KeyType.IPV6_ADDR), 28),
+}
+"""The sets: the types of their keys' parts, and the bytes of a key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What may come in by a link: `mac` and `addresses` are the pod's, `ifindex` is the link's end at the node."""
+
+    ifindex: int
+    mac: bytes
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """All that a table says. `sets` has the keys of each set, by its name.
+
+    `directory` has the pins of the programs, `ids` the kernel's numbers of those that are asked, in the order of the
+    rules: a rule goes on with the one that it was made with when another is pinned. `judged`: the IP versions whose
+    packets are judged; in the inet table always both. `damage` says what is wrong with a table that was found.
+    """
+
+    family: Family
+    directory: str
+    ids: tuple[int, ...]
+    judged: frozenset[int]
+    sets: Mapping[str, frozenset[bytes]]
+    damage: str = ""
+
+
+Shown: TypeAlias = Mapping[str, Sequence[Attributes]]
+"""What the kernel shows, by the name of the set or chain that it belongs to."""
+
+_Rules: TypeAlias = list[tuple[Sequence[bytes], str]]
+"""The expressions of each rule, and its comment."""
+
+
+def inet_table(directory: str, policy: int, policy_reply: int, sources: Iterable[Source]) -> Table:
+    """`sources`: behind links that are routed. The numbers are those of the programs."""
+    return Table(Family.INET, directory, (policy, policy_reply), frozenset((4, 6)), _sets_of(sources))
+
+
+def bridge_table(
+    directory: str, policy_astray: int, policy_bridge: int, sources: Iterable[Source], judged: Iterable[int]
+) -> Table:
+    """`sources`: behind ports of bridges. `judged`: versions that no bridge hands to the inet table."""
+    versions = frozenset(judged)
+    ids = (policy_astray, *[policy_bridge] * len(versions))
+    return Table(Family.BRIDGE, directory, ids, versions, _sets_of(sources))
+
+
+def _sets_of(sources: Iterable[Source]) -> dict[str, frozenset[bytes]]:
+    found: dict[str, set[bytes]] = {name: set() for name in _KEYS}
+    for source in sources:
+        link = filters.ifindex(source.ifindex)
+        found["links"].add(link)
+        found["hardware"].add(filters.key(link, source.mac))
+        found["sources6"].add(filters.key(link, source.mac, UNSPECIFIED[6]))  # RFC 4862: of whom has no address yet
+        for address in source.addresses:
+            found[f"sources{address.version}"].add(filters.key(link, source.mac, address.packed))
+    return {name: frozenset(keys) for name, keys in found.items()}
+
+
+# --- the table as messages ------------------------------------------------------------------------------------------
+
+
+def empty(family: Family) -> Table:
+    """A table of which nothing is there but itself."""
+    return Table(family, "", (), frozenset(), {})
+
+
+def update(have: Table, want: Table) -> Iterator[Message]:
+    """From one to the other; what is the same in both is not touched."""
+    return filters.in_family(_update(have, want), want.family)
+
+
+def _update(have: Table, want: Table) -> Iterator[Message]:
+    old, new = _chains(have), _chains(want)
+    if old != new:
+        if old:
+            yield nft.no_rules(NAME)
+        yield from (nft.no_chain(NAME, name) for name in old.keys() - new.keys())
+    for number, (name, keys) in enumerate(want.sets.items(), 1):
+        if name not in have.sets:
+            yield filters.key_set(NAME, name, *_KEYS[name], number)
+        yield from filters.set_keys(NAME, name, have.sets.get(name, frozenset()), keys)
+    if old != new:
+        yield from _rules(want)
+
+
+def _rules(table: Table) -> Iterator[Message]:
+    """The chains, all of them before the first rule that goes to one, and the rules."""
+    hooks = {"prerouting": (PREROUTING_HOOK, RAW), "forward": (FORWARD_HOOK, FORWARD_PRIORITY[table.family])}
+    chains = _chains(table)
+    for name in chains:
+        hook, priority = hooks.get(name, (None, 0))
+        yield nft.chain(NAME, name, hook=hook, priority=priority, kind="filter")
+    for name, rules in chains.items():
+        for expressions, comment in rules:
+            yield nft.rule(NAME, name, expressions, comment)
+
+
+def _chains(table: Table) -> dict[str, _Rules]:
+    if not table.sets:
+        return {}
+    return _inet_chains(table) if table.family is Family.INET else _bridge_chains(table)
+
+
+def _inet_chains(table: Table) -> dict[str, _Rules]:
+    ipv4, ipv6 = (
+        (nft.meta(Meta.NFPROTO), nft.compare(Compare.EQUAL, bytes([number])))
+        for number in (nft.NFPROTO_IPV4, nft.NFPROTO_IPV6)
+    )
+    related = (
+        filters.conntrack_state(),
+        nft.masked(filters.ConntrackState.RELATED.to_bytes(4, "little")),
+        nft.compare(Compare.NOT_EQUAL, bytes(4)),
+        _RETURN,
+    )
+    reply = (filters.conntrack_direction(), nft.compare(Compare.EQUAL, bytes([filters.REPLY])))
+    policy, policy_reply = table.ids
+    return {
+        "prerouting": [((*_FROM_POD, _goto("source")), "")],
+        "source": [*_own_address(ipv4, ipv6), _not_own()],
+        "forward": [
+            *(((*_is_protocol(each), *related), "errors of known flows") for each in (ICMP, ICMPV6)),
+            ((*reply, _goto("replies")), ""),
+            _judge(table, "policy", policy),
+        ],
+        "replies": [_judge(table, "policy_reply", policy_reply)],
+    }
+
+
+def _bridge_chains(table: Table) -> dict[str, _Rules]:
+    arp, ipv4, ipv6 = (
+        (nft.meta(Meta.PROTOCOL), nft.compare(Compare.EQUAL, each)) for each in (ETH_ARP, ETH_IP, ETH_IPV6)
+    )
+    judged = {version: is_version for version, is_version in ((4, ipv4), (6, ipv6)) if version in table.judged}
+    chains: dict[str, _Rules] = {
+        "prerouting": [((*_FROM_POD, _goto("source")), "")],
+        "source": [
+            ((*arp, _goto("arp")), ""),
+            *(
+                ((*ipv6, *_is_icmpv6(each), filters.counter(), _DROP), "pods are no routers")
+                for each in (ROUTER_ADVERTISEMENT, REDIRECT)
+            ),
+            ((*ipv6, *_is_icmpv6(NEIGHBOR_ADVERTISEMENT), _goto("advertised")), ""),
+            *_own_address(ipv4, ipv6),
+            _not_own(),
+        ],
+        "arp": [
+            ((*_OWN_HARDWARE, *_joined(ARP_HARDWARE, ARP_PROTOCOL), nft.in_set("sources4"), _RETURN), ""),
+            (
+                (*_OWN_HARDWARE, *_joined(ARP_HARDWARE), nft.in_set("hardware"), nft.payload(*ARP_PROTOCOL),
+                 nft.compare(Compare.EQUAL, UNSPECIFIED[4]), _RETURN),
+                "probes, RFC 5227",
+            ),
+            _not_own(),
+        ],
+        "advertised": [
+            ((*_joined(ETHER_SOURCE, ADVERTISED), nft.in_set("sources6"), _RETURN), ""),
+            ((*_link_local(ADVERTISED), *_OWN_HARDWARE, _RETURN), ""),
+            _not_own(),
+        ],
+        "forward": [
+            ((*_FROM_POD, *ipv6, *_link_local(IPV6_SOURCE), _goto("on_link")), ""),
+            ((*_FROM_POD, *ipv6, *_is_unspecified(), _goto("on_link")), ""),
+            ((nft.meta(Meta.OIF), nft.in_set("links"), nft.verdict(nft.Verdict.JUMP, "to_pod")), ""),
+            *(((*is_version, _goto(f"judge{version}")), "") for version, is_version in judged.items()),
+        ],
+        "to_pod": [
+            ((*ipv4, *_to(IPV4_DESTINATION), nft.in_set("sources4"), _RETURN), ""),
+            ((*ipv6, *_to(IPV6_DESTINATION), nft.in_set("sources6"), _RETURN), ""),
+            ((*arp, _RETURN), ""),
+            _judge(table, "policy_astray", table.ids[0]),
+        ],
+        "on_link": [
+            *(((*_is_icmpv6(each), _RETURN), "") for each in ON_LINK),
+            ((filters.counter(), _DROP), "policy knows no link-local addresses"),
+        ],
+    }  # fmt: skip
+    for version, number in zip(judged, table.ids[1:], strict=True):
+        chains[f"judge{version}"] = [_judge(table, "policy_bridge", number)]
+    return chains
+
+
+_RETURN, _DROP = nft.verdict(nft.Verdict.RETURN), nft.verdict(nft.Verdict.DROP)
+_FROM_POD = (nft.meta(Meta.IIF), nft.in_set("links"))
+
+
+def _joined(*parts: tuple[Header, int, int]) -> tuple[bytes, ...]:
+    return filters.joined(Meta.IIF, *parts)
+
+
+def _to(address: tuple[Header, int, int]) -> tuple[bytes, ...]:
+    return filters.joined(Meta.OIF, ETHER_DESTINATION, address)
+
+
+_OWN_HARDWARE = (*_joined(ETHER_SOURCE), nft.in_set("hardware"))
+
+
+def _goto(chain: str) -> bytes:
+    return nft.verdict(nft.Verdict.GOTO, chain)
+
+
+def _own_address(ipv4: tuple[bytes, ...], ipv6: tuple[bytes, ...]) -> _Rules:
+    """Let pass what a pod sends as itself."""
+    return [
+        ((*ipv4, *_joined(ETHER_SOURCE, IPV4_SOURCE), nft.in_set("sources4"), _RETURN), ""),
+        ((*ipv6, *_joined(ETHER_SOURCE, IPV6_SOURCE), nft.in_set("sources6"), _RETURN), ""),
+        ((*ipv6, *_link_local(IPV6_SOURCE), *_OWN_HARDWARE, _RETURN), "never routed"),
+    ]
+
+
+def _not_own() -> tuple[Sequence[bytes], str]:
+    return (filters.counter(), _DROP), "not an address of the pod"
+
+
+def _link_local(where: tuple[Header, int, int]) -> tuple[bytes, ...]:
+    """In fe80::/10."""
+    base, offset, _ = where
+    return nft.payload(base, offset, 2), nft.masked(b"\xff\xc0"), nft.compare(Compare.EQUAL, b"\xfe\x80")
+
+
+def _is_unspecified() -> tuple[bytes, ...]:
+    return nft.payload(*IPV6_SOURCE), nft.compare(Compare.EQUAL, UNSPECIFIED[6])
+
+
+def _is_protocol(number: int) -> tuple[bytes, ...]:
+    return nft.meta(Meta.L4PROTO), nft.compare(Compare.EQUAL, bytes([number]))
+
+
+def _is_icmpv6(kind: int) -> tuple[bytes, ...]:
+    return *_is_protocol(ICMPV6), nft.payload(Header.TRANSPORT, 0, 1), nft.compare(Compare.EQUAL, bytes([kind]))
+
+
+def _judge(table: Table, program: str, number: int) -> tuple[Sequence[bytes], str]:
+    asks = nft.asks_program(f"{table.directory}/{program}")
+    return (asks, filters.counter(), _DROP), _PROGRAM_COMMENT.format(number)
+
+
+# --- and back -------------------------------------------------------------------------------------------------------
+
+
+def found_in(family: Family, sets: Shown, chains: Mapping[str, Attributes], rules: Shown) -> Table:
+    """What the kernel shows as a table, with what we would have made otherwise named in `damage`.
+
+    Elements by set, rules by chain.
+    """
+    judged = frozenset(version for version in (4, 6) if family is Family.INET or f"judge{version}" in chains)
+    asked = [
+        found
+        for name in ("forward", "replies", "to_pod", "judge4", "judge6")
+        for found in _programs(rules.get(name, ()))
+    ]
+    found = Table(
+        family,
+        str(PurePath(asked[0][0]).parent) if asked else "",
+        tuple(number for _, number in asked),
+        judged,
+        {name: filters.keys_in(sets[name]) for name in _KEYS if name in sets},
+    )
+    return replace(found, damage=_damage(found, sets, chains, rules))
+
+
+def _damage(found: Table, sets: Shown, chains: Mapping[str, Attributes], rules: Shown) -> str:
+    """How what is there differs from what `found` would have been made of; empty: not at all."""
+    if sets.keys() != _KEYS.keys():
+        return f"its sets are {', '.join(sorted(sets)) or 'gone'}"
+    if len(found.ids) != (2 if found.family is Family.INET else 1 + len(found.judged)):
+        return "its chains do not ask our programs"
+    if _chains(found).keys() != chains.keys():
+        return f"its chains are {', '.join(sorted(chains)) or 'gone'}"
+    wanted: dict[str, list[Message]] = {name: [] for name in chains}
+    for message in _rules(found):
+        if message.kind is Kind.NEWRULE:
+            wanted[text(attributes(message.body), 2)].append(message)
+        elif not covers(chains[name := text(attributes(message.body), 3)], message.body):
+            return f"chain {name} is another"
+    for name, ours in wanted.items():
+        shown = rules.get(name, ())
+        if len(ours) != len(shown):
+            return f"chain {name} has {len(shown)} rules, not {len(ours)}"
+        for number, (have, want) in enumerate(zip(shown, ours, strict=True), 1):
+            if not covers(have, want.body):
+                return f"rule {number} of chain {name} is another"
+    return ""
+
+
+def _programs(rules: Sequence[Attributes]) -> Iterator[tuple[str, int]]:
+    """Path and number of the programs that the rules ask."""
+    for rule in rules:
+        number = re.fullmatch(_PROGRAM_COMMENT.format(r"(\d+)"), nft.comment_of(rule))
+        for expression in nft.expressions_of(rule):
+            path = nft.program_asked(expression)
+            if path is not None:
+                yield path, int(number[1]) if number else 0
