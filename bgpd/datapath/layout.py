@@ -7,26 +7,61 @@ of another ABI. Values only, no I/O.
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
-from ipaddress import IPv4Network, IPv6Network
+from enum import IntEnum, IntFlag
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
 
-from bgpd.model.prefix import Prefix
+from bgpd.model.prefix import Address
 
 ABI = 1
 
 STRUCTS: Mapping[str, Mapping[str, str]] = {
     "lpm_key_v4": {"prefixlen": "I", "addr": "4s"},
     "lpm_key_v6": {"prefixlen": "I", "addr": "16s"},
+    "policy_peer": {"class": "I", "egress_set": "I", "ingress_set": "I", "flags": "I"},
+    "policy_rule_key": {"set": "I", "class": "I"},
+    "policy_rule": {"portset": "I", "verdict": "B", "flags": "B", "proxy_port": "H", "cookie": "I"},
+    "policy_port_key": {"portset": "I", "protocol": "B", "pad": "B", "port": "2s"},
+    "policy_range_key": {"prefixlen": "I", "portset": "I", "protocol": "B", "pad": "B", "port": "2s"},
+    "policy_port": {"verdict": "B", "flags": "B", "proxy_port": "H", "cookie": "I"},
+    "policy_link": {"v4": "16s", "v6": "16s"},
+    "policy_flow_key": {"client": "16s", "server": "16s", "ports": "4s", "protocol": "B", "pad": "3s"},
+    "policy_fragment_key": {"source": "16s", "destination": "16s", "id": "I", "protocol": "B", "pad": "3s"},
+    "policy_event": {
+        "at_ns": "Q",
+        "client": "16s",
+        "server": "16s",
+        "class": "I",
+        "cookie": "I",
+        "lost": "I",
+        "client_port": "2s",
+        "server_port": "2s",
+        "protocol": "B",
+        "verdict": "B",
+        "ingress": "B",
+        "flags": "B",
+        "pad": "I",
+    },
 }
 """The C structs: fields in their order, as the `struct` module names their types."""
 
-_LENGTH = struct.calcsize(STRUCTS["lpm_key_v4"]["prefixlen"])
-_LOW = 0 if sys.byteorder == "little" else _LENGTH - 1  # no prefix is longer than one byte can say
 _KEY_V4 = struct.Struct("".join(STRUCTS["lpm_key_v4"].values()))
 _KEY_V6 = struct.Struct("".join(STRUCTS["lpm_key_v6"].values()))
+
+_FLOW_KEY_BYTES, _FRAGMENT_KEY_BYTES = (
+    struct.calcsize("".join(STRUCTS[name].values())) for name in ("policy_flow_key", "policy_fragment_key")
+)
+PEER, RULE, PORT, RULE_KEY, PORT_KEY, RANGE_KEY, EVENT = (
+    struct.Struct("".join(STRUCTS[f"policy_{name}"].values()))
+    for name in ("peer", "rule", "port", "rule_key", "port_key", "range_key", "event")
+)
+LINK = struct.Struct("".join(STRUCTS["policy_link"].values()))
+CLASS = IFINDEX = struct.Struct("I")
+_MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
+_ADDRESS_BYTES = 16
+_RANGE_BITS = 48  # portset, protocol and pad
 
 PRESENT = b"\0"  # the value of a list entry: to be there is all
 COUNTER = struct.Struct("Q")
@@ -42,12 +77,33 @@ class Verdict(IntEnum):
     BAD_HEADER = 4
 
 
+class PolicyVerdict(IntEnum):
+    """enum policy_verdict: what became of a packet, and the index of its counter."""
+
+    NOT_ISOLATED = 0
+    ALLOWED = 1
+    SELF = 2
+    NEIGHBOR = 3
+    AUDITED = 4
+    RELATED = 5
+    DENIED_EGRESS = 6
+    DENIED_INGRESS = 7
+    LATE_FRAGMENT = 8
+    NO_TRANSPORT = 9
+    BAD_HEADER = 10
+    NOT_IP = 11
+
+
 class MapType(IntEnum):
     """enum bpf_map_type, as far as used."""
 
     HASH = 1
     ARRAY = 2
+    PERCPU_ARRAY = 6
+    LRU_HASH = 9
     LPM_TRIE = 11
+    ARRAY_OF_MAPS = 12
+    RINGBUF = 27
 
 
 NO_PREALLOC = 1  # BPF_F_NO_PREALLOC, which a trie must have
@@ -74,43 +130,112 @@ MAPS = {
         MapSpec("ipmasq_hits_v4", MapType.LPM_TRIE, _KEY_V4.size, COUNTER.size, IPMASQ_ENTRIES, NO_PREALLOC),
         MapSpec("ipmasq_hits_v6", MapType.LPM_TRIE, _KEY_V6.size, COUNTER.size, IPMASQ_ENTRIES, NO_PREALLOC),
         MapSpec("masq_verdicts", MapType.ARRAY, struct.calcsize("I"), COUNTER.size, len(Verdict)),
+        MapSpec("policy_peers", MapType.HASH, _ADDRESS_BYTES, PEER.size, 131072, NO_PREALLOC),
+        MapSpec("policy_cidrs_v4", MapType.LPM_TRIE, _KEY_V4.size, CLASS.size, 65536, NO_PREALLOC),
+        MapSpec("policy_cidrs_v6", MapType.LPM_TRIE, _KEY_V6.size, CLASS.size, 65536, NO_PREALLOC),
+        MapSpec("policy_rules", MapType.HASH, RULE_KEY.size, RULE.size, 262144, NO_PREALLOC),
+        MapSpec("policy_ports", MapType.HASH, PORT_KEY.size, PORT.size, 65536, NO_PREALLOC),
+        MapSpec("policy_ranges", MapType.LPM_TRIE, RANGE_KEY.size, PORT.size, 65536, NO_PREALLOC),
+        MapSpec("policy_verdicts", MapType.PERCPU_ARRAY, struct.calcsize("I"), COUNTER.size, len(PolicyVerdict)),
+        MapSpec("policy_paces", MapType.LRU_HASH, _ADDRESS_BYTES, struct.calcsize("QQ"), 4096),
+        MapSpec("policy_links", MapType.HASH, IFINDEX.size, LINK.size, 4096, NO_PREALLOC),
+        MapSpec("policy_flows", MapType.LRU_HASH, _FLOW_KEY_BYTES, COUNTER.size, 65536),
+        MapSpec("policy_fragments", MapType.LRU_HASH, _FRAGMENT_KEY_BYTES, struct.calcsize("HH"), 4096),
+        MapSpec("policy_events", MapType.RINGBUF, 0, 0, 1 << 18),
     )
 }
 
 
-class LpmKey(bytes):
-    """A prefix as a longest-prefix-match map has it. Compares and hashes as fast as bytes; prints as the prefix."""
+def policy_address(address: Address) -> bytes:
+    """struct policy_address: IPv4 as ::ffff:a.b.c.d."""
+    return _MAPPED + address.packed if address.version == 4 else address.packed
 
-    __slots__ = ()
 
-    @classmethod
-    def of(cls, prefix: Prefix) -> LpmKey:
-        codec = _KEY_V4 if prefix.version == 4 else _KEY_V6
-        return cls(codec.pack(prefix.prefixlen, prefix.network_address.packed))
+def read_address(key: bytes) -> Address:
+    """The address of a struct policy_address."""
+    return IPv4Address(key[len(_MAPPED) :]) if key.startswith(_MAPPED) else IPv6Address(key)
 
-    @classmethod
-    def read(cls, key: bytes) -> LpmKey:
-        """The key of an entry that is there, without host bits.
 
-        The kernel compares as many bits as the length says and gives keys back as they were written: an entry
-        2.2.2.2/16 *is* 2.2.0.0/16. Taken for another one it would be replaced: 2.2.0.0/16 added, which changes
-        nothing, and 2.2.2.2/16 deleted, which leaves neither.
-        """
-        host_bits = 8 * (len(key) - _LENGTH) - key[_LOW]
-        address = int.from_bytes(key[_LENGTH:], "big")
-        if not address & ((1 << host_bits) - 1):
-            return cls(key)
-        return cls(key[:_LENGTH] + (address >> host_bits << host_bits).to_bytes(len(key) - _LENGTH, "big"))
+class PeerFlag(IntFlag):
+    """enum policy_peer_flag: its rules tell apart what is no peer; what they deny is recorded and passes."""
 
-    @property
-    def prefix(self) -> Prefix:
-        network = IPv4Network if len(self) == _KEY_V4.size else IPv6Network
-        return network((self[_LENGTH:], self[_LOW]))
+    EGRESS_CIDRS = 1
+    INGRESS_CIDRS = 2
+    AUDIT = 4
 
-    @property
-    def order(self) -> tuple[int, bytes]:
-        """Sorts the most specific first, then by address."""
-        return -self[_LOW], self[_LENGTH:]
 
-    def __str__(self) -> str:
-        return str(self.prefix)
+class RuleFlag(IntFlag):
+    """enum policy_rule_flag: the portset has single ports; it has ranges."""
+
+    HAS_PORTS = 1
+    HAS_RANGES = 2
+
+
+class EventFlag(IntFlag):
+    """enum policy_event_flag: the packet went from server to client; it passed, in audit mode."""
+
+    EVENT_REPLY = 1
+    EVENT_AUDITED = 2
+
+
+class Action(IntEnum):
+    """enum policy_action."""
+
+    DENY = 0
+    ALLOW = 1
+
+
+class Peer(NamedTuple):
+    """struct policy_peer. Set 0: that direction is not isolated, or the pod is not on this node."""
+
+    number: int  # its class
+    egress_set: int = 0
+    ingress_set: int = 0
+    flags: int = 0
+
+
+class Rule(NamedTuple):
+    """struct policy_rule: what a set says of a class. `verdict` is for what the portset does not name."""
+
+    portset: int
+    verdict: int
+    flags: int
+    proxy_port: int
+    cookie: int
+
+
+class Port(NamedTuple):
+    """struct policy_port: what a portset says of a protocol and port."""
+
+    verdict: int
+    flags: int
+    proxy_port: int
+    cookie: int
+
+
+def rule_key(number: int, peer_class: int) -> bytes:
+    """struct policy_rule_key, of a set and a class."""
+    return RULE_KEY.pack(number, peer_class)
+
+
+def port_key(portset: int, protocol: int, port: int) -> bytes:
+    """struct policy_port_key; `port` 0 where the protocol has none."""
+    return PORT_KEY.pack(portset, protocol, 0, port.to_bytes(2, "big"))
+
+
+def range_key(portset: int, protocol: int, port: int, length: int) -> bytes:
+    """struct policy_range_key: all ports whose first `length` bits are those of `port`."""
+    return RANGE_KEY.pack(_RANGE_BITS + length, portset, protocol, 0, port.to_bytes(2, "big"))
+
+
+def read_port_key(key: bytes) -> tuple[int, int, int]:
+    """Portset, protocol, port."""
+    portset, protocol, _, port = PORT_KEY.unpack(key)
+    return portset, protocol, int.from_bytes(port, "big")
+
+
+def read_range_key(key: bytes) -> tuple[int, int, int, int]:
+    """Portset, protocol, the first port and the length; without bits that the length does not count."""
+    bits, portset, protocol, _, port = RANGE_KEY.unpack(key)
+    free = 16 - max(0, bits - _RANGE_BITS)
+    return portset, protocol, int.from_bytes(port, "big") >> free << free, bits - _RANGE_BITS

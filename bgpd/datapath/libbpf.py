@@ -27,6 +27,7 @@ _ptr, _int, _str = ctypes.c_void_p, ctypes.c_int, ctypes.c_char_p
 _u32, _u64 = ctypes.c_uint32, ctypes.c_uint64
 _SIGNATURES: dict[str, tuple[Any, ...]] = {  # result, then arguments
     "libbpf_version_string": (_str,),
+    "libbpf_num_possible_cpus": (_int,),
     "libbpf_probe_bpf_prog_type": (_int, _int, _ptr),
     "libbpf_probe_bpf_helper": (_int, _int, _int, _ptr),
     "bpf_object__open_file": (_ptr, _str, _ptr),
@@ -162,9 +163,11 @@ def pointer(what: str, value: int | None) -> int:
     return check(what, -ctypes.get_errno()) if value is None else value
 
 
-def map_create(map_type: int, name: str, key_size: int, value_size: int, max_entries: int, flags: int) -> int:
-    """The descriptor of a new map. The kernel keeps 15 bytes of its name."""
-    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags)
+def map_create(
+    map_type: int, name: str, key_size: int, value_size: int, max_entries: int, flags: int, inner: int = 0
+) -> int:
+    """The descriptor of a new map. The kernel keeps 15 bytes of its name. `inner`: one of the maps that it holds."""
+    opts = _MapCreateOpts(sz=ctypes.sizeof(_MapCreateOpts), map_flags=flags, inner_map_fd=inner)
     code = library().bpf_map_create(map_type, name.encode(), key_size, value_size, max_entries, ctypes.byref(opts))
     return check(f"creating the map {name}", code)
 

@@ -81,6 +81,20 @@ def install(file: Path, directory: Path) -> Installed:
     return Installed(maps, programs)
 
 
+class Datapath:
+    """The object `name`, put into the kernel when it is first asked for."""
+
+    def __init__(self, name: str, directory: Path) -> None:
+        self._name, self.directory = name, directory
+        self._installed: Installed | None = None
+
+    def installed(self) -> Installed:
+        """DatapathError: the kernel refuses; asked again, it is tried again."""
+        if self._installed is None:
+            self._installed = install(shipped(self._name), self.directory)
+        return self._installed
+
+
 def restore(installed: Installed, directory: Path) -> None:
     """Puts back what somebody removed, or pinned something else in place of: the kernel goes on with ours.
 

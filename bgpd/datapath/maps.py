@@ -85,6 +85,14 @@ class Map:
         self._check("reading", code)
         return value.raw
 
+    def lookup_each_cpu(self, key: bytes) -> list[bytes]:
+        """The values of `key` in a map that has one for each CPU, of which the kernel gives all or none."""
+        room = -(-self.spec.value_size // 8) * 8  # each begins at a multiple of 8 bytes
+        cpus = check("counting CPUs", library().libbpf_num_possible_cpus())
+        values = ctypes.create_string_buffer(room * cpus)
+        self._check("reading", library().bpf_map_lookup_elem(self.fd, key, values))
+        return [values.raw[start : start + self.spec.value_size] for start in range(0, room * cpus, room)]
+
     def entries(self) -> dict[bytes, bytes]:
         """Everything in it. What others write or delete meanwhile may be missing."""
         found: dict[bytes, bytes] = {}

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from bgpd.config.load import Loaded
 from bgpd.config.schema import Masquerade
-from bgpd.datapath import layout, loader
+from bgpd.datapath import layout
+from bgpd.datapath.loader import Datapath
 from bgpd.masq import nft
 from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
 from bgpd.masq.memory import Memory
@@ -32,9 +33,9 @@ from bgpd.model.configmap import ConfigMap
 from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Reading
 from bgpd.model.node import Node
-from bgpd.model.outcome import Blocked, Outcome
-from bgpd.netlink.nftables import Connection, NftablesError, Watch
-from bgpd.runtime.diff import Change
+from bgpd.model.outcome import Blocked
+from bgpd.netlink.nftables import Connection, NftablesError
+from bgpd.netlink.owntables import OwnTables
 from bgpd.runtime.reconcile import Desired, Reconciler, Round, TargetError
 from bgpd.runtime.store import Revision, Store
 
@@ -63,7 +64,7 @@ class Masquerading:
         self.reading = Store(Reading())
         self._memory = Memory(start.paths.state / "masq-document", self.reading)
         self._document = _document_source(start.masquerade, config_maps, self.reading)
-        self._datapath = Datapath(start.paths.bpf)
+        self._datapath = Datapath("masq", start.paths.bpf)
         self.lists = {
             version: Reconciler(
                 f"masq_ipv{version}",
@@ -75,7 +76,7 @@ class Masquerading:
             )
             for version in VERSIONS
         }
-        self._rule = RuleOfOurs(self._datapath)
+        self._rule = OwnTables(lambda connection, owned: MasqueradeTable(connection, owned=owned))
         self.rule: Reconciler[str, Table] = Reconciler(
             RULE_LOOP, self._want_rule, self._rule, str, report, resync_s=self._resync_s
         )
@@ -199,65 +200,6 @@ def clear(directory: Path) -> list[str]:
             remedy = "; run as root, and if a bgpd is running that owns it, stop that first"
         raise TargetError(f"masquerade cannot be taken out of the kernel: {error}{remedy}") from None
     return removed
-
-
-class Datapath:
-    """Our maps and our program, put into the kernel when they are first asked for."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._installed: loader.Installed | None = None
-
-    def installed(self) -> loader.Installed:
-        """DatapathError: the kernel refuses; asked again, it is tried again."""
-        if self._installed is None:
-            self._installed = loader.install(loader.shipped("masq"), self.directory)
-        return self._installed
-
-
-class RuleOfOurs:
-    """`MasqueradeTable`, opened when it is first looked at, so that a node without nf_tables says so and goes on."""
-
-    def __init__(self, datapath: Datapath) -> None:
-        self._datapath = datapath
-        self._connection: Connection | None = None
-        self._table: MasqueradeTable | None = None
-        self._opened = asyncio.Event()
-
-    async def observe(self) -> Mapping[str, Table]:
-        if self._table is None:
-            self._table = await asyncio.to_thread(self._open)
-            self._opened.set()
-        return await self._table.observe()
-
-    async def apply(self, changes: Sequence[Change[str, Table]]) -> Sequence[Outcome]:
-        assert self._table is not None, "the loop observes first"
-        return await self._table.apply(changes)
-
-    async def watch(self, changed: Callable[[], None]) -> None:
-        """Calls `changed` whenever somebody else has committed something to nf_tables. Never returns."""
-        await self._opened.wait()
-        assert self._connection is not None
-        loop, port = asyncio.get_running_loop(), self._connection.port
-        watch = Watch()
-        news = asyncio.Event()
-        loop.add_reader(watch.fileno(), news.set)
-        with contextlib.closing(watch):
-            try:
-                while True:
-                    await news.wait()
-                    news.clear()
-                    if watch.others(port):
-                        changed()
-            finally:
-                loop.remove_reader(watch.fileno())
-
-    def _open(self) -> MasqueradeTable:
-        try:
-            self._connection = self._connection or Connection()
-            return MasqueradeTable(self._connection, owned=nft.can_own(self._connection))
-        except (OSError, NftablesError) as error:
-            raise TargetError(f"nf_tables cannot be used: {error}; is CAP_NET_ADMIN there?") from None
 
 
 def _document_source(

@@ -32,7 +32,7 @@ NO_MATCH = (
 class MasqueradeTable:
     """The actuator; its one object is `KEY`.
 
-    With `owned` the table belongs to `connection`, for as long as that is open; see `can_own`.
+    With `owned` the table belongs to `connection`, for as long as that is open; see `owntables`.
     """
 
     def __init__(self, connection: Connection, *, owned: bool) -> None:
@@ -93,18 +93,6 @@ def remove(connection: Connection) -> bool:
     if connection.get(Kind.GETTABLE, attribute(1, NAME)) is None:
         return False
     connection.commit([nft.no_table(NAME)])
-    return True
-
-
-def can_own(connection: Connection) -> bool:
-    """Whether this kernel lets a table belong to one process and outlive it. Leaves nothing behind."""
-    probe = f"{NAME}-probe"
-    try:
-        connection.commit([nft.table(probe, OWNER | PERSIST), nft.no_table(probe)])
-    except NftablesError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-            return False
-        raise
     return True
 
 

@@ -1,1 +1,1 @@
-"""The kernel's routing tables and addresses, through pyroute2. Nothing else in the product imports pyroute2."""
+"""What the kernel tells of interfaces, addresses and nf_tables. Nothing else in the product speaks netlink."""

@@ -1,125 +1,224 @@
-"""Interfaces, a pod's and the node's: of which kind, where the other end is, which addresses are on it.
+"""Reads the interfaces of pods and of the node, tells when one changes or a pod's namespace ends. A shell.
 
-Looking only. What an interface of some kind means for a pod is for the caller to decide. Synchronous, a few
-milliseconds each: the daemon calls them in threads. `gone` is for its event loop.
+Looking only. What an interface of some kind means for a pod is for the caller to decide.
+
+A pod's network namespace is never entered, which would take CAP_SYS_ADMIN: the kernel gives it a number in the node's
+(RTM_NEWNSID), answers questions about the namespace of a number, and tells when that one is no more. By these numbers
+it also says where the other end of a veth is: a pod with CAP_NET_ADMIN can lay cables of its own, with interfaces
+numbered as it likes, but not into the node.
+
+`Links` is synchronous; a call takes well below a millisecond, or as long as somebody else holds the kernel's lock
+for interfaces (RTNL): the daemon calls it in threads. It speaks netlink itself: pyroute2 takes 4 ms for what an ADD
+has to look at, and costs the daemon 15 MB.
 """
 
 from __future__ import annotations
 
-import ctypes
+import asyncio
+import contextlib
 import errno
 import os
 import socket
-import threading
-from collections.abc import AsyncGenerator, Callable
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Self
 
-from pyroute2 import AsyncIPRoute, IPRoute
-from pyroute2.netlink import rtnl
-from pyroute2.netlink.exceptions import NetlinkError
+from bgpd.netlink import link as rtnetlink
+from bgpd.netlink.link import Link, PodLink
+from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, messages, pack
 
-from bgpd.model.prefix import Address, parse_address
-
-T = TypeVar("T")
-
-_CLONE_NEWNET = 0x40000000  # linux/sched.h; `os.setns` comes with Python 3.12
+_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK = 270, 1, 10
+_GROUP_LINK, _GROUP_NSID = 1, 28  # RTNLGRP_*
+_TIMEOUT_S = 10.0
+_ROOM = 1 << 18
+_NEWS_ROOM = 1 << 22  # of the socket's buffer: some thousand changes while the daemon is busy
+_OWN = Path("/proc/thread-self/ns/net")
 
 
 class LinkError(Exception):
     """There is no such interface, or no such namespace; the text names it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
-    """An interface. `kind` as the kernel names it ("veth", "macvlan", "bridge"), "" for hardware.
+class NoNamespaceError(LinkError):
+    """There is nothing at the path of the namespace, or no namespace any more."""
 
-    `other`: the index of a veth's other end, or of the parent of a macvlan or ipvlan; `elsewhere`: that one is in
-    another network namespace, so that the index counts there. `master`: the index of the bridge it is a port of.
-    `addresses`: without link-local ones, which are never a pod's.
+
+class Links:
+    """A socket to the kernel, in the network namespace of the thread that opens it: "here" below.
+
+    OSError from any method: the kernel refuses.
     """
 
-    index: int
-    name: str
-    kind: str
-    mac: str
-    other: int | None
-    elsewhere: bool
-    master: int | None
-    addresses: tuple[Address, ...]
+    def __init__(self) -> None:
+        self._socket = _open()
+        self._socket.settimeout(_TIMEOUT_S)
+        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
+        self._socket.bind((0, 0))
+        self._sequence = 0
 
+    def __enter__(self) -> Self:
+        return self
 
-def look(which: int | str) -> Link:
-    """The interface of this index or name. LinkError: there is none."""
-    wanted = {"index": which} if isinstance(which, int) else {"ifname": which}
-    with IPRoute() as netlink:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._socket.close()
+
+    def here(self, which: int | str) -> Link | None:
+        """The interface of this index or name; None: there is none."""
+        return self._link(which)
+
+    def pod(self, netns: Path, name: str) -> PodLink:
+        """The interface `name` of the network namespace at `netns`. LinkError: there is no such, of either."""
+        number = self.number(netns)
+        inside = self._link(name, number)
+        if inside is None:
+            raise LinkError(f"{netns}: there is no interface {name}")
+        return self._pod_link(number, inside, self.number(_OWN))
+
+    def pods(self, number: int) -> list[PodLink]:
+        """All interfaces of the namespace of this number, by index."""
+        own = self.number(_OWN)
+        found = [self._pod_link(number, each, own) for each in self._links(number)]
+        return sorted(found, key=lambda each: each.inside.index)
+
+    def is_alive(self, number: int) -> bool:
+        """Whether there is a namespace of this number."""
         try:
-            (message,) = netlink.link("get", **wanted)
-        except NetlinkError as error:
-            if error.code in (errno.ENODEV, errno.EINVAL):
-                raise LinkError(f"there is no interface {which}") from None
+            return bool(self._ask(rtnetlink.GETNSID, rtnetlink.netns_request(number=number)))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.EINVAL):
+                return False
             raise
-        link, index = dict(message["attrs"]), message["index"]
-        addresses = [dict(each["attrs"]) for each in netlink.get_addr(index=index)]
-    return Link(
-        index,
-        link["IFLA_IFNAME"],
-        dict((link.get("IFLA_LINKINFO") or {"attrs": ()})["attrs"]).get("IFLA_INFO_KIND", ""),
-        link.get("IFLA_ADDRESS", ""),
-        link.get("IFLA_LINK") if link.get("IFLA_LINK") != index else None,
-        "IFLA_LINK_NETNSID" in link,
-        link.get("IFLA_MASTER"),
-        _addresses(addresses),
+
+    def number(self, netns: Path) -> int:
+        """The number, here, of the network namespace at `netns`; it is given one if it has none."""
+        try:
+            opened = os.open(netns, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError):
+            raise NoNamespaceError(f"there is no network namespace {netns}") from None
+        except PermissionError:  # "/proc/PID/ns/net" takes the right to trace that process
+            remedy = "let the container runtime keep its namespaces in a directory, such as /run/netns"
+            raise LinkError(f"bgpd may not open the network namespace {netns}; {remedy}") from None
+        try:
+            return self._number(opened)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            remedy = "does bgpd run in a mount namespace that the container runtime's mounts do not reach?"
+            raise LinkError(f"{netns} is no network namespace; {remedy}") from None
+        finally:
+            os.close(opened)
+
+    # --- what is asked ------------------------------------------------------------------------------------
+
+    def _number(self, opened: int) -> int:
+        for _ in range(2):
+            (answer,) = self._ask(rtnetlink.GETNSID, rtnetlink.netns_request(fd=opened))
+            number = rtnetlink.netns_number(answer)
+            if number is not None:
+                return number
+            with contextlib.suppress(FileExistsError):  # somebody else was faster
+                self._ask(rtnetlink.NEWNSID, rtnetlink.new_netns_request(opened))
+        raise OSError(errno.EAGAIN, "the network namespace gets no number")
+
+    def _pod_link(self, number: int, inside: Link, own: int) -> PodLink:
+        outside = self._link(inside.other) if inside.other is not None and inside.other_netns == own else None
+        master = self._link(outside.master) if outside is not None and outside.master is not None else None
+        return PodLink(number, inside, outside, master)
+
+    def _link(self, which: int | str, netns: int | None = None) -> Link | None:
+        try:
+            (answer,) = self._ask(rtnetlink.GETLINK, rtnetlink.link_request(which, netns))
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise
+        return rtnetlink.link(answer)
+
+    def _links(self, netns: int) -> list[Link]:
+        while True:
+            try:
+                answers = self._ask(rtnetlink.GETLINK, rtnetlink.link_request(None, netns), DUMP)
+            except InterruptedError:
+                continue
+            return [rtnetlink.link(answer) for answer in answers]
+
+    def _ask(self, kind: int, body: bytes, flags: int = 0) -> list[bytes]:
+        """The bodies of all answers. InterruptedError: a dump was overtaken by a change."""
+        self._sequence += 1
+        self._socket.send(pack(kind, REQUEST | ACK | flags, self._sequence, body))
+        answers: list[bytes] = []
+        interrupted = False
+        while True:
+            for answer in messages(self._socket.recv(_ROOM)):
+                interrupted = interrupted or bool(answer.flags & DUMP_INTERRUPTED)
+                if answer.kind in (ERROR, DONE):
+                    (code,) = struct.unpack_from("=i", answer.body)
+                    if code:
+                        raise OSError(-code, os.strerror(-code))
+                    if interrupted:
+                        raise InterruptedError
+                    return answers
+                answers.append(answer.body)
+
+
+@dataclass(frozen=True, slots=True)
+class News:
+    """The interfaces here that were made, changed, deleted or moved away, and the namespaces that have ended.
+
+    `lost`: there was more, and nobody can say what.
+    """
+
+    links: frozenset[int] = frozenset()
+    namespaces: frozenset[int] = frozenset()
+    lost: bool = False
+
+
+class Watch:
+    """Hears of every change from when it is made on."""
+
+    def __init__(self) -> None:
+        self._socket = _open()
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NEWS_ROOM)
+        self._socket.bind((0, 0))
+        for group in (_GROUP_LINK, _GROUP_NSID):
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def news(self) -> News:
+        """Waits for some, and takes what has come with it."""
+        loop = asyncio.get_running_loop()
+        try:
+            data = [await loop.sock_recv(self._socket, _ROOM), *self._waiting()]
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return News(lost=True)
+        return _news(data)
+
+    def _waiting(self) -> Iterator[bytes]:
+        while True:
+            try:
+                yield self._socket.recv(_ROOM)
+            except BlockingIOError:
+                return
+
+
+def _news(data: list[bytes]) -> News:
+    received = [each for datagram in data for each in messages(datagram)]
+    changed = (each.body for each in received if each.kind in (rtnetlink.NEWLINK, rtnetlink.DELLINK))
+    ended = (rtnetlink.netns_number(each.body) for each in received if each.kind == rtnetlink.DELNSID)
+    return News(
+        frozenset(map(rtnetlink.link_index, changed)), frozenset(number for number in ended if number is not None)
     )
 
 
-def look_inside(netns: Path, name: str) -> Link:
-    """The interface `name` of the network namespace at `netns`. LinkError: there is no such, of either."""
-    try:
-        return inside(netns, lambda: look(name))
-    except FileNotFoundError:
-        raise LinkError(f"there is no network namespace {netns}") from None
-    except LinkError as error:
-        raise LinkError(f"{netns}: {error}") from None
-
-
-def inside(netns: Path, call: Callable[[], T]) -> T:
-    """What `call` returns or raises when the network namespace at `netns` is its own. OSError: it cannot be entered.
-
-    A thread of its own enters and ends there; pyroute2's way, a process for each socket, takes three times as long.
-    """
-    returned: list[T] = []
-    raised: list[BaseException] = []
-
-    def enter() -> None:
-        try:
-            with netns.open("rb") as namespace:
-                if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), _CLONE_NEWNET):
-                    code = ctypes.get_errno()
-                    raise OSError(code, os.strerror(code), str(netns))
-            returned.append(call())
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
-            raised.append(error)
-
-    thread = threading.Thread(target=enter, name=f"in {netns}")
-    thread.start()
-    thread.join()
-    if raised:
-        raise raised[0]
-    return returned[0]
-
-
-async def gone() -> AsyncGenerator[int]:
-    """The index of each interface of this namespace that is deleted, or moved away, from now on."""
-    async with AsyncIPRoute() as netlink:
-        await netlink.bind(groups=rtnl.RTMGRP_LINK)
-        while True:
-            async for message in netlink.get():
-                if message["event"] == "RTM_DELLINK" and message["family"] != socket.AF_BRIDGE:  # no port any more
-                    yield message["index"]
-
-
-def _addresses(rows: list[dict[str, Any]]) -> tuple[Address, ...]:
-    texts = (row.get("IFA_LOCAL") or row.get("IFA_ADDRESS") for row in rows)
-    return tuple(address for address in map(parse_address, filter(None, texts)) if not address.is_link_local)
+def _open() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)

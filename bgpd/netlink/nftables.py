@@ -19,6 +19,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
+from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, messages, pack
 from bgpd.netlink.nftmessage import NFPROTO_INET, NFPROTO_IPV4, Attributes, Kind, Message, attribute, attributes
 
 _NETLINK_NETFILTER = 12
@@ -26,9 +27,7 @@ _SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK = 270, 1, 10
 _ATTACH_FILTER = 26  # SO_ATTACH_FILTER, not in `socket`
 _GROUP_NFTABLES = 7
 _SUBSYSTEM, _COMPAT_SUBSYSTEM = 10, 11
-_BATCH_BEGIN, _BATCH_END, _ERROR, _DONE = 16, 17, 2, 3
-_REQUEST, _ACK, _DUMP, _DUMP_INTERRUPTED = 0x1, 0x4, 0x300, 0x10
-_HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence, port
+_BATCH_BEGIN, _BATCH_END = 16, 17
 _FAMILY_HEADER = struct.Struct(">BBH")  # family, version, resource
 _TIMEOUT_S = 10.0
 _ROOM = 1 << 18
@@ -60,12 +59,12 @@ class Connection:
     def commit(self, messages: Sequence[Message]) -> None:
         """All of it or, with NftablesError, nothing."""
         first = self._sequence + 1
-        parts = [_pack(_BATCH_BEGIN, _REQUEST, 0, b"", first, _SUBSYSTEM)]
+        parts = [_pack(_BATCH_BEGIN, REQUEST, 0, b"", first, _SUBSYSTEM)]
         for sequence, each in enumerate(messages, first + 1):
-            kind, flags = _SUBSYSTEM << 8 | each.kind, _REQUEST | _ACK | each.flags
+            kind, flags = _SUBSYSTEM << 8 | each.kind, REQUEST | ACK | each.flags
             parts.append(_pack(kind, flags, each.family, each.body, sequence))
         self._sequence = first + len(messages) + 1
-        parts.append(_pack(_BATCH_END, _REQUEST, 0, b"", self._sequence, _SUBSYSTEM))
+        parts.append(_pack(_BATCH_END, REQUEST, 0, b"", self._sequence, _SUBSYSTEM))
         self._socket.send(b"".join(parts))
         self._acknowledged(messages, first)
 
@@ -75,7 +74,7 @@ class Connection:
         refused: NftablesError | None = None
         while waiting:
             for kind, _, sequence, body in self._receive():
-                if kind != _ERROR or not first <= sequence <= self._sequence:
+                if kind != ERROR or not first <= sequence <= self._sequence:
                     continue
                 (code,) = struct.unpack_from("=i", body)
                 if code and refused is None:
@@ -89,13 +88,13 @@ class Connection:
 
     def get(self, kind: Kind, body: bytes, family: int = NFPROTO_INET) -> Attributes | None:
         """One object; None: there is none."""
-        answers = self._ask(_SUBSYSTEM << 8 | kind, _REQUEST | _ACK, family, body)
+        answers = self._ask(_SUBSYSTEM << 8 | kind, REQUEST | ACK, family, body)
         return attributes(answers[0]) if answers else None
 
     def dump(self, kind: Kind, body: bytes = b"", family: int = NFPROTO_INET) -> list[Attributes]:
         """All objects that `body` selects, as of one moment."""
         while True:
-            answers = self._ask(_SUBSYSTEM << 8 | kind, _REQUEST | _ACK | _DUMP, family, body)
+            answers = self._ask(_SUBSYSTEM << 8 | kind, REQUEST | ACK | DUMP, family, body)
             if answers is not None:
                 return [attributes(answer) for answer in answers]
 
@@ -106,7 +105,7 @@ class Connection:
         """
         body = attribute(1, name) + attribute(2, revision) + attribute(3, 0)
         try:
-            return bool(self._ask(_COMPAT_SUBSYSTEM << 8, _REQUEST | _ACK, NFPROTO_IPV4, body))
+            return bool(self._ask(_COMPAT_SUBSYSTEM << 8, REQUEST | ACK, NFPROTO_IPV4, body))
         except NftablesError as error:
             if error.errno in (errno.EINVAL, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
                 return False  # no nft_compat
@@ -122,8 +121,8 @@ class Connection:
             for answer, marks, sequence, content in self._receive():
                 if sequence != self._sequence:
                     continue
-                interrupted = interrupted or bool(marks & _DUMP_INTERRUPTED)
-                if answer in (_ERROR, _DONE):
+                interrupted = interrupted or bool(marks & DUMP_INTERRUPTED)
+                if answer in (ERROR, DONE):
                     (code,) = struct.unpack_from("=i", content)
                     if code and code != -errno.ENOENT:
                         raise NftablesError(-code, "reading")
@@ -132,9 +131,7 @@ class Connection:
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
         """Type, flags, sequence number and body of each message in the next datagram."""
-        yield from (
-            (kind, flags, number, body) for kind, flags, number, _, body in _messages(self._socket.recv(_ROOM))
-        )
+        yield from ((each.kind, each.flags, each.sequence, each.body) for each in messages(self._socket.recv(_ROOM)))
 
 
 class Watch:
@@ -166,7 +163,7 @@ class Watch:
                     raise
                 found = True  # news were lost
                 continue
-            found = found or any(sender != port for *_, sender, _ in _messages(data))
+            found = found or any(each.port != port for each in messages(data))
 
 
 def open_socket() -> socket.socket:
@@ -186,13 +183,4 @@ def _only_generations(opened: socket.socket) -> None:
 
 
 def _pack(kind: int, flags: int, family: int, body: bytes, sequence: int, resource: int = 0) -> bytes:
-    content = _FAMILY_HEADER.pack(family, 0, resource) + body
-    return _HEADER.pack(_HEADER.size + len(content), kind, flags, sequence, 0) + content
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, int, bytes]]:
-    offset = 0
-    while offset < len(data):
-        length, kind, flags, sequence, port = _HEADER.unpack_from(data, offset)
-        yield kind, flags, sequence, port, data[offset + _HEADER.size : offset + length]
-        offset += length + -length % 4
+    return pack(kind, flags, sequence, _FAMILY_HEADER.pack(family, 0, resource) + body)

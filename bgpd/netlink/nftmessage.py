@@ -132,13 +132,13 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class Meta(IntEnum):
-    MARK, NFPROTO, L4PROTO = 3, 15, 16
+    PROTOCOL, MARK, IIF, OIF, NFPROTO, L4PROTO = 1, 3, 4, 5, 15, 16
 
 
 class Header(IntEnum):
     """Where an offset counts from."""
 
-    NETWORK, TRANSPORT = 1, 2
+    LINK, NETWORK, TRANSPORT = 0, 1, 2
 
 
 class Compare(IntEnum):
@@ -146,21 +146,21 @@ class Compare(IntEnum):
 
 
 class Verdict(IntEnum):
-    RETURN, GOTO = -5, -4
+    RETURN, GOTO, JUMP, DROP = -5, -4, -3, 0
 
 
 def expression(name: str, *parts: bytes) -> bytes:
     return nest(_LIST_ELEMENT, attribute(1, name), nest(2, *parts))
 
 
-def meta(key: Meta) -> bytes:
-    return expression("meta", attribute(2, key), attribute(1, _REGISTER))
+def meta(key: Meta, register: int = _REGISTER) -> bytes:
+    return expression("meta", attribute(2, key), attribute(1, register))
 
 
-def payload(base: Header, offset: int, length: int) -> bytes:
+def payload(base: Header, offset: int, length: int, register: int = _REGISTER) -> bytes:
     """The bytes of a header, such as `ip saddr`."""
     where = (attribute(2, base), attribute(3, offset), attribute(4, length))
-    return expression("payload", attribute(1, _REGISTER), *where)
+    return expression("payload", attribute(1, register), *where)
 
 
 def compare(operation: Compare, value: bytes) -> bytes:
@@ -262,11 +262,11 @@ def no_set(table_name: str, name: str) -> Message:
     return Message(Kind.DELSET, Flag.NONE, attribute(1, table_name) + attribute(2, name), f"deleting set {name}")
 
 
-def chain(table_name: str, name: str, *, hook: int | None = None, priority: int = 0) -> Message:
-    """One that others go to or, with a `hook`, a base chain of type nat."""
+def chain(table_name: str, name: str, *, hook: int | None = None, priority: int = 0, kind: str = "nat") -> Message:
+    """One that others go to or, with a `hook`, a base chain of type `kind`."""
     body = attribute(1, table_name) + attribute(3, name)
     if hook is not None:
-        body += nest(4, attribute(1, hook), attribute(2, struct.pack(">i", priority))) + attribute(7, "nat")
+        body += nest(4, attribute(1, hook), attribute(2, struct.pack(">i", priority))) + attribute(7, kind)
     return Message(Kind.NEWCHAIN, Flag.CREATE, body, f"chain {name}")
 
 

@@ -170,8 +170,8 @@ class PolicyMaps:
 class PodLinks:
     """The actuator of `policy_links`: by the ifindex of a bridge's port, the pod's IPv4 and IPv6 address.
 
-    As struct policy_address has them; zero where it has none. The table lets nothing astray to a port of a pod that is
-    not here, so these come before the table's.
+    As struct policy_address has them; zero where it has none. What is astray is dropped at the port of a pod that is
+    not here: so write these before the table.
     """
 
     def __init__(self, installed: loader.Installed) -> None:

@@ -38,7 +38,7 @@ def key(family: Family) -> str:
 class PolicyTables:
     """The actuator; its objects are `key(family)` for each family.
 
-    With `owned` the tables belong to `connection`, for as long as that is open; see `masq.nft.can_own`.
+    With `owned` the tables belong to `connection`, for as long as that is open; see `owntables`.
     """
 
     def __init__(self, connection: Connection, *, owned: bool) -> None:

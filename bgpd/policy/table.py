@@ -229,7 +229,6 @@ def _bridge_chains(table: Table) -> dict[str, _Rules]:
     arp, ipv4, ipv6 = (
         (nft.meta(Meta.PROTOCOL), nft.compare(Compare.EQUAL, each)) for each in (ETH_ARP, ETH_IP, ETH_IPV6)
     )
-    judged = {version: is_version for version, is_version in ((4, ipv4), (6, ipv6)) if version in table.judged}
     chains: dict[str, _Rules] = {
         "prerouting": [((*_FROM_POD, _goto("source")), "")],
         "source": [
@@ -256,6 +255,15 @@ def _bridge_chains(table: Table) -> dict[str, _Rules]:
             ((*_link_local(ADVERTISED), *_OWN_HARDWARE, _RETURN), ""),
             _not_own(),
         ],
+    }  # fmt: skip
+    return chains | _bridge_forward(table, arp, ipv4, ipv6)
+
+
+def _bridge_forward(
+    table: Table, arp: tuple[bytes, ...], ipv4: tuple[bytes, ...], ipv6: tuple[bytes, ...]
+) -> dict[str, _Rules]:
+    judged = {version: is_version for version, is_version in ((4, ipv4), (6, ipv6)) if version in table.judged}
+    chains: dict[str, _Rules] = {
         "forward": [
             ((*_FROM_POD, *ipv6, *_link_local(IPV6_SOURCE), _goto("on_link")), ""),
             ((*_FROM_POD, *ipv6, *_is_unspecified(), _goto("on_link")), ""),

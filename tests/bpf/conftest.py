@@ -52,3 +52,8 @@ def directory(bpffs: Path, request: pytest.FixtureRequest) -> Path:
 @pytest.fixture
 def masq(directory: Path) -> Installed:
     return loader.install(loader.shipped("masq"), directory)
+
+
+@pytest.fixture
+def policy(directory: Path) -> Installed:
+    return loader.install(loader.shipped("policy"), directory)

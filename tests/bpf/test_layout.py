@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 import struct
 import subprocess
@@ -14,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgpd.datapath import layout, loader
-from bgpd.datapath.layout import LpmKey, Verdict
+from bgpd.datapath.layout import Action, EventFlag, PeerFlag, PolicyVerdict, RuleFlag, Verdict
+from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import sort_key
 
 OBJECTS = sorted(path.stem for path in loader.OBJECTS.glob("*.o"))
@@ -23,11 +26,15 @@ BITS = 8
 
 @pytest.fixture(scope="module", params=OBJECTS)
 def types(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
-    """The object's BTF."""
+    return btf(request.param)
+
+
+def btf(name: str) -> list[dict[str, Any]]:
+    """The types of an object."""
     bpftool = shutil.which("bpftool", path="/usr/sbin:/usr/bin:/sbin:/bin")
     if bpftool is None:
         pytest.skip("not installed: bpftool")
-    command = [bpftool, "--json", "btf", "dump", "file", str(loader.shipped(request.param))]
+    command = [bpftool, "--json", "btf", "dump", "file", str(loader.shipped(name))]
     found: list[dict[str, Any]] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)[
         "types"
     ]
@@ -40,15 +47,20 @@ def enum(types: list[dict[str, Any]], name: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("name", layout.STRUCTS)
-def test_a_struct_has_the_fields_that_python_packs(types: list[dict[str, Any]], name: str) -> None:
-    """In the same order, at the same offsets, with the same size as a whole."""
-    (found,) = (each for each in types if each["kind"] == "STRUCT" and each["name"] == name)
+def test_a_struct_has_the_fields_that_python_packs(name: str) -> None:
+    """In the same order, at the same offsets, with the same size as a whole, wherever it is used."""
+    structs = [each for each in itertools.chain(*map(btf, OBJECTS)) if each["kind"] == "STRUCT"]
+    found, *others = [
+        {member["name"]: (member["bits_offset"], each["size"]) for member in each["members"]}
+        for each in structs
+        if each["name"] == name
+    ]
     formats = layout.STRUCTS[name]
     ends = [struct.calcsize("".join(list(formats.values())[:count])) for count in range(1, len(formats) + 1)]
     starts = [end - struct.calcsize(each) for end, each in zip(ends, formats.values(), strict=True)]
-    ours = [(field, start * BITS) for field, start in zip(formats, starts, strict=True)]
-    assert [(member["name"], member["bits_offset"]) for member in found["members"]] == ours
-    assert found["size"] == ends[-1]
+    ours = {field: (start * BITS, ends[-1]) for field, start in zip(formats, starts, strict=True)}
+    assert [*found.items()] == [*ours.items()]
+    assert all(other == found for other in others)
 
 
 def test_the_objects_have_this_abi(types: list[dict[str, Any]]) -> None:
@@ -58,9 +70,17 @@ def test_the_objects_have_this_abi(types: list[dict[str, Any]]) -> None:
 def test_verdicts_have_the_numbers_that_c_gives_them() -> None:
     """They come to BTF only where a map or a function has them for a type, so this reads the header."""
     header = (loader.OBJECTS.parents[2] / "bpf/include/bgpd/layout.h").read_text()
-    for verdict in Verdict:
-        assert f"\tMASQ_{verdict.name} = {verdict.value}," in header
-    assert header.count("\tMASQ_") == len(Verdict) + 1  # and MASQ_VERDICTS
+    for prefix, verdicts in (("MASQ", Verdict), ("POLICY", PolicyVerdict)):
+        body = header.partition(f"enum {prefix.lower()}_verdict {{")[2].partition("}")[0]
+        found = {name: int(number) for name, number in re.findall(rf"\t{prefix}_(\w+) = (\d+),", body)}
+        assert found == {each.name: each.value for each in verdicts}
+
+
+def test_flags_and_actions_of_policies_have_the_numbers_that_c_gives_them() -> None:
+    header = (loader.OBJECTS.parents[2] / "bpf/include/bgpd/layout.h").read_text()
+    bits = {name: 1 << int(bit) for name, bit in re.findall(r"\tPOLICY_(\w+) = 1 << (\d+),", header)}
+    assert {each.name: each.value for each in (*PeerFlag, *RuleFlag, *EventFlag)} == bits
+    assert all(f"\tPOLICY_{each.name} = {each.value}," in header for each in Action)
 
 
 @given(st.ip_addresses(), st.integers(0, 128))

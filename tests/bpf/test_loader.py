@@ -52,7 +52,7 @@ def test_objects_are_pinned_whole(directory: Path) -> None:
     masq, policy = install(directory), loader.install(loader.shipped("policy"), directory)
     programs = {*masq.programs, *policy.programs}
     assert {path.name for path in directory.iterdir()} == {*MAPS, *programs}
-    assert pinned(directory) == {name: each.id for name, each in (masq.maps | policy.maps).items()}
+    assert pinned(directory) == {name: each.id for name, each in {**masq.maps, **policy.maps}.items()}
     assert programs == {"masquerade", "policy", "policy_reply", "policy_bridge", "policy_astray"}
     assert masq.programs["masquerade"].replaced
 

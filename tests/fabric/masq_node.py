@@ -22,12 +22,13 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from bgpd.datapath import layout, loader
-from bgpd.masq.nft import KEY, MasqueradeTable, can_own
+from bgpd.masq.nft import KEY, MasqueradeTable
 from bgpd.masq.table import Side, Table, side
 from bgpd.model.lpm import LpmKey
 from bgpd.model.outcome import Outcome
 from bgpd.model.prefix import Prefix
 from bgpd.netlink.nftables import Connection
+from bgpd.netlink.owntables import can_own
 from bgpd.runtime.diff import Change
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.reach import ping

@@ -48,4 +48,170 @@ enum masq_verdict {
 	MASQ_VERDICTS,
 };
 
+/*
+ * NetworkPolicy. What a pod may send and receive is a number, its set in that direction; what an address is to the
+ * rules is a number too, its class. A rule is what a set says of a class, of a protocol and port too where that
+ * matters. bgpd/policy/compile.py gives the numbers and resolves precedence before anything comes here; 0 is no set
+ * (the direction is not isolated), and the class of an address that no rule tells from the rest of the world.
+ */
+struct policy_address {
+	__u8 bytes[16]; /* IPv4 as ::ffff:a.b.c.d, RFC 4291 section 2.5.5.2 */
+};
+
+struct policy_peer {
+	__u32 class;
+	__u32 egress_set; /* of a pod of this node */
+	__u32 ingress_set;
+	__u32 flags; /* enum policy_peer_flag */
+};
+
+enum policy_peer_flag {
+	POLICY_EGRESS_CIDRS = 1 << 0,  /* its egress rules tell addresses apart that are no peers */
+	POLICY_INGRESS_CIDRS = 1 << 1, /* its ingress rules do */
+	POLICY_AUDIT = 1 << 2,	       /* what its sets deny is recorded and passes */
+};
+
+struct policy_rule_key {
+	__u32 set;
+	__u32 class;
+};
+
+struct policy_rule {
+	__u32 portset;
+	__u8 verdict;	  /* enum policy_action; with POLICY_HAS_PORTS, for what the portset does not name */
+	__u8 flags;	  /* enum policy_rule_flag */
+	__u16 proxy_port; /* reserved */
+	__u32 cookie;	  /* tells the origin of the rule */
+};
+
+enum policy_rule_flag {
+	POLICY_HAS_PORTS = 1 << 0,  /* the portset has single ports */
+	POLICY_HAS_RANGES = 1 << 1, /* the portset has ranges of ports, asked for what is no single port */
+};
+
+enum policy_action {
+	POLICY_DENY = 0,
+	POLICY_ALLOW = 1,
+};
+
+/* Of a protocol without ports the port is 0. */
+struct policy_port_key {
+	__u32 portset;
+	__u8 protocol;
+	__u8 pad;
+	__u16 port; /* network order */
+};
+
+/* A range is the fewest prefixes that have it. The length counts from the portset: 48 bits and those of the port. */
+struct policy_range_key {
+	__u32 prefixlen;
+	__u32 portset;
+	__u8 protocol;
+	__u8 pad;
+	__u16 port; /* network order */
+};
+
+struct policy_port {
+	__u8 verdict; /* enum policy_action */
+	__u8 flags;   /* reserved */
+	__u16 proxy_port;
+	__u32 cookie;
+};
+
+_Static_assert(sizeof(struct policy_peer) == 16, "four numbers");
+_Static_assert(sizeof(struct policy_rule) == 12, "no padding");
+_Static_assert(sizeof(struct policy_port_key) == 8, "no padding");
+_Static_assert(sizeof(struct policy_range_key) == 12, "no padding");
+_Static_assert(sizeof(struct policy_port) == 8, "no padding");
+
+/* Room, not memory: but for the buckets of a hash, an entry is allocated when it is written. */
+#define POLICY_PEERS 131072
+#define POLICY_CIDRS 65536
+#define POLICY_RULES 262144
+#define POLICY_PORTS 65536
+#define POLICY_RANGES 65536
+
+/* What became of a packet, and the index of its counter in policy_verdicts. Numbers are never reused. */
+enum policy_verdict {
+	POLICY_NOT_ISOLATED = 0,   /* passed: no end is a pod that is isolated in this direction */
+	POLICY_ALLOWED = 1,	   /* passed: by a rule */
+	POLICY_SELF = 2,	   /* passed: a pod to itself, through a service */
+	POLICY_NEIGHBOR = 3,	   /* passed: neighbor discovery on the link, RFC 4861 */
+	POLICY_AUDITED = 4,	   /* passed: a rule set would deny it, and its namespace is in audit mode */
+	POLICY_RELATED = 5,	   /* passed: an ICMP error of a flow that is known here */
+	POLICY_DENIED_EGRESS = 6,  /* dropped: no egress rule of the sender allows it */
+	POLICY_DENIED_INGRESS = 7, /* dropped: no ingress rule of the receiver allows it */
+	POLICY_LATE_FRAGMENT = 8,  /* dropped: the port decides, and the fragment that has it was not seen */
+	POLICY_NO_TRANSPORT = 9, /* dropped: an end is isolated, and where ports should be cannot be found or read */
+	POLICY_BAD_HEADER = 10,	 /* dropped: the IP header is cut off, or contradicts the protocol or itself */
+	POLICY_NOT_IP = 11,	 /* dropped: neither IPv4 nor IPv6 */
+	POLICY_VERDICTS,
+};
+
+/* A packet that a set denies, as it comes through the ring buffer. The flow as its client began it. */
+struct policy_event {
+	__u64 at_ns; /* CLOCK_MONOTONIC */
+	struct policy_address client;
+	struct policy_address server;
+	__u32 class;	   /* of the end whose rules were not asked */
+	__u32 cookie;	   /* of the rule or port that denies; 0: none speaks of it */
+	__u32 lost;	   /* events of this pod since the one before, over its rate or for want of room */
+	__u16 client_port; /* network order */
+	__u16 server_port;
+	__u8 protocol;
+	__u8 verdict; /* enum policy_verdict */
+	__u8 ingress; /* whether the server's ingress set decided, not the client's egress set */
+	__u8 flags;   /* enum policy_event_flag */
+	__u32 pad;
+};
+
+enum policy_event_flag {
+	POLICY_EVENT_REPLY = 1 << 0,   /* the packet went from server to client */
+	POLICY_EVENT_AUDITED = 1 << 1, /* it passed: audit mode */
+};
+
+_Static_assert(sizeof(struct policy_event) == 64, "one cache line");
+
+/* How often one pod may be heard of: so many at once, then one each interval. */
+#define POLICY_EVENT_BURST 64
+#define POLICY_EVENT_INTERVAL_NS 10000000ULL
+#define POLICY_EVENT_BYTES (1 << 18)
+#define POLICY_PACES 4096 /* pods that are told apart in that; a node has some hundred */
+
+/* The pod behind a port of a bridge, by the port's ifindex; of a family that it has no address of, zero. */
+struct policy_link {
+	struct policy_address v4;
+	struct policy_address v6;
+};
+
+#define POLICY_LINKS 4096
+
+/* Where flows are not tracked by the kernel: see flow.h. */
+struct policy_flow_ports {
+	__u16 client; /* network order */
+	__u16 server;
+};
+
+struct policy_flow_key {
+	struct policy_address client;
+	struct policy_address server;
+	struct policy_flow_ports ports;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct policy_fragment_key {
+	struct policy_address source;
+	struct policy_address destination;
+	__u32 id;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+_Static_assert(sizeof(struct policy_flow_key) == 40, "no padding");
+_Static_assert(sizeof(struct policy_fragment_key) == 40, "no padding");
+
+#define POLICY_FLOWS 65536
+#define POLICY_FRAGMENTS 4096
+
 #endif /* BGPD_LAYOUT_H */

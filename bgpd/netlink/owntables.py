@@ -1,0 +1,81 @@
+"""The tables of one subsystem in nf_tables, as its reconciler's target: opened when first looked at, and watched.
+
+Where the kernel has it (6.9), a table is owned by this process: nobody else can flush, delete or edit it, and it
+stays when the process ends. What tables say, and how they are read and written, is the subsystem's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+from bgpd.model.outcome import Outcome
+from bgpd.netlink import nftmessage as nft
+from bgpd.netlink.nftables import Connection, NftablesError, Watch
+from bgpd.netlink.nftmessage import OWNER, PERSIST
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import Actuator, TargetError
+
+V = TypeVar("V")
+
+_PROBE = "bgpd-probe"
+
+
+def can_own(connection: Connection) -> bool:
+    """Whether this kernel lets a table belong to one process and outlive it. Leaves nothing behind."""
+    try:
+        connection.commit([nft.table(_PROBE, OWNER | PERSIST), nft.no_table(_PROBE)])
+    except NftablesError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return False
+        raise
+    return True
+
+
+class OwnTables(Generic[V]):
+    """`actuator` is made once a connection can be had, and told whether tables can be owned."""
+
+    def __init__(self, actuator: Callable[[Connection, bool], Actuator[str, V]]) -> None:
+        self._make = actuator
+        self._connection: Connection | None = None
+        self._actuator: Actuator[str, V] | None = None
+        self._opened = asyncio.Event()
+
+    async def observe(self) -> Mapping[str, V]:
+        """TargetError: a node without nf_tables says so, and goes on."""
+        if self._actuator is None:
+            self._actuator = await asyncio.to_thread(self._open)
+            self._opened.set()
+        return await self._actuator.observe()
+
+    async def apply(self, changes: Sequence[Change[str, V]]) -> Sequence[Outcome]:
+        assert self._actuator is not None, "the loop observes first"
+        return await self._actuator.apply(changes)
+
+    async def watch(self, changed: Callable[[], None]) -> None:
+        """Calls `changed` whenever somebody else has committed something to nf_tables. Never returns."""
+        await self._opened.wait()
+        assert self._connection is not None
+        loop, port = asyncio.get_running_loop(), self._connection.port
+        watch = Watch()
+        news = asyncio.Event()
+        loop.add_reader(watch.fileno(), news.set)
+        with contextlib.closing(watch):
+            try:
+                while True:
+                    await news.wait()
+                    news.clear()
+                    if watch.others(port):
+                        changed()
+            finally:
+                loop.remove_reader(watch.fileno())
+
+    def _open(self) -> Actuator[str, V]:
+        try:
+            self._connection = self._connection or Connection()
+            return self._make(self._connection, can_own(self._connection))
+        except (OSError, NftablesError) as error:
+            raise TargetError(f"nf_tables cannot be used: {error}; is CAP_NET_ADMIN there?") from None

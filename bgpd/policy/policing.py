@@ -1,0 +1,276 @@
+"""NetworkPolicy put together: objects of the cluster and endpoints of the node, one compiler, the maps, the tables.
+
+Input are stores, which others fill. Three reconcilers: the maps that say what is allowed (`map`), the pods behind
+ports of bridges, and the tables, whose rules ask the programs (`table`). The tables come last: what a program finds in
+the maps decides, and without a table nobody asks it.
+
+A pod of this node is policed by its addresses, wherever they become known first: from its interface when it is
+attached, or from Kubernetes, as with pods that ran before. What a pod may send as is known of interfaces only.
+
+Nothing is taken back when the daemon ends: maps, programs and tables do their work without it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bgpd.config.load import Loaded
+from bgpd.datapath import layout
+from bgpd.datapath.loader import Datapath
+from bgpd.model.attachment import AttachmentKey
+from bgpd.model.endpoint import Endpoint, VethLink
+from bgpd.model.node import Node
+from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
+from bgpd.model.pod import Namespace, Pod
+from bgpd.model.policy import NetworkPolicy, Snapshot
+from bgpd.model.prefix import Address
+from bgpd.netlink.owntables import OwnTables
+from bgpd.policy import map as maps
+from bgpd.policy.compile import Compiler
+from bgpd.policy.entries import Contents
+from bgpd.policy.map import PodLinks, PolicyMaps, Stages
+from bgpd.policy.nft import PolicyTables, key
+from bgpd.policy.table import Source, Table, bridge_table, inet_table
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
+from bgpd.runtime.store import Revision, Store
+
+BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
+_CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
+LOOK_S = 1.0  # how long bridged pods may reach each other unjudged when somebody turns these settings off
+_ASK_S = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Objects:
+    """What Kubernetes has, by namespace/name, or by name."""
+
+    nodes: Store[Mapping[str, Node]]
+    pods: Store[Mapping[str, Pod]]
+    namespaces: Store[Mapping[str, Namespace]]
+    policies: Store[Mapping[str, NetworkPolicy]]
+
+    @property
+    def unread(self) -> list[str]:
+        """The kinds that have not been read completely so far."""
+        kinds = {"Node": self.nodes, "Pod": self.pods, "Namespace": self.namespaces, "NetworkPolicy": self.policies}
+        return [kind for kind, store in kinds.items() if not store.newest.synced]
+
+
+class Policing:
+    """Keeps maps and tables as planned. `endpoints` are the interfaces that pods of this node were attached by."""
+
+    def __init__(
+        self,
+        node_name: str,
+        config: Store[Loaded],
+        objects: Objects,
+        endpoints: Store[Mapping[AttachmentKey, Endpoint]],
+        report: Callable[[Round], None],
+    ) -> None:
+        self._node_name, self._config, self.objects, self.endpoints = node_name, config, objects, endpoints
+        self._compiler = Compiler()
+        self._compiled: tuple[tuple[Revision, ...], tuple[Contents, ...]] | None = None
+        self.snapshot = Snapshot(pods={}, namespaces={}, policies={}, local={})
+        self.datapath = Datapath("policy", config.newest.value.config.paths.bpf)
+        self._unjudged: tuple[int, ...] = ()  # versions that bridges hand to nobody
+        self._own_tables = OwnTables(lambda connection, owned: PolicyTables(connection, owned=owned))
+        self.maps: Reconciler[str, Stages] = Reconciler(
+            "policy_maps", self._want_maps, _OnDemand(self._open_maps), str, report
+        )
+        self.links: Reconciler[int, tuple[bytes, bytes]] = Reconciler(
+            "policy_links", self._want_links, _OnDemand(self._open_links), int, report
+        )
+        self.tables: Reconciler[str, Table] = Reconciler(
+            "policy_tables", self._want_tables, self._own_tables, str, report
+        )
+        for store in self._stores:
+            store.on_change(self._inputs_changed)
+
+    @property
+    def loops(self) -> Sequence[Reconciler[Any, Any]]:
+        return (self.maps, self.links, self.tables)
+
+    @property
+    def _stores(self) -> tuple[Store[Any], ...]:
+        objects = self.objects
+        return self.endpoints, objects.nodes, objects.pods, objects.namespaces, objects.policies
+
+    @property
+    def contents(self) -> Contents:
+        """What the maps are to hold, as last worked out."""
+        return self._compiled[1][-1] if self._compiled else Contents()
+
+    def unready(self) -> str:
+        """Why the policy of no pod can be put into the kernel at present; empty: it can."""
+        if unread := self.objects.unread:
+            return f"bgpd has not read every {' and '.join(unread)} of the cluster yet; `bgpd status` says why"
+        reasons = (f"{loop.name}: {reason}" for loop in self.loops if (reason := _reason(loop)))
+        return next(reasons, "")
+
+    async def enforced(self, endpoint: Endpoint) -> Outcome:
+        """Done: the policy of the endpoint, which was published before, is in the kernel. Cancel it to give up."""
+        if not isinstance(endpoint.link, VethLink):
+            return Blocked(f"NetworkPolicy cannot be enforced on a {endpoint.link.kind} yet")
+        while not self._is_known(endpoint):
+            await self.objects.pods.newer_than(self.objects.pods.newest.revision)
+        for loop in self.loops:
+            revision = loop.kick()
+            while not await loop.wait_until(revision, _ASK_S):
+                if reason := self.unready():
+                    return Retry(reason)
+            if reason := _reason(loop):
+                return Retry(f"{loop.name}: {reason}")
+        return DONE
+
+    def problems(self) -> Iterator[str]:
+        """Everything about NetworkPolicy that an operator should know; nothing on a healthy node."""
+        if unread := self.objects.unread:
+            yield f"policy: not every {' and '.join(unread)} has been read; the rules in the kernel stay as they are"
+        for loop in self.loops:
+            reasons = dict.fromkeys(outcome.reason for outcome in loop.trouble.values())
+            yield from (f"policy: {loop.name}: {reason}" for reason in (*reasons, *filter(None, [loop.error])))
+
+    async def run(self) -> None:
+        """All loops, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for loop in self.loops:
+                group.create_task(loop.run(), name=f"reconcile {loop.name}")
+            group.create_task(self._own_tables.watch(self.tables.suspect), name="nftables watch of policy")
+            group.create_task(self._follow_bridges(), name="bridge settings")
+            group.create_task(self._start_tables(), name="tables after maps")
+
+    async def _follow_bridges(self) -> None:
+        """The kernel tells nobody when these settings change."""
+        while True:
+            found = unjudged(BRIDGE_SETTINGS)
+            if found != self._unjudged:
+                self._unjudged = found
+                self.tables.kick()
+            await asyncio.sleep(LOOK_S)
+
+    async def _start_tables(self) -> None:
+        """The tables wait for the maps, for as long as the kernel refuses them; then not for their own next resync."""
+        for loop in (self.maps, self.links):
+            while not loop.ever_settled:
+                await loop.wait_until(loop.kick(), LOOK_S)
+        self.tables.kick()
+
+    def _inputs_changed(self) -> None:
+        for loop in self.loops:
+            loop.kick()
+
+    # --- what the reconcilers ask -------------------------------------------------------------------------
+
+    def _want_maps(self) -> Desired[str, Stages]:
+        if self.objects.unread:
+            return Desired({}, complete=False)
+        return Desired({maps.KEY: Stages(self._stages())}, complete=True, at=max(it.newest.at for it in self._stores))
+
+    def _stages(self) -> tuple[Contents, ...]:
+        """All stages once; they are what is wanted until an input changes."""
+        revisions = tuple(store.newest.revision for store in self._stores)
+        if self._compiled is None or self._compiled[0] != revisions:
+            self.snapshot = snapshot(self._node_name, self.objects, self.endpoints.newest.value)
+            self._compiled = revisions, self._compiler.advance(self.snapshot)
+        return self._compiled[1]
+
+    def _want_links(self) -> Desired[int, tuple[bytes, bytes]]:
+        want = {
+            endpoint.link.index: _link(endpoint.addresses)
+            for endpoint in self.endpoints.newest.value.values()
+            if isinstance(endpoint.link, VethLink) and endpoint.link.bridge is not None
+        }
+        return Desired(want, complete=self.endpoints.newest.synced)
+
+    def _want_tables(self) -> Desired[str, Table]:
+        if not (self.maps.ever_settled and self.links.ever_settled and self.endpoints.newest.synced):
+            return Desired({}, complete=False)
+        installed, place = self.datapath.installed(), str(self.datapath.directory)
+        number = {name: program.id for name, program in installed.programs.items()}
+        routed, bridged = sources(self.endpoints.newest.value.values())
+        inet = inet_table(place, number["policy"], number["policy_reply"], routed)
+        bridge = bridge_table(place, number["policy_astray"], number["policy_bridge"], bridged, self._unjudged)
+        return Desired({key(table.family): table for table in (inet, bridge)}, complete=True)
+
+    def _open_maps(self) -> PolicyMaps:
+        return PolicyMaps(self.datapath.installed(), self.datapath.directory)
+
+    def _open_links(self) -> PodLinks:
+        return PodLinks(self.datapath.installed())
+
+    def _is_known(self, endpoint: Endpoint) -> bool:
+        """Whether Kubernetes has shown this very pod: one of a StatefulSet has the name of the one before it."""
+        if endpoint.pod is None:
+            return True
+        pod = self.objects.pods.newest.value.get(f"{endpoint.pod.namespace}/{endpoint.pod.name}")
+        return pod is not None and endpoint.pod.uid in ("", pod.uid)
+
+
+def snapshot(node_name: str, objects: Objects, endpoints: Mapping[AttachmentKey, Endpoint]) -> Snapshot:
+    """What verdicts rest on. Pods of this node: those that Kubernetes shows here, and those with an interface here."""
+    pods, namespaces = objects.pods.newest.value, objects.namespaces.newest.value
+    local: dict[str, tuple[Address, ...]] = {
+        key: () for key, pod in pods.items() if pod.node == node_name and not (pod.host_network or pod.finished)
+    }
+    for endpoint in endpoints.values():
+        if endpoint.pod is not None:
+            name = f"{endpoint.pod.namespace}/{endpoint.pod.name}"
+            local[name] = (*local.get(name, ()), *endpoint.addresses)
+    node = objects.nodes.newest.value.get(node_name)
+    audited = frozenset(namespace.name for namespace in namespaces.values() if namespace.audited)
+    own = frozenset(node.internal_ips) if node is not None else frozenset()
+    return Snapshot(pods, namespaces, objects.policies.newest.value, local, own, audited)
+
+
+def sources(endpoints: Iterable[Endpoint]) -> tuple[list[Source], list[Source]]:
+    """What may come in by each link: those that are routed, and ports of bridges."""
+    routed: list[Source] = []
+    bridged: list[Source] = []
+    for endpoint in endpoints:
+        if isinstance(endpoint.link, VethLink):
+            source = Source(endpoint.link.index, bytes.fromhex(endpoint.mac.replace(":", "")), endpoint.addresses)
+            (routed if endpoint.link.bridge is None else bridged).append(source)
+    return routed, bridged
+
+
+def unjudged(settings: Path) -> tuple[int, ...]:
+    """The IP versions whose packets a bridge forwards without handing them to the inet tables."""
+    return tuple(version for version, name in _CALLS.items() if not _is_on(settings / name))
+
+
+def _is_on(setting: Path) -> bool:
+    with contextlib.suppress(OSError):  # no br_netfilter
+        return setting.read_text().strip() == "1"
+    return False
+
+
+def _link(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
+    first = {address.version: layout.policy_address(address) for address in reversed(addresses)}
+    return first.get(4, bytes(16)), first.get(6, bytes(16))
+
+
+def _reason(loop: Reconciler[Any, Any]) -> str:
+    return loop.error or next((outcome.reason for outcome in loop.trouble.values()), "")
+
+
+class _OnDemand:
+    """An actuator that is made when it is first looked at, so that a node without BPF says so and goes on."""
+
+    def __init__(self, make: Callable[[], Actuator[Any, Any]]) -> None:
+        self._make = make
+        self._made: Actuator[Any, Any] | None = None
+
+    async def observe(self) -> Mapping[Any, Any]:
+        if self._made is None:
+            self._made = await asyncio.to_thread(self._make)
+        return await self._made.observe()
+
+    async def apply(self, changes: Sequence[Change[Any, Any]]) -> Sequence[Outcome]:
+        assert self._made is not None, "the loop observes first"
+        return await self._made.apply(changes)

@@ -1,0 +1,131 @@
+"""The actuator of the policy maps against the kernel's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+
+import pytest
+
+from bgpd.datapath import layout, loader
+from bgpd.datapath.layout import Action, Peer, Port, Rule, RuleFlag, policy_address
+from bgpd.datapath.loader import Installed
+from bgpd.model.outcome import DONE
+from bgpd.policy.entries import Contents, PortKey, RangeKey, RuleKey
+from bgpd.policy.map import KEY, PodLinks, PolicyMaps, Stages
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import TargetError
+from tests.bpf.packets import SOURCE_V4
+from tests.bpf.test_policy import CLIENT, DROP, PASS, SET, V4, ask, to
+
+FLIPS = 50
+ALLOW = Rule(0, Action.ALLOW, 0, 0, 1)
+SOME = Contents(
+    peers={policy_address(ip_address(each)): Peer(5, SET, 0, 3) for each in ("10.244.1.3", "fd00::3")},
+    cidrs={ip_network("10.0.0.0/8"): 7, ip_network("10.1.0.0/16"): 8, ip_network("fd00::/8"): 9},
+    rules={RuleKey(SET, 7): Rule(31, Action.DENY, RuleFlag.HAS_PORTS, 0, 2), RuleKey(SET, 9): ALLOW},
+    ports={PortKey(31, 6, 80): Port(Action.ALLOW, 0, 0, 3)},
+    ranges={RangeKey(31, 6, 0x1000, 4): Port(Action.ALLOW, 0, 0, 4), RangeKey(31, 17, 0, 0): Port(0, 0, 0, 5)},
+)
+
+
+@pytest.fixture
+def maps(policy: Installed, directory: Path) -> PolicyMaps:
+    return PolicyMaps(policy, directory)
+
+
+def bring(maps: PolicyMaps, *steps: Contents) -> None:
+    """From what is there, as the loop would."""
+
+    async def apply() -> None:
+        have = await maps.observe()
+        assert await maps.apply([Change(KEY, Stages(steps), have.get(KEY))]) == [DONE]
+
+    asyncio.run(apply())
+
+
+def there(maps: PolicyMaps) -> Contents:
+    (contents,) = asyncio.run(maps.observe())[KEY].steps
+    return contents
+
+
+def test_what_is_written_is_read(maps: PolicyMaps) -> None:
+    bring(maps, SOME)
+    assert there(maps) == SOME
+    bring(maps, SOME)
+    assert there(maps) == SOME
+
+
+@pytest.mark.parametrize("part", ["peers", "cidrs", "rules", "ports", "ranges"])
+def test_what_is_no_longer_wanted_goes(maps: PolicyMaps, part: str) -> None:
+    bring(maps, SOME)
+    less = replace(SOME, **{part: dict([*getattr(SOME, part).items()][1:])})
+    bring(maps, less)
+    assert there(maps) == less
+    bring(maps, Contents())
+    assert there(maps) == Contents()
+
+
+def test_the_same_contents_are_equal_whatever_led_there() -> None:
+    """So that the loop leaves alone what is as wanted; what numbers stand for is not in the kernel."""
+    assert Stages((SOME,)) == Stages((Contents(), replace(SOME, cookies={}), replace(SOME)))
+    assert Stages((SOME,)) != Stages((replace(SOME, peers={}),))
+
+
+def test_a_pod_meets_the_old_rules_or_the_new_ones_at_every_moment(policy: Installed, maps: PolicyMaps) -> None:
+    """Both rule sets allow this packet, and it is never dropped while one becomes the other and back."""
+    stages = [
+        Contents(
+            peers={policy_address(V4): Peer(5, 0, number), policy_address(SOURCE_V4): Peer(peer)},
+            rules={RuleKey(number, peer): ALLOW},
+        )
+        for number, peer in ((SET, CLIENT), (SET + 1, CLIENT))
+    ]
+    bring(maps, stages[0])
+    over = threading.Event()
+    verdicts: list[int] = []
+
+    def look() -> None:
+        while not over.is_set():
+            verdicts.append(ask(policy, to(V4)))
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    for turn in range(FLIPS):
+        bring(maps, stages[(turn + 1) % 2])
+    over.set()
+    looking.join()
+    assert len(verdicts) > FLIPS
+    assert {*verdicts} == {PASS}
+    bring(maps, replace(stages[0], rules={}))
+    assert ask(policy, to(V4)) == DROP
+
+
+def test_what_does_not_fit_changes_nothing(maps: PolicyMaps) -> None:
+    room = layout.MAPS["policy_ports"].max_entries
+    ports = {PortKey(number, 6, 80): Port(1, 0, 0, 0) for number in range(room + 1)}
+    bring(maps, SOME)
+    with pytest.raises(TargetError, match=r"the ports .* 65,537 entries and the map policy_ports holds 65,536"):
+        bring(maps, replace(SOME, ports={**SOME.ports, **ports}, peers={}))
+    assert there(maps) == SOME
+
+
+def test_the_pods_behind_ports_are_written_and_read(policy: Installed) -> None:
+    links = PodLinks(policy)
+    pod = policy_address(V4), bytes(16)
+    asyncio.run(links.apply([Change(3, pod, None), Change(4, pod, None)]))
+    assert asyncio.run(links.observe()) == {3: pod, 4: pod}
+    asyncio.run(links.apply([Change(3, None, pod)]))
+    assert asyncio.run(links.observe()) == {4: pod}
+
+
+def test_pins_that_vanish_are_put_back(policy: Installed, maps: PolicyMaps, directory: Path) -> None:
+    bring(maps, SOME)
+    (directory / "policy_rules").unlink()
+    assert there(maps) == SOME
+    again = loader.install(loader.shipped("policy"), directory)
+    assert again.maps["policy_rules"].id == policy.maps["policy_rules"].id
+    assert not again.programs["policy"].replaced

@@ -1,0 +1,221 @@
+"""A node that enforces NetworkPolicy, two pods on its bridge, two on cables of their own, and an outside.
+
+This decides how the pieces are wired, and how rules are written into the maps by hand. What should become of packets
+is for the tests to say. The tables are those of `bgpd.policy.nft`, the programs the shipped ones in a bpffs that goes
+with the lab.
+
+    pod-a, pod-b --- cni0 |      |
+                          | node | eth0 --- outside
+    pod-c, pod-d --- veths|      |
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+from bgpd.datapath import layout, loader
+from bgpd.datapath.layout import Action, Peer, PolicyVerdict, Port, Rule, RuleFlag
+from bgpd.model.outcome import Outcome
+from bgpd.netlink.nftables import Connection
+from bgpd.netlink.owntables import can_own
+from bgpd.policy.nft import PolicyTables, key
+from bgpd.policy.table import Family, Source, Table, bridge_table, inet_table
+from bgpd.runtime.diff import Change
+from tests.fabric.masq_node import NETLINK_NETFILTER, alone
+from tests.fabric.netns import Lab, Namespace
+
+BRIDGE_NF = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
+POD_CLASS = {"a": 101, "b": 102, "c": 103, "d": 104, "outside": 105}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The addresses of one family. `outside` has a node's address and a pod of its own."""
+
+    version: int
+    a: str
+    b: str
+    c: str
+    d: str
+    bridge: str
+    gateways: Mapping[str, str]
+    node: str
+    outside: str
+    remote_pod: str
+    service: str
+
+    def of(self, name: str) -> str:
+        return str(getattr(self, name))
+
+
+IPV4 = Plan(
+    4, "10.244.1.10", "10.244.1.11", "10.244.2.10", "10.244.3.10", "10.244.1.1/24",
+    {"a": "10.244.1.1", "b": "10.244.1.1", "c": "10.244.2.1", "d": "10.244.3.1"},
+    "192.0.2.1/24", "192.0.2.2", "10.244.9.10", "10.96.0.10",
+)  # fmt: skip
+IPV6 = Plan(
+    6, "fd44:1::10", "fd44:1::11", "fd44:2::10", "fd44:3::10", "fd44:1::1/64",
+    {"a": "fd44:1::1", "b": "fd44:1::1", "c": "fd44:2::1", "d": "fd44:3::1"},
+    "fd99::1/64", "fd99::2", "fd44:9::10", "fd96::10",
+)  # fmt: skip
+PLANS = (IPV4, IPV6)
+BRIDGED, ROUTED = ("a", "b"), ("c", "d")
+
+
+class PolicyNode:
+    """Everything open until `isolate`. `br_netfilter`: the bridge hands its frames to the inet table."""
+
+    def __init__(self, lab: Lab, bpffs: Path, *, br_netfilter: bool = True) -> None:
+        self.lab, self.br_netfilter = lab, br_netfilter
+        self.node = lab.namespace("node", forwarding=True)
+        self.outside = lab.namespace("outside")
+        self.pods = {name: lab.namespace(f"pod-{name}") for name in (*BRIDGED, *ROUTED)}
+        self._wire()
+        self.directory = bpffs / "bgpd"
+        self.installed = loader.install(loader.shipped("policy"), self.directory)
+        self.connection = self.connect()
+        self.owned = can_own(self.connection)
+        self._peers: dict[str, Peer] = {name: Peer(number) for name, number in POD_CLASS.items()}
+        self._write_peers(self._peers)
+        self._write_links()
+
+    def connect(self) -> Connection:
+        return Connection(self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+
+    def close(self) -> None:
+        self.connection.close()
+
+    def _wire(self) -> None:
+        lab, node = self.lab, self.node
+        lab.bridge(node, "cni0")
+        for name in BRIDGED:
+            lab.plug(self.pods[name], "eth0", node, f"port-{name}", "cni0")
+        for name in ROUTED:
+            lab.link(self.pods[name], "eth0", node, f"port-{name}")
+        lab.link(node, "eth0", self.outside, "eth0")
+        node.sysctl(dict.fromkeys(BRIDGE_NF, "1" if self.br_netfilter else "0"))
+        for plan in PLANS:
+            node.add_address("cni0", plan.bridge)
+            node.add_address("eth0", plan.node)
+            self.outside.add_address("eth0", f"{plan.outside}/{plan.node.partition('/')[2]}")
+            self.outside.add_address("lo", alone(plan.remote_pod))
+            node.add_route(alone(plan.remote_pod), via=plan.outside)
+            for name, pod in self.pods.items():
+                gateway, address = plan.gateways[name], plan.of(name)
+                self.outside.add_route(f"{alone(address)} src {plan.remote_pod}", via=plan.node.partition("/")[0])
+                if name in BRIDGED:
+                    pod.add_address("eth0", f"{address}/{plan.bridge.partition('/')[2]}")
+                else:
+                    pod.add_address("eth0", alone(address))
+                    pod.add_route(alone(gateway), dev="eth0")
+                    node.add_address(f"port-{name}", alone(gateway))
+                    node.add_route(alone(address), dev=f"port-{name}")
+                pod.add_route("default", via=gateway)
+
+    def namespace(self, name: str) -> Namespace:
+        return self.outside if name == "outside" else self.pods[name]
+
+    # --- the tables -----------------------------------------------------------------------------------------------
+
+    def source(self, name: str) -> Source:
+        """What the pod may send as."""
+        ifindex, mac = link(self.node, f"port-{name}")[0], link(self.namespace(name), "eth0")[1]
+        return Source(ifindex, mac, tuple(ip_address(plan.of(name)) for plan in PLANS))
+
+    def wanted(self) -> dict[str, Table]:
+        programs = {name: each.id for name, each in self.installed.programs.items()}
+        place, judged = str(self.directory), () if self.br_netfilter else (4, 6)
+        inet = inet_table(place, programs["policy"], programs["policy_reply"], map(self.source, ROUTED))
+        bridge = bridge_table(
+            place, programs["policy_astray"], programs["policy_bridge"], map(self.source, BRIDGED), judged
+        )
+        return {key(table.family): table for table in (inet, bridge)}
+
+    def tables(self) -> PolicyTables:
+        return PolicyTables(self.connection, owned=self.owned)
+
+    def apply(self, want: Mapping[str, Table] | None = None) -> list[Outcome]:
+        changes = [Change(name, table, None) for name, table in (want or self.wanted()).items()]
+        return list(asyncio.run(self.tables().apply(changes)))
+
+    def observe(self) -> dict[str, Table]:
+        return dict(asyncio.run(self.tables().observe()))
+
+    def remove(self) -> None:
+        changes: list[Change[str, Table]] = [Change(key(family), None, None) for family in Family]
+        asyncio.run(self.tables().apply(changes))
+
+    def enforcing(self) -> PolicyNode:
+        self.apply()
+        return self
+
+    # --- the maps -------------------------------------------------------------------------------------------------
+
+    def isolate(self, name: str, *, egress: int = 0, ingress: int = 0, flags: int = 0) -> None:
+        """Sets of rules, 0: not isolated; see `allow`."""
+        self._peers[name] = Peer(POD_CLASS[name], egress, ingress, flags)
+        self._write_peers({name: self._peers[name]})
+
+    def _write_peers(self, peers: Mapping[str, Peer]) -> None:
+        self.installed.maps["policy_peers"].update(
+            {
+                layout.policy_address(ip_address(address)): layout.PEER.pack(*peer)
+                for name, peer in peers.items()
+                for plan in PLANS
+                for address in ((plan.remote_pod,) if name == "outside" else (plan.of(name),))
+            }
+        )
+
+    def _write_links(self) -> None:
+        links = {name: link(self.node, f"port-{name}")[0] for name in BRIDGED}
+        self.installed.maps["policy_links"].update(
+            {
+                struct.pack("=I", number): b"".join(
+                    layout.policy_address(ip_address(plan.of(name))) for plan in PLANS
+                )
+                for name, number in links.items()
+            }
+        )
+
+    def allow(self, number: int, *names: str, ports: Iterable[tuple[int, int]] = ()) -> None:
+        """The set `number` allows these ends: everything, or only (protocol, port)."""
+        pairs = list(ports)
+        flags = RuleFlag.HAS_PORTS if pairs else 0
+        rule = Rule(number, Action.DENY if pairs else Action.ALLOW, flags, 0, number)
+        one = layout.PORT.pack(*Port(Action.ALLOW, 0, 0, number))
+        self.installed.maps["policy_ports"].update({layout.port_key(number, *pair): one for pair in pairs})
+        keys = [layout.rule_key(number, POD_CLASS[name]) for name in names]
+        self.installed.maps["policy_rules"].update(dict.fromkeys(keys, layout.RULE.pack(*rule)))
+
+    def forbid(self, number: int, *names: str) -> None:
+        """The set no longer says anything of these."""
+        self.installed.maps["policy_rules"].delete([layout.rule_key(number, POD_CLASS[name]) for name in names])
+
+    def verdicts(self) -> dict[PolicyVerdict, int]:
+        """How many packets each verdict has met."""
+        return verdicts(self.installed)
+
+
+def link(namespace: Namespace, name: str) -> tuple[int, bytes]:
+    """Number and hardware address of an interface."""
+    (shown,) = json.loads(namespace.run(["ip", "-json", "link", "show", "dev", name]).stdout)
+    return shown["ifindex"], bytes.fromhex(shown["address"].replace(":", ""))
+
+
+def verdicts(installed: loader.Installed) -> dict[PolicyVerdict, int]:
+    """Summed over all CPUs; none that is zero."""
+    target = installed.maps["policy_verdicts"]
+    found = {}
+    for verdict in PolicyVerdict:
+        value = target.lookup_each_cpu(struct.pack("=I", verdict))
+        total = sum(layout.COUNTER.unpack(each)[0] for each in value)
+        if total:
+            found[verdict] = total
+    return found
