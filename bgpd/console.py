@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,11 +26,13 @@ from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
 from bgpd.model.prefix import Prefix, PrefixError, parse_address, sort_key
 from bgpd.observe.control import ControlError, Handler, Progress
-from bgpd.runtime.reconcile import TargetError
+from bgpd.runtime.reconcile import Reconciler, TargetError
 
-if TYPE_CHECKING:  # a node that does not masquerade does without
+if TYPE_CHECKING:  # a node that does not use one does without
+    from bgpd.cni.chaining import Chaining
     from bgpd.masq.masquerading import Masquerading
     from bgpd.masq.sight import Sight
+    from bgpd.policy.policing import Policing
 
 # what only a new daemon can take over, by key path
 NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
@@ -48,12 +50,32 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
         config.masquerade.ipv6_wanted,
         config.masquerade.nomasq_all_reserved_ranges,
     ),
+    "policy": lambda config: config.policy,
+    "cni": lambda config: config.cni,
     "log": lambda config: config.log,
 }
 # what only a new ExaBGP can take over
 NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "bgp.endOfRIBTimeoutSeconds": lambda config: config.bgp.end_of_rib_timeout_seconds,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a daemon that not every node has; None: it is off."""
+
+    masquerading: Masquerading | None = None
+    policing: Policing | None = None
+    chaining: Chaining | None = None
+
+    @property
+    def running(self) -> list[Masquerading | Policing | Chaining]:
+        return [part for part in (self.masquerading, self.policing, self.chaining) if part is not None]
+
+    @property
+    def loops(self) -> Iterator[Reconciler[Any, Any]]:
+        for part in (self.masquerading, self.policing):
+            yield from part.loops if part is not None else ()
 
 
 @dataclass(slots=True)
@@ -84,9 +106,9 @@ class Console:
         routing: Routing,
         source: Source,
         drainer: Drainer,
-        masquerading: Masquerading | None,
+        parts: Parts,
     ) -> None:
-        self.routing, self.source, self.masquerading = routing, source, masquerading
+        self.routing, self.source, self.parts = routing, source, parts
         self._inputs, self._drainer = inputs, drainer
         self._running = self._loaded.config  # what the process was started with: some of it no reload changes
         self._started = time.monotonic()
@@ -96,11 +118,11 @@ class Console:
         source.status.on_change(self._note_source_error)
         self._advertised_of: tuple[BgpPlan | None, frozenset[Prefix] | None] = None, None
         self.masquerade: Sight | None = None
-        if masquerading is not None:
+        if parts.masquerading is not None:
             from bgpd.masq.sight import Sight
 
             pins = self._running.paths.bpf
-            self.masquerade = Sight(masquerading, inputs.config, lambda: self._advertised, pins)
+            self.masquerade = Sight(parts.masquerading, inputs.config, lambda: self._advertised, pins)
         # called after every attempt to reload, with what waits for a restart; see `config_state`
         self.on_reload: Callable[[Pending], None] = lambda pending: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
@@ -215,8 +237,8 @@ class Console:
         for loop in (routing.sessions, routing.routes):
             if loop.error and speaker.connected:
                 found.append(f"{loop.name}: {loop.error}")
-        if self.masquerading is not None:
-            found += brief(list(self.masquerading.problems()))
+        for part in self.parts.running:
+            found += brief(list(part.problems()))
         return found
 
     def _note_source_error(self) -> None:

@@ -17,6 +17,7 @@ import errno
 import signal
 import time
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -30,15 +31,20 @@ from bgpd.bgp.speaker import Speaker
 from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.config.load import Loaded
 from bgpd.config.schema import Bgp, Config, SpeakerMode
-from bgpd.console import Console, Pending
+from bgpd.console import Console, Parts, Pending
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
-from bgpd.kube.parse import CONFIG_MAP, NODE
+from bgpd.kube.networkpolicy import NETWORK_POLICY
+from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source, several
+from bgpd.model.attachment import AttachmentKey
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.configmap import ConfigMap
+from bgpd.model.endpoint import Endpoint
 from bgpd.model.fault import FaultsError
 from bgpd.model.node import Node
+from bgpd.model.pod import Namespace, Pod
+from bgpd.model.policy import NetworkPolicy
 from bgpd.observe import log
 from bgpd.observe.control import ControlServer
 from bgpd.observe.health import Readiness
@@ -51,10 +57,28 @@ from bgpd.runtime.reconcile import Round, TargetError
 from bgpd.runtime.store import Store
 
 if TYPE_CHECKING:
+    from bgpd.cni.chaining import Chaining
     from bgpd.masq.masquerading import Masquerading
+    from bgpd.policy.policing import Policing
 
 Tasks: TypeAlias = dict[str, Coroutine[Any, Any, Any]]
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the source fills besides nodes, each only if somebody needs it: by namespace/name, or by name."""
+
+    pods: Store[Mapping[str, Pod]]
+    namespaces: Store[Mapping[str, Namespace]]
+    policies: Store[Mapping[str, NetworkPolicy]]
+    masquerade: ConfigMaps
+    conflist: ConfigMaps
+
+    @classmethod
+    def empty(cls) -> Cluster:
+        return cls(Store({}), Store({}), Store({}), Store({}), Store({}))
+
 
 HEARTBEAT_S = 1.0
 PUBLISH_S = 0.1  # a burst of changes is published once
@@ -141,10 +165,11 @@ class Daemon:
         files.prepare(header)
         speaker = Speaker(files.socket, Store(SpeakerState()))
         routing = Routing(config.node.name, inputs, speaker, header, self._report)
-        config_maps: ConfigMaps = Store({})
-        source = await _source(config, inputs.nodes, config_maps)
-        masquerading = self._masquerading(config, inputs, config_maps)
-        console = Console(self.file, inputs, routing, source, drainer, masquerading)
+        cluster = Cluster.empty()
+        source = await _source(config, inputs.nodes, cluster)
+        masquerading = self._masquerading(config, inputs, cluster.masquerade)
+        parts = Parts(masquerading, *self._policing(config, inputs, cluster))
+        console = Console(self.file, inputs, routing, source, drainer, parts)
         for loop in gauges.loops(console):
             self.metrics.begin(loop.name)
         console.on_reload = lambda pending: self._tell_reload(console, pending)
@@ -156,8 +181,7 @@ class Daemon:
         inputs.health.on_change(lambda: self._tell_health(inputs.health.newest.value))
         speaker.state.on_change(lambda: self._tell_sessions(inputs.config.newest.value.config.bgp, speaker))
         source.status.on_change(lambda: self._tell_source(source))
-        tasks: Tasks = {"masquerade": masquerading.run()} if masquerading else {}
-        return console, tasks | {
+        return console, {type(part).__name__.lower(): part.run() for part in parts.running} | {
             "source": source.run(),
             "speaker": speaker.run(),
             "routing": routing.run(),
@@ -177,6 +201,22 @@ class Daemon:
         masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, config_maps, self._report)
         masquerading.reading.on_change(self._note_change)
         return masquerading
+
+    def _policing(self, config: Config, inputs: Inputs, cluster: Cluster) -> tuple[Policing | None, Chaining | None]:
+        """Their parts are imported here, as masquerade's are."""
+        if not config.policy.enabled:
+            return None, None
+        from bgpd.policy.policing import Objects, Policing
+
+        endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
+        objects = Objects(inputs.nodes, cluster.pods, cluster.namespaces, cluster.policies)
+        policing = Policing(config.node.name, inputs.config, objects, endpoints, self._report)
+        if config.cni.chaining_mode is None:
+            endpoints.publish({})
+            return policing, None
+        from bgpd.cni.chaining import Chaining
+
+        return policing, Chaining(config, cluster.conflist, endpoints, policing.enforced, policing.unready)
 
     def _clear_masquerade(self, directory: Path) -> None:
         """We translate nothing now: what an earlier life has left in the kernel would go on doing so."""
@@ -335,15 +375,26 @@ class Daemon:
                 await asyncio.sleep(PUBLISH_S)
 
 
-async def _source(config: Config, nodes: Store[Mapping[str, Node]], config_maps: ConfigMaps) -> Source:
+async def _source(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) -> Source:
     """The one source the configuration names, feeding our own objects. FaultsError: unusable credentials."""
-    feeds: list[Feed[Any]] = [Feed(NODE, nodes, config.node.name)]
-    name = config.masquerade.config.config_map
-    if config.masquerade.enabled and name is not None:
-        feeds.append(Feed(CONFIG_MAP, config_maps, name))
+    feeds = list(_feeds(config, nodes, cluster))
     if config.source.manifests is not None:
         return manifest_source(config.source.manifests, feeds)
     assert config.source.kubernetes is not None
     server = api_server(config.source.kubernetes.kubeconfig)
     await server.check()
     return several([api_source(server, feed) for feed in feeds])
+
+
+def _feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) -> Iterator[Feed[Any]]:
+    """What is followed: nothing that nobody needs, for the API server sends every change to every node."""
+    yield Feed(NODE, nodes, config.node.name)
+    masquerade, cni = config.masquerade, config.cni
+    if masquerade.enabled and masquerade.config.config_map is not None:
+        yield Feed(CONFIG_MAP, cluster.masquerade, masquerade.config.config_map)
+    if config.policy.enabled:
+        yield Feed(POD, cluster.pods)
+        yield Feed(NAMESPACE, cluster.namespaces)
+        yield Feed(NETWORK_POLICY, cluster.policies)
+        if cni.chaining_mode is not None and cni.config_map is not None:
+            yield Feed(CONFIG_MAP, cluster.conflist, cni.config_map)

@@ -67,8 +67,7 @@ def ready(console: Console) -> Readiness:
 
 
 def loops(console: Console) -> Sequence[Reconciler[Any, Any]]:
-    masquerading, routing = console.masquerading, console.routing
-    return [routing.sessions, routing.routes, *(masquerading.loops if masquerading else ())]
+    return [console.routing.sessions, console.routing.routes, *console.parts.loops]
 
 
 def _peer(console: Console, neighbor: Neighbor) -> Peer:

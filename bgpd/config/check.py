@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bgpd.config.document import Path, spell
 from bgpd.config.field import did_you_mean
-from bgpd.config.schema import Advertisement, AdvertisementType, Bgp, Masquerade, Peer, SnatAddress
+from bgpd.config.schema import Advertisement, AdvertisementType, Bgp, Config, Masquerade, Peer, SnatAddress
 from bgpd.model.masq import Compat
 from bgpd.model.prefix import family_of
 
@@ -76,6 +76,12 @@ def masquerade_warnings(masquerade: Masquerade) -> Iterator[Problem]:
                 yield ("masquerade", key), "it has no effect: with map: cilium its datapath decides that; remove it"
     if masquerade.nomasq_all_reserved_ranges and masquerade.compat is Compat.CILIUM:
         yield ("masquerade", "nomasqAllReservedRanges"), "it is always so with compat: cilium; remove it"
+
+
+def cni_warnings(config: Config) -> Iterator[Problem]:
+    """Settings of the plugin that have no effect."""
+    if config.cni.chaining_mode is not None and not config.policy.enabled:
+        yield ("cni", "chainingMode"), "it has no effect while policy.enabled is false; set that, or remove it"
 
 
 def _within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:

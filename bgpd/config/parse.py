@@ -87,7 +87,11 @@ def examine(data: bytes, file: str, node_name: str = "") -> Examined:
         return Examined(file, only, None, dict(sound.peers), faults, ())
     if not config.node.name:
         config = config.model_copy(update={"node": Node.model_construct(name=node_name)})
-    noted = (*check.warnings(config.bgp), *check.masquerade_warnings(config.masquerade))
+    noted = (
+        *check.warnings(config.bgp),
+        *check.masquerade_warnings(config.masquerade),
+        *check.cni_warnings(config),
+    )
     warnings = tuple(sorted(examined.fault(*problem) for problem in noted))
     return Examined(file, only, config, dict(sound.peers), (), warnings)
 

@@ -115,6 +115,9 @@ class Paths(Section):
     cni_bin: Annotated[Path, PATH] = Path("/opt/cni/bin")
     """Where the container runtime looks for CNI plugins."""
 
+    cni_cache: Annotated[Path, PATH] = Path("/var/lib/cni")
+    """Where the container runtime keeps results of plugins, which tell of pods that ran before ours was chained."""
+
 
 class Kubernetes(Section):
     """The API server as the source."""
@@ -416,6 +419,12 @@ class Masquerade(Section):
         return self.compat is Compat.CILIUM if self.ipv6 is None else self.ipv6
 
 
+class Policy(Section):
+    """NetworkPolicy of Kubernetes, enforced on the pods of this node."""
+
+    enabled: Annotated[bool, BOOLEAN] = False
+
+
 class Cni(Section):
     """The plugin that is chained behind the node's CNI, so that NetworkPolicy reaches its pods."""
 
@@ -456,6 +465,8 @@ class Config(Section):
     source: Source
     bgp: Bgp
     masquerade: Masquerade = Masquerade()
+    policy: Policy = Policy()
+
     cni: Cni = Cni()
     metrics: Metrics = Metrics()
     log: Log = Log()

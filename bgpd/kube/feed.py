@@ -31,8 +31,8 @@ class Feed(Generic[T]):
 
     @property
     def emptiness(self) -> str:
-        """Says that there is nothing, when there is nothing: allowed, and seldom meant."""
-        if self.store.newest.value:
+        """Says that there is nothing, when that is allowed and seldom meant."""
+        if self.store.newest.value or not (self.name or self.kind.if_absent):
             return ""
         if self.name is None:
             return f"there is no {self.kind.name}"

@@ -18,7 +18,7 @@ import msgspec
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.fault import FieldFault, FieldPath
 from bgpd.model.node import Node
-from bgpd.model.pod import NAME_LABEL, ContainerPort, Namespace, Pod
+from bgpd.model.pod import AUDIT, NAME_LABEL, ContainerPort, Namespace, Pod
 from bgpd.model.policy import Protocol
 from bgpd.model.prefix import Address, Prefix, PrefixError, family_of, parse_address, parse_prefix
 
@@ -73,6 +73,14 @@ class RawNodeStatus(msgspec.Struct, frozen=True, gc=False):
 class RawNode(RawObject, frozen=True, gc=False):
     spec: RawNodeSpec | None = None
     status: RawNodeStatus | None = None
+
+
+class RawNamespaceMeta(RawMeta, frozen=True, gc=False, rename="camel"):
+    annotations: dict[str, str] | None = None
+
+
+class RawNamespace(RawObject, frozen=True, gc=False):
+    metadata: RawNamespaceMeta
 
 
 class RawConfigMap(RawObject, frozen=True, gc=False):
@@ -226,10 +234,11 @@ def pod_from(raw: RawPod) -> Pod:
     )
 
 
-def namespace_from(raw: RawObject) -> Namespace:
+def namespace_from(raw: RawNamespace) -> Namespace:
     """The label that says the name is the API server's default; a file need not have it."""
     name = raw.metadata.name
-    return Namespace(name, {**(raw.metadata.labels or {}), NAME_LABEL: name})
+    audited = (raw.metadata.annotations or {}).get(AUDIT) == "true"
+    return Namespace(name, {**(raw.metadata.labels or {}), NAME_LABEL: name}, audited)
 
 
 NODE = Kind(
@@ -241,7 +250,7 @@ CONFIG_MAP = Kind(
     if_absent="the default list is in use; create it, or put masquerade.config.configMap right",
 )  # fmt: skip
 POD = Kind("Pod", "v1", "pods", namespaced=True, raw=RawPod, to_model=pod_from)
-NAMESPACE = Kind("Namespace", "v1", "namespaces", namespaced=False, raw=RawObject, to_model=namespace_from)
+NAMESPACE = Kind("Namespace", "v1", "namespaces", namespaced=False, raw=RawNamespace, to_model=namespace_from)
 
 
 def dotted(path: FieldPath) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from bgpd.model.prefix import Address
 
+AUDIT = "bgpd.io/policy-audit"  # the annotation that turns audit mode on: "true"
 NAME_LABEL = "kubernetes.io/metadata.name"  # the API server puts it on every namespace
 
 
@@ -48,7 +49,8 @@ class Pod:
 
 @dataclass(frozen=True, slots=True)
 class Namespace:
-    """`labels` always has the label that says the name."""
+    """`labels` always has the label that says the name. `audited`: what policy denies its pods is told and passes."""
 
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
+    audited: bool = False

@@ -1,8 +1,8 @@
 """NetworkPolicy put together: objects of the cluster and endpoints of the node, one compiler, the maps, the tables.
 
 Input are stores, which others fill. Three reconcilers: the maps that say what is allowed (`map`), the pods behind
-ports of bridges, and the tables, whose rules ask the programs (`table`). The tables come last: what a program finds in
-the maps decides, and without a table nobody asks it.
+ports of bridges, and the tables, whose rules ask the programs (`table`). The tables come last: what a program finds
+in the maps decides, and without a table nobody asks it.
 
 A pod of this node is policed by its addresses, wherever they become known first: from its interface when it is
 attached, or from Kubernetes, as with pods that ran before. What a pod may send as is known of interfaces only.
@@ -58,7 +58,12 @@ class Objects:
     @property
     def unread(self) -> list[str]:
         """The kinds that have not been read completely so far."""
-        kinds = {"Node": self.nodes, "Pod": self.pods, "Namespace": self.namespaces, "NetworkPolicy": self.policies}
+        kinds: dict[str, Store[Any]] = {
+            "Node": self.nodes,
+            "Pod": self.pods,
+            "Namespace": self.namespaces,
+            "NetworkPolicy": self.policies,
+        }
         return [kind for kind, store in kinds.items() if not store.newest.synced]
 
 
@@ -132,6 +137,10 @@ class Policing:
         """Everything about NetworkPolicy that an operator should know; nothing on a healthy node."""
         if unread := self.objects.unread:
             yield f"policy: not every {' and '.join(unread)} has been read; the rules in the kernel stay as they are"
+        strangers = sorted({pod.namespace for pod in self.snapshot.pods.values()} - self.snapshot.namespaces.keys())
+        if strangers:
+            names = ", ".join(strangers[:10])
+            yield f"policy: there is no Namespace {names}, but pods of it: no namespaceSelector selects them"
         for loop in self.loops:
             reasons = dict.fromkeys(outcome.reason for outcome in loop.trouble.values())
             yield from (f"policy: {loop.name}: {reason}" for reason in (*reasons, *filter(None, [loop.error])))
@@ -155,7 +164,7 @@ class Policing:
             await asyncio.sleep(LOOK_S)
 
     async def _start_tables(self) -> None:
-        """The tables wait for the maps, for as long as the kernel refuses them; then not for their own next resync."""
+        """The tables wait for the maps as long as the kernel refuses them; then not for their own next resync."""
         for loop in (self.maps, self.links):
             while not loop.ever_settled:
                 await loop.wait_until(loop.kick(), LOOK_S)
@@ -213,7 +222,7 @@ class Policing:
 
 
 def snapshot(node_name: str, objects: Objects, endpoints: Mapping[AttachmentKey, Endpoint]) -> Snapshot:
-    """What verdicts rest on. Pods of this node: those that Kubernetes shows here, and those with an interface here."""
+    """What verdicts rest on. This node's pods are those that Kubernetes shows here or that have an interface here."""
     pods, namespaces = objects.pods.newest.value, objects.namespaces.newest.value
     local: dict[str, tuple[Address, ...]] = {
         key: () for key, pod in pods.items() if pod.node == node_name and not (pod.host_network or pod.finished)

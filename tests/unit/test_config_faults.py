@@ -34,7 +34,7 @@ U32 = "give a whole number from 0 to 4294967295"
         (("paths", "run"), "/" + 80 * "x", "paths.run: it is too long for sockets; "
          "give a path of at most 80 bytes"),
         (("paths", "state"), "/a\0b", "paths.state: found '/a\\x00b'; give an absolute path"),
-        (("paths", "cni"), "/x", "paths.cni: unknown key 'cni'; known here are run, state, bpf, cniConf, cniBin"),
+        (("paths", "cni"), "/x", "paths.cni: unknown key 'cni'; known here are run, state, bpf, cniConf, cniBin, cniCache"),
         (("cni", "chainingMode"), "veth",
          "cni.chainingMode: found 'veth'; give auto, generic-veth, macvlan, ipvlan, cbr0, portmap, terway-chainer or "
          "spidernet-chainer"),
@@ -62,8 +62,8 @@ U32 = "give a whole number from 0 to 4294967295"
         (("bgp", "drain", "waitSeconds"), 1.5, "bgp.drain.waitSeconds: found 1.5; "
          "give a whole number from 0 to 600"),
         (("bgp", "peer"), [], "bgp.peer: unknown key 'peer'; did you mean 'peers'?"),
-        (("policy",), {}, "policy: unknown key 'policy'; "
-         "known here are node, paths, source, bgp, masquerade, cni, metrics, log"),
+        (("coordinator",), {}, "coordinator: unknown key 'coordinator'; "
+         "known here are node, paths, source, bgp, masquerade, policy, cni, metrics, log"),
         ((*PEER, "peerAdress"), "1", "bgp.peers[0].peerAdress: unknown key 'peerAdress'; "
          "did you mean 'peerAddress'?"),
         ((*PEER, "peer_port"), 1, "bgp.peers[0].peer_port: unknown key 'peer_port'; "

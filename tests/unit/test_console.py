@@ -19,7 +19,7 @@ from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.config.load import load
-from bgpd.console import Console
+from bgpd.console import Console, Parts
 from bgpd.kube.feed import Feed, SourceState
 from bgpd.kube.parse import NODE
 from bgpd.kube.sources import manifest_source
@@ -68,7 +68,7 @@ class Rig:
             config, nodes = self.inputs.config, self.inputs.nodes
             masquerading = Masquerading("worker1", config, nodes, Store({}), lambda round: None)
             self.reading = masquerading.reading
-        self.console = Console(self.file, self.inputs, routing, self.source, drainer, masquerading)
+        self.console = Console(self.file, self.inputs, routing, self.source, drainer, Parts(masquerading))
 
     def write(self) -> None:
         self.file.write_text(yaml.safe_dump(self.document))
