@@ -16,7 +16,7 @@ import contextlib
 import errno
 import signal
 import time
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -36,7 +36,7 @@ from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source, several
-from bgpd.model.attachment import AttachmentKey
+from bgpd.model.attachment import OWN_FILE, AttachmentKey
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.configmap import ConfigMap
@@ -193,7 +193,9 @@ class Daemon:
     def _masquerading(self, config: Config, inputs: Inputs, config_maps: ConfigMaps) -> Masquerading | None:
         """Its parts are imported here: a daemon that does not masquerade starts without them."""
         if not config.masquerade.translates and config.paths.bpf.is_dir():
-            self._clear_masquerade(config.paths.bpf)
+            from bgpd.masq.masquerading import clear
+
+            self._clear("masquerade", clear, config.paths.bpf)
         if not config.masquerade.enabled:
             return None
         from bgpd.masq.masquerading import Masquerading
@@ -204,7 +206,15 @@ class Daemon:
 
     def _policing(self, config: Config, inputs: Inputs, cluster: Cluster) -> tuple[Policing | None, Chaining | None]:
         """Their parts are imported here, as masquerade's are."""
+        if config.cni.chaining_mode is None and (config.paths.cni_conf / OWN_FILE).exists():
+            from bgpd.cni.publish import remove
+
+            remove(config.paths.cni_conf)  # or pods would wait for a daemon that serves no plugin
         if not config.policy.enabled:
+            if config.paths.bpf.is_dir():
+                from bgpd.policy.clear import clear
+
+                self._clear("policy", clear, config.paths.bpf)
             return None, None
         from bgpd.policy.policing import Objects, Policing
 
@@ -218,16 +228,15 @@ class Daemon:
 
         return policing, Chaining(config, cluster.conflist, endpoints, policing.enforced, policing.unready)
 
-    def _clear_masquerade(self, directory: Path) -> None:
-        """We translate nothing now: what an earlier life has left in the kernel would go on doing so."""
-        from bgpd.masq.masquerading import clear
-
+    def _clear(self, what: str, clear: Callable[[Path], list[str]], directory: Path) -> None:
+        """It is not ours now: what an earlier life has left in the kernel would go on doing its work."""
         try:
             removed = clear(directory)
         except TargetError as error:
-            self.log.warning("masquerade is not ours now", error=str(error))
+            self.log.warning(f"{what} is not ours now", error=str(error))
         else:
-            self.log.info("masquerade is not ours now", removed=removed)
+            if removed:
+                self.log.info(f"{what} is not ours now", removed=removed)
 
     # --- life ---------------------------------------------------------------------------------------------
 

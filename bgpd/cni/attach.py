@@ -100,9 +100,19 @@ class PodAttacher:
         try:
             await self._adopt()
             while True:
-                await self._take(await self._news(watch))
+                await self.take(await self._news(watch))
         finally:
             watch.close()
+
+    async def take(self, news: News) -> None:
+        """Looks again at the endpoints that the news are about."""
+        concerned = [
+            key
+            for key, held in self._held.items()
+            if news.lost or held.index in news.links or held.seen.netns in news.namespaces
+        ]
+        if concerned:
+            await self._verify(concerned, news.namespaces)
 
     # --- what the CNI server asks for ---------------------------------------------------------------------
 
@@ -210,15 +220,6 @@ class PodAttacher:
                 return await watch.news()
         except TimeoutError:
             return News(lost=True)
-
-    async def _take(self, news: News) -> None:
-        concerned = [
-            key
-            for key, held in self._held.items()
-            if news.lost or held.index in news.links or held.seen.netns in news.namespaces
-        ]
-        if concerned:
-            await self._verify(concerned, news.namespaces)
 
     async def _verify(self, keys: Collection[AttachmentKey], ended: Collection[int] = ()) -> None:
         """Looks whether they are as they were; `ended` are numbers of namespaces that have."""

@@ -19,9 +19,8 @@ from typing import Any
 
 from bgpd.cni.protocol import DEADLINE_S, PLUGIN_TYPE, VERSIONS
 from bgpd.cni.result import Json, release
-from bgpd.model.attachment import ChainingMode, InterfaceKind
+from bgpd.model.attachment import OWN_FILE, ChainingMode, InterfaceKind
 
-OWN_FILE = "05-bgpd.conflist"
 CONFIG_MAP_KEY = "cni-config"
 SOCKET = Path("/run/bgpd/cni.sock")
 QUEUE = Path("/var/lib/bgpd/cni-queue")

@@ -16,9 +16,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bgpd.cni.conflist import CONFIG_MAP_KEY, OWN_FILE, Action, Plan, Settings, chained, verbatim
+from bgpd.cni.conflist import CONFIG_MAP_KEY, Action, Plan, Settings, chained, verbatim
 from bgpd.cni.protocol import PLUGIN_TYPE
 from bgpd.config.files import UnreadableError, read_limited
+from bgpd.model.attachment import OWN_FILE
 from bgpd.model.configmap import ConfigMap
 from bgpd.observe import log
 from bgpd.runtime.inotify import DirectoryWatch

@@ -7,6 +7,8 @@ from enum import StrEnum
 
 from bgpd.model.prefix import Address
 
+OWN_FILE = "05-bgpd.conflist"  # the chain with our plugin in it, in the container runtime's directory
+
 
 class InterfaceKind(StrEnum):
     """What a pod's interface is in the kernel, as far as traffic of it can be judged."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from bgpd.cni.conflist import OWN_FILE, Settings
+from bgpd.cni.conflist import Settings
 from bgpd.cni.protocol import VERSIONS
 from bgpd.cni.publish import Places, Publisher
+from bgpd.model.attachment import OWN_FILE
 from bgpd.runtime.store import Store
 from tests.contract.cni_runtime import DEBIAN, PluginError, Runtime, is_served
 from tests.fabric.netns import Lab, Namespace, missing

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bgpd.cni.conflist import OWN_FILE, Action, Plan, Settings, chained, verbatim
-from bgpd.model.attachment import ChainingMode
+from bgpd.cni.conflist import Action, Plan, Settings, chained, verbatim
+from bgpd.model.attachment import OWN_FILE, ChainingMode
 
 FLANNEL: dict[str, Any] = {
     "name": "cbr0",

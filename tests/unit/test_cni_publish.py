@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bgpd.cni.conflist import OWN_FILE, Action, Settings
+from bgpd.cni.conflist import Action, Settings
 from bgpd.cni.publish import PROGRAMS, Places, Publisher, install, remove
+from bgpd.model.attachment import OWN_FILE
 from bgpd.model.configmap import ConfigMap
 from bgpd.runtime.store import Store
 from tests.unit.test_cni_conflist import FLANNEL, OURS, WRITTEN

@@ -34,7 +34,8 @@ U32 = "give a whole number from 0 to 4294967295"
         (("paths", "run"), "/" + 80 * "x", "paths.run: it is too long for sockets; "
          "give a path of at most 80 bytes"),
         (("paths", "state"), "/a\0b", "paths.state: found '/a\\x00b'; give an absolute path"),
-        (("paths", "cni"), "/x", "paths.cni: unknown key 'cni'; known here are run, state, bpf, cniConf, cniBin, cniCache"),
+        (("paths", "cni"), "/x", "paths.cni: unknown key 'cni'; "
+         "known here are run, state, bpf, cniConf, cniBin, cniCache"),
         (("cni", "chainingMode"), "veth",
          "cni.chainingMode: found 'veth'; give auto, generic-veth, macvlan, ipvlan, cbr0, portmap, terway-chainer or "
          "spidernet-chainer"),
