@@ -41,7 +41,7 @@ class Running:
 
 @dataclass(slots=True)
 class Findings:
-    """`ignored` says of each attachment that is remembered and not there why not; `ended` are of the journal."""
+    """`ignored` says of each attachment that is remembered and not there why not; `ended`: its namespace is gone."""
 
     running: list[Running] = field(default_factory=list)
     ended: list[AttachmentKey] = field(default_factory=list)
@@ -57,7 +57,7 @@ def find(journal: Mapping[AttachmentKey, Attachment], caches: Path) -> Findings:
         if attachment.key not in claims:
             claims[attachment.key], frames[attachment.key] = attachment, frame
     with Links() as links:
-        for number, inside in _by_namespace(links, claims, journal, findings).items():
+        for number, inside in _by_namespace(links, claims, findings).items():
             _find_in(links, number, inside, frames, findings)
     return findings
 
@@ -87,10 +87,7 @@ def _files(directory: Path, findings: Findings) -> Sequence[Path]:
 
 
 def _by_namespace(
-    links: Links,
-    claims: Mapping[AttachmentKey, Attachment],
-    journal: Mapping[AttachmentKey, Attachment],
-    findings: Findings,
+    links: Links, claims: Mapping[AttachmentKey, Attachment], findings: Findings
 ) -> Mapping[int, list[Attachment]]:
     """By the namespace's number: a runtime and Multus may name one by two paths."""
     found: dict[int, list[Attachment]] = {}
@@ -99,7 +96,7 @@ def _by_namespace(
             found.setdefault(links.number(Path(claim.netns)), []).append(claim)
         except LinkError as error:
             findings.ignored.append(f"{key}: {error}")
-            if isinstance(error, NoNamespaceError) and key in journal:
+            if isinstance(error, NoNamespaceError):
                 findings.ended.append(key)
     return found
 

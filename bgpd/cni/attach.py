@@ -131,7 +131,7 @@ class PodAttacher:
         self._held[key] = _Held(attachment, endpoint, seen)
         self._publish()
         await self._verify([key])  # what went before it was published was nobody's news
-        outcome = await self._enforced(endpoint)
+        outcome = await self._enforced(self._held[key].endpoint) if key in self._held else DONE
         if isinstance(outcome, Done) and key not in self._held:
             return Retry(f"{key.interface} went while it was being attached")
         return outcome

@@ -31,10 +31,11 @@ from bgpd.netlink.link import Link, PodLink
 from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, messages, pack
 
 _SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK = 270, 1, 10
+_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE: beyond what unprivileged ones may have
 _GROUP_LINK, _GROUP_NSID = 1, 28  # RTNLGRP_*
 _TIMEOUT_S = 10.0
 _ROOM = 1 << 18
-_NEWS_ROOM = 1 << 22  # of the socket's buffer: some thousand changes while the daemon is busy
+_NEWS_ROOM = 1 << 22  # some thousand changes, while the daemon is busy
 _OWN = Path("/proc/thread-self/ns/net")
 
 
@@ -103,6 +104,8 @@ class Links:
         except PermissionError:  # "/proc/PID/ns/net" takes the right to trace that process
             remedy = "let the container runtime keep its namespaces in a directory, such as /run/netns"
             raise LinkError(f"bgpd may not open the network namespace {netns}; {remedy}") from None
+        except OSError as error:
+            raise LinkError(f"the network namespace {netns} cannot be opened: {error.strerror}") from None
         try:
             return self._number(opened)
         except OSError as error:
@@ -179,12 +182,12 @@ class News:
 
 
 class Watch:
-    """Hears of every change from when it is made on."""
+    """Hears of every change from when it is made on. `room`: bytes of news that wait, before some are lost."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int = _NEWS_ROOM) -> None:
         self._socket = _open()
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _NEWS_ROOM)
+        self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, room)
         self._socket.bind((0, 0))
         for group in (_GROUP_LINK, _GROUP_NSID):
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)

@@ -228,6 +228,22 @@ INNER = PodLink(POD, Link(11, "eth0", "veth", MAC, 12, 6), None, None)  # a cabl
             [renamed(VETH, "net1"), renamed(SECOND, "eth0", OTHER_MAC)],
             {"eth0": 3, "net1": 9}, id="names exchanged",
         ),
+        pytest.param(
+            [attachment(), attachment("net1", OTHER_MAC)], [renamed(MACVLAN, "x")], {"eth0": 5},
+            id="no interface is two",
+        ),
+        pytest.param(
+            [attachment()], [renamed(MACVLAN, "eth0", OTHER_MAC, 8), renamed(MACVLAN, "s", "02:00:00:00:00:0c", 6)],
+            {"eth0": 8}, id="another MAC, beside a sibling",
+        ),
+        pytest.param(
+            [attachment(host_interfaces=("enp1s0",)), attachment("net1", OTHER_MAC, host_interfaces=("enp1s0",))],
+            [MACVLAN, SECOND], {"eth0": 5, "net1": 9}, id="a result that names the parent",
+        ),
+        pytest.param(
+            [attachment(), attachment(mac=OTHER_MAC, network="before"), attachment("net1", OTHER_MAC)],
+            [MACVLAN, SECOND], {"eth0": 5, "net1": 9}, id="a pod that had the path before, with the other's MAC",
+        ),
         pytest.param([attachment("net1", "")], [VETH, SECOND], {"net1": 9}, id="no MAC known"),
         pytest.param([attachment()], [INNER], {"eth0": 11}, id="nothing but a cable of its own, to be refused"),
         pytest.param([attachment()], [LOOPBACK], {}, id="nothing"),

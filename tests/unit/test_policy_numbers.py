@@ -7,10 +7,11 @@ from dataclasses import replace
 from bgpd.datapath.layout import PeerFlag
 from bgpd.model.policy import PortRange, Protocol, RuleRef
 from bgpd.policy.compile import Compiler
+from bgpd.model.policy import PodPeer
 from bgpd.policy.entries import shares
 from bgpd.policy.numbers import Numbers
 from bgpd.policy.rulebook import prefixes
-from tests.unit.test_policy_evaluate import ALL, PodPeer, allow, cluster, into, out
+from tests.unit.test_policy_evaluate import ALL, allow, cluster, into, out
 
 SAME = (39506, 40625)  # both draw 3877755655
 
