@@ -41,7 +41,8 @@ from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.endpoint import Endpoint
-from bgpd.model.fault import FaultsError
+from bgpd.model.fault import Fault, FaultsError
+from bgpd.model.masq import Reading
 from bgpd.model.node import Node
 from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NetworkPolicy
@@ -51,6 +52,7 @@ from bgpd.observe.health import Readiness
 from bgpd.observe.http import HttpServer
 from bgpd.observe.metrics import Metrics
 from bgpd.runtime.lock import RunLock
+from bgpd.runtime.malloc import give_back_large_blocks
 from bgpd.runtime.notify import Notifier, watchdog
 from bgpd.runtime.process import Child
 from bgpd.runtime.reconcile import Round, TargetError
@@ -104,6 +106,7 @@ class Daemon:
         self.changed.set()
         self._sessions = SpeakerState()
         self._source_status: SourceStatus | None = None
+        self._document: tuple[str, str | None, tuple[Fault, ...]] | None = None
         self._node: Node | None = None
         self._unhealthy = ""
         self._log_round = log.RoundLog(log.get("reconcile"))
@@ -181,7 +184,10 @@ class Daemon:
         inputs.health.on_change(lambda: self._tell_health(inputs.health.newest.value))
         speaker.state.on_change(lambda: self._tell_sessions(inputs.config.newest.value.config.bgp, speaker))
         source.status.on_change(lambda: self._tell_source(source))
-        return console, {type(part).__name__.lower(): part.run() for part in parts.running} | {
+        tasks = {type(part).__name__.lower(): part.run() for part in parts.running}
+        if console.policy is not None:
+            tasks["policy events"] = console.policy.events.run()
+        return console, tasks | {
             "source": source.run(),
             "speaker": speaker.run(),
             "routing": routing.run(),
@@ -200,8 +206,13 @@ class Daemon:
             return None
         from bgpd.masq.masquerading import Masquerading
 
+        give_back_large_blocks()
         masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, config_maps, self._report)
-        masquerading.reading.on_change(self._note_change)
+        from bgpd.masq.sight import state_of
+
+        reading = masquerading.reading
+        reading.on_change(self._note_change)
+        reading.on_change(lambda: self._tell_document(state_of(reading.newest), reading.newest.value))
         return masquerading
 
     def _policing(self, config: Config, inputs: Inputs, cluster: Cluster) -> tuple[Policing | None, Chaining | None]:
@@ -219,14 +230,18 @@ class Daemon:
         from bgpd.policy.policing import Objects, Policing
 
         endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
+        endpoints.on_change(self._note_change)
         objects = Objects(inputs.nodes, cluster.pods, cluster.namespaces, cluster.policies)
         policing = Policing(config.node.name, inputs.config, objects, endpoints, self._report)
         if config.cni.chaining_mode is None:
             endpoints.publish({})
             return policing, None
         from bgpd.cni.chaining import Chaining
+        from bgpd.cni.protocol import Verb
 
-        return policing, Chaining(config, cluster.conflist, endpoints, policing.enforced, policing.unready)
+        self.metrics.begin_requests(Verb)
+        report = self.metrics.observe_request
+        return policing, Chaining(config, cluster.conflist, endpoints, policing.enforced, policing.unready, report)
 
     def _clear(self, what: str, clear: Callable[[Path], list[str]], directory: Path) -> None:
         """It is not ours now: what an earlier life has left in the kernel would go on doing its work."""
@@ -344,6 +359,15 @@ class Daemon:
         if status.faults:
             told["faults"] = brief(status.faults)
         tell("source", state=status.state.value, **told)
+
+    def _tell_document(self, state: str, reading: Reading) -> None:
+        """A line when the masquerade document is refused, is good again, or comes from elsewhere."""
+        origin = reading.document.origin if reading.document else None
+        before, self._document = self._document, (state, origin, reading.faults)
+        if before != self._document:
+            tell = self.log.warning if reading.faults else self.log.info
+            faults = {"faults": brief(reading.faults)} if reading.faults else {}
+            tell("masquerade document", state=state, **({"document": origin} if origin else {}), **faults)
 
     def _tell_reload(self, console: Console, pending: Pending) -> None:
         """What became of a reload, whoever asked for it."""

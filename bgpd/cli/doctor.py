@@ -21,11 +21,15 @@ from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import by_family, print_json, table
 from bgpd.cli.settings import run_directory
+from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded, load
+from bgpd.config.schema import Masquerade, SnatAddress
 from bgpd.model.fault import FaultsError
 from bgpd.netlink import lookup
 
 OK, WARN, BAD = "ok", "warn", "bad"
+CONNTRACK = Path("/proc/sys/net/netfilter")
+CONNTRACK_FULL = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +75,28 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
         yield from _peers(loaded)
         yield from _port(loaded.config.bgp.listen_port)
         if loaded.config.masquerade.enabled:
-            yield from _datapath(loaded.config.paths.bpf)
+            yield from _datapath(loaded.config.masquerade, loaded.config.paths.bpf)
+        if loaded.config.masquerade.translates:
+            yield from _translation(loaded.config.masquerade.snat_address)
     yield from _daemon(run)
 
 
-def _datapath(directory: Path) -> Iterator[Finding]:
-    """What masquerade's maps and program rest on."""
+def _datapath(masquerade: Masquerade, directory: Path) -> Iterator[Finding]:
+    """What masquerade's maps rest on; with a datapath of our own, its program and its rule too."""
     from bgpd.datapath import features  # these bring libbpf and nf_tables, which nobody else needs
+    from bgpd.masq.map import CILIUM
+
+    place = directory if masquerade.translates else CILIUM
+    for fact in features.probe(place, programs=masquerade.translates):
+        state = OK if fact.ok else BAD if fact.needed else WARN
+        yield Finding(f"masquerade: {fact.what}", state, fact.text)
+
+
+def _translation(snat: SnatAddress) -> Iterator[Finding]:
+    """What the rule takes, the addresses that it gives, and room in the table where the kernel remembers them."""
     from bgpd.masq.nft import NO_MATCH, PROGRAM_MATCH
     from bgpd.netlink.nftables import Connection, NftablesError
 
-    for fact in features.probe(directory):
-        state = OK if fact.ok else BAD if fact.needed else WARN
-        yield Finding(f"masquerade: {fact.what}", state, fact.text)
     connection = None
     try:
         connection = Connection()
@@ -94,6 +107,26 @@ def _datapath(directory: Path) -> Iterator[Finding]:
     finally:
         if connection is not None:
             connection.close()
+    here = lookup.addresses()
+    for family, address in (("ipv4", snat.ipv4), ("ipv6", snat.ipv6)):
+        if not isinstance(address, SnatSource) and address not in here:
+            text = f"{address} is not on this node: answers come only if the fabric routes it here; see `ip address`"
+            yield Finding(f"masquerade: snatAddress.{family}", WARN, text)
+    yield from _connections()
+
+
+def _connections() -> Iterator[Finding]:
+    """How full conntrack is. When it is, the kernel drops what begins a flow, whoever sent it, and hardly says so."""
+    try:
+        count, limit = (int((CONNTRACK / f"nf_conntrack_{what}").read_text()) for what in ("count", "max"))
+    except OSError:
+        return  # nobody has needed it so far
+    text = f"{count:,} of {limit:,} connections"
+    if not limit or count < limit * CONNTRACK_FULL:  # 0 is no limit
+        yield Finding("masquerade: conntrack", OK, text)
+        return
+    remedy = f"sysctl -w net.netfilter.nf_conntrack_max={2 * limit}, or conntrack.maxPerCore where kube-proxy sets it"
+    yield Finding("masquerade: conntrack", WARN, f"{text}: when it is full the kernel drops new flows; {remedy}")
 
 
 def _exabgp() -> Finding:

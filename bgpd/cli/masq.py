@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    if (options.what == "test") != (options.address is not None):
+    if (options.what == "test") != (options.address is not None) or (options.hits and options.what != "list"):
         sys.stderr.write("usage: bgpd masq list [--hits] | bgpd masq test IP | bgpd masq clear\n")
         return USAGE
     return {"list": _list, "test": _test, "clear": _clear}[options.what](options)
@@ -55,7 +55,8 @@ def _test(options: argparse.Namespace) -> int:
     fate = {True: "kept", False: "SNATed", None: "unknown"}[answer["kept"]]
     to = f" to {answer['snatTo']}" if answer["snatTo"] else ""
     by = f": {answer['entry']}" if answer["entry"] else ""
-    sys.stdout.write(f"{answer['address']}: {fate}{to} ({answer['why']}{by})\n")
+    late = "" if answer.get("inForce", True) else "; not in force yet, `bgpd status` says why"
+    sys.stdout.write(f"{answer['address']}: {fate}{to} ({answer['why']}{by}){late}\n")
     return FINE
 
 

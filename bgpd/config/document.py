@@ -146,15 +146,6 @@ class _Reader:
         self._stack: list[_Frame] = []
         self._anchors: dict[str, _Node | None] = {}  # None: still open, so an alias would contain itself
         self._nodes = 0
-        self._take: dict[type[yaml.Event], Callable[[Any], None]] = {
-            yaml.DocumentStartEvent: self._start_document,
-            yaml.ScalarEvent: self._scalar,
-            yaml.AliasEvent: self._alias,
-            yaml.MappingStartEvent: self._open,
-            yaml.SequenceStartEvent: self._open,
-            yaml.MappingEndEvent: self._close_mapping,
-            yaml.SequenceEndEvent: self._close,
-        }
 
     def fault(self, line: int, column: int, problem: str, path: Path = ()) -> None:
         if len(self.faults) == _MOST_FAULTS:
@@ -176,9 +167,9 @@ class _Reader:
             raise _StopReadingError
 
     def take(self, event: yaml.Event) -> None:
-        handler = self._take.get(type(event))
+        handler = _HANDLERS.get(type(event))
         if handler is not None:
-            handler(event)
+            handler(self, event)
 
     def _stop(self, place: Place, problem: str) -> None:
         self.fault(place.line, place.column, problem, self._path())
@@ -310,6 +301,18 @@ class _Reader:
         else:
             problem = f"'<<' takes a mapping or a list of mappings, not {shown(node.value)}"
             self.fault(node.place.line, node.place.column, problem, self._path())
+
+
+# Not in the reader, which would then hold itself: all it has read would stay until the garbage collector comes.
+_HANDLERS: dict[type[yaml.Event], Callable[[_Reader, Any], None]] = {
+    yaml.DocumentStartEvent: _Reader._start_document,
+    yaml.ScalarEvent: _Reader._scalar,
+    yaml.AliasEvent: _Reader._alias,
+    yaml.MappingStartEvent: _Reader._open,
+    yaml.SequenceStartEvent: _Reader._open,
+    yaml.MappingEndEvent: _Reader._close_mapping,
+    yaml.SequenceEndEvent: _Reader._close,
+}
 
 
 def _merge(into: _Node, merged: _Node) -> None:

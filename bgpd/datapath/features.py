@@ -15,7 +15,8 @@ from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.maps import Map
 
 BTF = Path("/sys/kernel/btf/vmlinux")
-SOCKET_FILTER, SKB_LOAD_BYTES_RELATIVE = 1, 68  # BPF_PROG_TYPE_, BPF_FUNC_
+SOCKET_FILTER, SCHED_CLS = 1, 3  # BPF_PROG_TYPE_
+SKB_LOAD_BYTES_RELATIVE, GET_NETNS_COOKIE = 68, 122  # BPF_FUNC_
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,8 @@ class Fact:
     needed: bool = True
 
 
-def probe(directory: Path) -> Iterator[Fact]:
-    """All that the programs pinned in `directory` rest on; without libbpf or privileges, what can be told."""
+def probe(directory: Path, *, programs: bool = True) -> Iterator[Fact]:
+    """All that maps pinned in `directory` rest on, and programs; without libbpf or privileges, what can be told."""
     try:
         yield Fact("libbpf", True, libbpf.library().libbpf_version_string().decode())
     except DatapathError as error:
@@ -41,8 +42,14 @@ def probe(directory: Path) -> Iterator[Fact]:
         return
     yield Fact("capabilities", True, "maps and programs may be created")
     yield from _tries()
-    yield _socket_filters()
-    yield _btf()
+    if programs:
+        yield _socket_filters()
+        yield _btf()
+
+
+def can_tell_netns() -> bool:
+    """Whether a program at an interface is told which network namespace a packet was sent in: Linux 6.15."""
+    return bool(libbpf.library().libbpf_probe_bpf_helper(SCHED_CLS, GET_NETNS_COOKIE, None) == 1)
 
 
 def _bpffs(directory: Path) -> Fact:

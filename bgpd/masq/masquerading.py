@@ -20,7 +20,6 @@ from pathlib import Path
 
 from bgpd.config.load import Loaded
 from bgpd.config.schema import Masquerade
-from bgpd.datapath import layout
 from bgpd.datapath.loader import Datapath
 from bgpd.masq import nft
 from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
@@ -41,8 +40,8 @@ from bgpd.runtime.store import Revision, Store
 
 VERSIONS = (4, 6)
 PROGRAM = "masquerade"
+PINS = ("ipmasq_*", "masq*")  # maps and programs, whatever release has pinned them
 FIXED = ("enabled", "map", "compat", "ipv6")  # of what the plan looks at; a reload says that these wait for a restart
-RULE_LOOP = "masq_rule"
 
 
 class Masquerading:
@@ -78,7 +77,7 @@ class Masquerading:
         }
         self._rule = OwnTables(lambda connection, owned: MasqueradeTable(connection, owned=owned))
         self.rule: Reconciler[str, Table] = Reconciler(
-            RULE_LOOP, self._want_rule, self._rule, str, report, resync_s=self._resync_s
+            "masq_rule", self._want_rule, self._rule, str, report, resync_s=self._resync_s
         )
         for store in self._stores:
             store.on_change(self._inputs_changed)
@@ -111,11 +110,11 @@ class Masquerading:
         kept = "; the last good list stays in use" if reading.document else ""
         yield from (f"masquerade: {fault}{kept}" for fault in reading.faults)
         if reading.document is None:
-            yield "masquerade: there was no good document so far, so nothing has been changed"
+            yield "masquerade: there was no good document so far, so list and rule stay as they are"
         if self._memory.problem:
             yield f"masquerade: {self._memory.problem}"
-        blocked = [part for family in _families(planned) for part in (family.entries, family.rule)]
-        yield from dict.fromkeys(f"masquerade: {part.reason}" for part in blocked if isinstance(part, Blocked))
+        rules = [family.rule for family in _families(planned)]
+        yield from dict.fromkeys(f"masquerade: {rule.reason}" for rule in rules if isinstance(rule, Blocked))
         for loop in self.loops:
             reasons = dict.fromkeys(outcome.reason for outcome in loop.trouble.values())
             yield from (f"masquerade: {loop.name}: {reason}" for reason in (*reasons, *filter(None, [loop.error])))
@@ -144,16 +143,13 @@ class Masquerading:
         family = self.plan.of(version)
         if family is None:
             return Desired({}, complete=self.plan.complete)
-        if isinstance(family.entries, Blocked):
-            return Desired(self.lists[version].have, complete=False)
         newest = self.reading.newest
         # a document that is only remembered may add, and takes nothing away
         complete = self.plan.complete and newest.synced
         return Desired(wanted(family.entries, counted=self._owns), complete=complete, at=newest.at)
 
     def _want_rule(self) -> Desired[str, Table]:
-        families = _families(self.plan)
-        blocked = any(isinstance(part, Blocked) for family in families for part in (family.rule, family.entries))
+        blocked = any(isinstance(family.rule, Blocked) for family in _families(self.plan))
         listed = all(loop.ever_settled and not loop.error for loop in self.lists.values())
         if blocked or not self.plan.complete or not listed:  # what stands already may stay
             return Desired({}, complete=False)
@@ -181,18 +177,18 @@ class Masquerading:
 def clear(directory: Path) -> list[str]:
     """Takes rule, program and maps of ours out of the kernel; what there was. TargetError: it cannot be done.
 
-    For a node where no daemon masquerades any more. Open flows keep their translation, which is conntrack's.
+    For a node where no daemon masquerades any more. Open flows keep their translation, which is conntrack's, while
+    anybody translates here: when the last such table goes (kube-proxy's is one), the kernel forgets all of them.
     """
     removed = []
     try:
         with contextlib.closing(Connection()) as connection:
             if nft.remove(connection):
                 removed.append(f"nftables {nft.KEY}")
-        for pin in (PROGRAM, *layout.MAPS):
-            if (directory / pin).exists():
-                (directory / pin).unlink()
-                removed.append(str(directory / pin))
-        with contextlib.suppress(OSError):  # somebody else's pins stay
+        for pin in sorted(pin for pattern in PINS for pin in directory.glob(pattern)):
+            pin.unlink()
+            removed.append(str(pin))
+        with contextlib.suppress(OSError):  # policy's pins stay
             directory.rmdir()
     except (OSError, NftablesError) as error:
         remedy = ""

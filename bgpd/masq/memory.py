@@ -32,10 +32,11 @@ class Memory:
     def recall(self) -> None:
         """Publishes what an earlier life left."""
         try:
-            self._kept = parse(read_limited(self._file, LIMITS.bytes).data, str(self._file), _AS_WRITTEN)
+            data = read_limited(self._file, LIMITS.bytes).data
+            self._kept = parse(data, str(self._file), _AS_WRITTEN) if data else None  # a power cut empties files
         except (UnreadableError, FaultsError):
             self._kept = None  # the first start, or a disk that was full: as good as nothing
-        else:
+        if self._kept is not None:
             self._store.publish(Reading(self._kept), synced=False)
 
     async def run(self) -> None:
@@ -62,7 +63,7 @@ class Memory:
 
 def _written(document: MasqDocument) -> bytes:
     value = {
-        "nonMasqueradeCIDRs": [str(entry) for entry in document.entries],
+        "nonMasqueradeCIDRs": [str(key) for key in document.keys],
         "masqLinkLocal": document.masq_link_local,
         "masqLinkLocalIPv6": document.masq_link_local_v6,
         "resyncInterval": f"{document.resync_interval_s:f}s",

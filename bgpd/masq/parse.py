@@ -16,8 +16,9 @@ One format, two references, which disagree (`Rules.compat`):
 | `resyncInterval`      | a Go duration, anything else is a fault    | the same as a finding          |
 
 In both a key counts whatever its case, unknown keys count for nothing, and one bad entry spoils the document.
-Unlike both, all that is wrong is named, a key that is there twice or a second document is a fault, and an
-unknown key is a finding. What becomes of a bad document (the last good one stays) is up to `source`.
+Unlike both, all that is wrong is named; a key that is there twice, a second document and more entries than the map
+holds are faults, and an unknown key is a finding. What becomes of a bad document (the last good one stays) is up to
+`source`.
 
 References: kubernetes-sigs/ip-masq-agent cmd/ip-masq-agent/ip-masq-agent.go; cilium/cilium pkg/ipmasq/ipmasq.go.
 """
@@ -36,6 +37,7 @@ from bgpd.config import document
 from bgpd.config.document import Document, Limits, Path, Value, spell
 from bgpd.config.field import did_you_mean
 from bgpd.config.scalar import shown
+from bgpd.datapath.layout import IPMASQ_ENTRIES
 from bgpd.model.fault import Fault, FaultsError
 from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Compat, Finding, MasqDocument, Rules
@@ -146,6 +148,7 @@ class _Reader:
             is_default=is_default,
             findings=tuple(self.findings),
         )
+        self._check_room(found, path)
         if self.faults:
             raise FaultsError(tuple(sorted(self.faults)))
         return found
@@ -230,6 +233,14 @@ class _Reader:
         elif count > limit:
             where = list_path if _CIDRS in given else path
             self._fault(where, f"there are {count} CIDRs and {_LIMIT} is {limit}; remove some, or raise {_LIMIT}")
+
+    def _check_room(self, found: MasqDocument, path: Path) -> None:
+        """A list that is longer than its map would never come into force, and half of a document is none."""
+        for version in (4, 6) if self.rules.ipv6 else (4,):
+            count = len(found.kept[version])
+            if count > IPMASQ_ENTRIES:
+                text = f"it comes to {count:,} IPv{version} CIDRs and the map holds {IPMASQ_ENTRIES:,}; remove some"
+                self._fault(path, text)
 
     def _flag(self, given: _Given, name: str) -> bool:
         path, value = given.get(name, ((name,), None))

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 from bgpd.config.field import SnatSource
 from bgpd.config.schema import Masquerade
-from bgpd.datapath.layout import IPMASQ_ENTRIES
 from bgpd.masq.match import PrefixTable
 from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import LINK_LOCAL, MasqDocument, Rules
@@ -41,9 +40,9 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class FamilyPlan:
-    """`entries` Blocked: the list in the kernel stays as it is. `rule` None: this node has no such pod CIDR."""
+    """`rule` None: this node has no such pod CIDR."""
 
-    entries: frozenset[LpmKey] | Blocked
+    entries: frozenset[LpmKey]
     rule: Rule | Blocked | None
 
 
@@ -100,8 +99,6 @@ def explain(wanted: MasqPlan, address: Address) -> Verdict:
     family = wanted.of(address.version)
     if family is None:
         return Verdict(address, True, "masquerade.ipv6 is off, so IPv6 is left alone")
-    if isinstance(family.entries, Blocked):
-        return Verdict(address, None, family.entries.reason)
     entry = PrefixTable(key.prefix for key in family.entries).match(address)
     if entry is not None:
         return Verdict(address, True, "in the list", entry)
@@ -111,6 +108,8 @@ def explain(wanted: MasqPlan, address: Address) -> Verdict:
         return Verdict(address, None, family.rule.reason)
     if family.rule is None:
         return Verdict(address, True, f"this node has no {family_of(address)} pod CIDR to masquerade")
+    if address.is_multicast:
+        return Verdict(address, True, "multicast, which nobody translates")
     if address in family.rule.node_addresses:
         return Verdict(address, True, "the node itself")
     pods = PrefixTable(family.rule.pod_cidrs).match(address)
@@ -124,16 +123,10 @@ def _family(masquerade: Masquerade, document: MasqDocument | None, node: Node | 
     return FamilyPlan(_entries(document, version), _rule(masquerade, node, version))
 
 
-def _entries(document: MasqDocument | None, version: int) -> frozenset[LpmKey] | Blocked:
+def _entries(document: MasqDocument | None, version: int) -> frozenset[LpmKey]:
     if document is None:
         return frozenset(LpmKey.of(prefix) for prefix in LINK_LOCAL if prefix.version == version)
-    entries = document.kept[version]
-    if len(entries) > IPMASQ_ENTRIES:
-        return Blocked(
-            f"{document.origin} comes to {len(entries):,} IPv{version} CIDRs and the map holds {IPMASQ_ENTRIES:,}; "
-            "the list in the kernel stays as it is until some are removed"
-        )
-    return entries
+    return document.kept[version]
 
 
 def _rule(masquerade: Masquerade, node: Node | None, version: int) -> Rule | Blocked | None:

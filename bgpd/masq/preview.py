@@ -24,8 +24,8 @@ from bgpd.runtime.store import Store
 class Preview:
     """`document` None: it has `faults`, or only the API server knows it, which `note` then says.
 
-    A list that is longer than its map is a fault too: it would never come into force. `blocked` says why a family
-    would not be masqueraded although it should be. Rules and what blocks them are those of a node that is known.
+    `blocked` says why a family would not be masqueraded although it should be. Rules and what blocks them are those
+    of a node that is known.
     """
 
     document: MasqDocument | None
@@ -63,7 +63,7 @@ def _preview(
 ) -> Preview:
     planned = plan(masquerade, document, node)
     families = [family for family in (planned.v4, planned.v6) if family is not None]
-    listed = [key.prefix for family in families if not isinstance(family.entries, Blocked) for key in family.entries]
+    listed = [key.prefix for family in families for key in family.entries]
     rules = [family.rule for family in families] if node is not None and planned.translates else []
     note = f"{document.origin} gives no list, so the one that compat: {masquerade.compat} has for want of one counts"
     return Preview(
@@ -71,7 +71,6 @@ def _preview(
         listed=tuple(sorted(listed, key=lambda it: (it.version, int(it.network_address), it.prefixlen))),
         rules=tuple(rule for rule in rules if isinstance(rule, Rule)),
         blocked=tuple(rule.reason for rule in rules if isinstance(rule, Blocked)),
-        faults=tuple(family.entries.reason for family in families if isinstance(family.entries, Blocked)),
         findings=findings(document, surroundings(masquerade, node, advertised)),
         note=note if document.is_default else "",
     )

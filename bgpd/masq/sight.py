@@ -16,7 +16,7 @@ from typing import Any
 from bgpd.config.load import Loaded
 from bgpd.masq import flows
 from bgpd.masq.lint import Lint, surroundings
-from bgpd.masq.masquerading import RULE_LOOP, Masquerading
+from bgpd.masq.masquerading import Masquerading
 from bgpd.masq.nft import KEY
 from bgpd.masq.plan import explain
 from bgpd.model.brief import brief
@@ -68,7 +68,7 @@ class Sight:
         document = reading.value.document
         return {
             "document": document.origin if document else None,
-            "state": _state(reading),
+            "state": state_of(reading),
             "entries": self._listed(),
             "findings": brief(await self._findings()),
         }
@@ -81,14 +81,16 @@ class Sight:
         return {"entries": rows, "findings": brief(await self._findings())}
 
     def test(self, address: Address) -> dict[str, Any]:
-        """What becomes of flows from this node's pods to `address`."""
+        """What is to become of flows from this node's pods to `address`, and whether the kernel sees to it."""
         verdict = explain(self._masquerading.plan, address)
+        concerned = (self._masquerading.lists[address.version].name, self._masquerading.rule.name)
         return {
             "address": str(verdict.address),
             "kept": verdict.kept,
             "entry": str(verdict.entry) if verdict.entry else None,
             "snatTo": verdict.snat_to or None,
             "why": verdict.reason,
+            "inForce": all(done for name, done in self._in_force().items() if name in concerned),
         }
 
     async def _findings(self) -> Sequence[Finding]:
@@ -124,21 +126,18 @@ class Sight:
 
     def _in_force(self) -> dict[str, bool]:
         """Whether the kernel has what is wanted, by the loop that sees to it. While that is not known, it has not."""
-        masquerading, blocked = self._masquerading, set()
-        families = {version: masquerading.plan.of(version) for version in masquerading.lists}
-        for version, family in families.items():
-            if family and isinstance(family.entries, Blocked):
-                blocked.add(masquerading.lists[version].name)
-        rules = [family.rule for family in families.values() if family and family.rule]
-        if any(isinstance(rule, Blocked) for rule in rules) or bool(rules) != bool(masquerading.rule.have):
-            blocked.add(RULE_LOOP)
+        masquerading = self._masquerading
+        families = map(masquerading.plan.of, masquerading.lists)
+        rules = [family.rule for family in families if family and family.rule]
+        without = any(isinstance(rule, Blocked) for rule in rules) or bool(rules) != bool(masquerading.rule.have)
         return {
-            loop.name: loop.ever_settled and not (loop.error or loop.trouble) and loop.name not in blocked
+            loop.name: loop.ever_settled
+            and not (loop.error or loop.trouble or (without and loop is masquerading.rule))
             for loop in masquerading.loops
         }
 
 
-def _state(reading: Snapshot[Reading]) -> str:
+def state_of(reading: Snapshot[Reading]) -> str:
     """What became of the newest document."""
     if reading.value.faults:
         return "refused, the last good one stays in use" if reading.value.document else "refused"

@@ -23,7 +23,10 @@ chain keep4 {
 ```
 
 What is addressed to the node itself never comes to POSTROUTING. `fully-random` as in kube-proxy and ip-masq-agent:
-two flows racing for one port would lose a packet.
+two flows racing for one port would lose a packet. What comes in the middle of a TCP connection that conntrack does
+not know may answer one that came in before this table did, or belong to one whose translation went with its
+interface, as `masquerade` has it. The two cannot be told apart: both keep their address, and the second is reset by
+its other end.
 
 A change is one transaction that touches what differs and nothing else. For a packet a table that is replaced is not
 atomic: one that meets the old base chain and the new, or a set that is exchanged for another, while the transaction

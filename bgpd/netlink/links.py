@@ -72,6 +72,10 @@ class Links:
         """The interface of this index or name; None: there is none."""
         return self._link(which)
 
+    def all_here(self) -> list[Link]:
+        """Every interface here."""
+        return self._links(None)
+
     def pod(self, netns: Path, name: str) -> PodLink:
         """The interface `name` of the network namespace at `netns`. LinkError: there is no such, of either."""
         number = self.number(netns)
@@ -142,7 +146,7 @@ class Links:
             raise
         return rtnetlink.link(answer)
 
-    def _links(self, netns: int) -> list[Link]:
+    def _links(self, netns: int | None) -> list[Link]:
         while True:
             try:
                 answers = self._ask(rtnetlink.GETLINK, rtnetlink.link_request(None, netns), DUMP)

@@ -65,6 +65,7 @@ class OwnTables(Generic[V]):
         loop.add_reader(watch.fileno(), news.set)
         with contextlib.closing(watch):
             try:
+                changed()  # since the first look, somebody may have
                 while True:
                     await news.wait()
                     news.clear()

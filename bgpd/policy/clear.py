@@ -11,7 +11,7 @@ from bgpd.policy import nft
 from bgpd.policy.table import NAME
 from bgpd.runtime.reconcile import TargetError
 
-PINS = "policy*"  # maps and programs, whatever release has pinned them
+PINS = ("policy*", "macvlan*")  # maps, programs and links, whatever release has pinned them
 
 
 def clear(directory: Path) -> list[str]:
@@ -24,7 +24,7 @@ def clear(directory: Path) -> list[str]:
         with contextlib.closing(Connection()) as connection:
             if nft.remove(connection):
                 removed.append(f"nftables {NAME}")
-        for pin in sorted(directory.glob(PINS)):
+        for pin in sorted(pin for pattern in PINS for pin in directory.glob(pattern)):
             pin.unlink()
             removed.append(str(pin))
         with contextlib.suppress(OSError):  # masquerade's pins stay

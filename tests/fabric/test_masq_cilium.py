@@ -6,6 +6,7 @@ mount namespace in which the test's bpffs is the machine's.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,6 +86,11 @@ def test_maps_that_are_not_there_yet_are_made_as_cilium_would(site: MasqSite, pl
     assert {path.name for path in place.iterdir()} == {spec.name for spec in SPECS.values()}
     assert site.place.nft("list ruleset").stdout == ""
     assert not site.pins.exists()
+    told = {row["what"]: row["text"] for row in json.loads(site.node.bgpd("doctor", "-o", "json", check=False))}
+    assert told["masquerade: bpffs"] == f"{CILIUM} can be written"
+    assert not {"masquerade: xt_bpf", "masquerade: socket filter", "masquerade: conntrack"} & told.keys()
+    hits = json.loads(site.node.bgpd("masq", "list", "--hits", "-o", "json"))
+    assert {row["hits"] for row in hits} == {None}, "Cilium counts none"
 
 
 @pytest.mark.needs("bird")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from bgpd.datapath import layout, pins
 from tests.fabric.masq_node import IPV4, PLANS, alone
 from tests.fabric.masq_site import MasqSite, keys, open_flows
 from tests.fabric.process import poll
@@ -46,9 +48,25 @@ def test_the_capabilities_of_its_unit_suffice(masq_site: MasqSite, tmp_path: Pat
     assert "stop that first" in masq_site.node.try_bgpd("masq", "clear").stderr
     masq_site.node.daemon.stop()
     assert "removed nftables table inet bgpd" in masq_site.node.bgpd("masq", "clear")
-    assert not Path(masq_site.node.config["paths"]["bpf"]).exists()
+    assert not masq_site.pins.exists()
     assert masq_site.node.bgpd("masq", "clear") == "nothing was there\n"
     masq_site.wait_seen(IPV4.pod_a, IPV4.unlisted)
+
+
+def test_clear_leaves_pins_of_others(masquerading: MasqSite) -> None:
+    """Policy has its maps in the same directory. What a daemon left that was killed while it pinned goes too."""
+    assert masquerading.node.daemon is not None
+    masquerading.node.daemon.stop()
+    theirs = next(spec for name, spec in layout.MAPS.items() if name.startswith("policy_"))
+    others = pins.open_or_create(masquerading.pins / theirs.name, theirs)
+    ours = masquerading.map("ipmasq_v4")
+    pins.put(ours.fd, masquerading.pins / "ipmasq_v4_new")
+    masquerading.node.bgpd("masq", "clear")
+    assert [path.name for path in masquerading.pins.iterdir()] == [theirs.name]
+    found = pins.open_map(masquerading.pins / theirs.name, theirs)
+    assert found is not None
+    assert found.id == others.id
+    assert masquerading.place.nft("list ruleset").stdout == ""
 
 
 def test_edits_count_for_new_flows_only(masquerading: MasqSite) -> None:
@@ -104,5 +122,40 @@ def test_a_bad_document_changes_nothing_and_is_named(masquerading: MasqSite) -> 
         lambda: "no problem is shown",
     )
     assert all(any(f"nonMasqueradeCIDRs[{index}]" in it for it in found) for index in (0, 1)), found
+    refused, good = "refused, the last good one stays in use", "in use"
+    assert documents_logged(masquerading) == [("info", good), ("warning", refused)]
     masquerading.wait_seen(IPV4.node, IPV4.unlisted)
     masquerading.wait_seen(IPV4.pod_a, IPV4.listed)
+    masquerading.write(IPV4.listed)
+    poll(lambda: documents_logged(masquerading)[2:] == [("info", good)], 10, lambda: "not told that it is good again")
+
+
+def documents_logged(site: MasqSite) -> list[tuple[str, str]]:
+    """Level and state of each line about the document."""
+    assert site.node.daemon is not None
+    lines = map(json.loads, site.node.daemon.log().splitlines())
+    return [(line["level"], line["state"]) for line in lines if line["event"] == "masquerade document"]
+
+
+def test_what_is_asked_wrongly_is_answered_with_what_is_right(masquerading: MasqSite) -> None:
+    """`masq` of an address that is none, too much and too little; of a node that does not masquerade."""
+    usage = "usage: bgpd masq list [--hits] | bgpd masq test IP | bgpd masq clear\n"
+    for words in (["list", "192.0.2.1"], ["test"], ["clear", "--hits"], ["test", "192.0.2.1", "--hits"]):
+        asked = masquerading.node.try_bgpd("masq", *words)
+        assert (asked.returncode, asked.stderr) == (2, usage)
+    asked = masquerading.node.try_bgpd("masq", "test", "192.0.2.0/24")
+    assert asked.returncode == 2
+    assert asked.stderr == "bgpd: '192.0.2.0/24' is not an IP address; leave the length off\n"
+    masquerading.node.config["masquerade"]["enabled"] = False
+    masquerading.node.write_config()
+    masquerading.node.restart_daemon()
+    asked = masquerading.node.try_bgpd("masq", "list")
+    assert (asked.returncode, asked.stdout) == (2, "")
+    assert "masquerade.enabled: true turns it on" in asked.stderr
+
+
+def test_nothing_is_counted_as_masqueraded_that_keeps_its_address(masquerading: MasqSite) -> None:
+    """The rule lets multicast alone, and `masq test` says so."""
+    for address in ("224.0.0.251", "ff0e::fb"):
+        answer = masquerading.tested(address)
+        assert (answer["kept"], answer["inForce"]) == (True, True)

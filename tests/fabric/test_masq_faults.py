@@ -7,6 +7,7 @@ right: at the next resync, or with what the daemon says that an operator shall d
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -130,14 +131,28 @@ def test_with_conntrack_full_nothing_leaves_untranslated(site: MasqSite) -> None
             assert None in seen, "conntrack was not full"
             assert {*seen} <= {None, *(plan.node for plan in PLANS)}
             assert all(speaks(*stream) for stream in streams)
+            (full,) = conntrack_told(site)
+        (room,) = conntrack_told(site)
+        assert (full["state"], room["state"]) == ("warn", "ok")
+        assert "sysctl -w net.netfilter.nf_conntrack_max=" in full["text"]
         site.check_in_force()
         assert all(speaks(*stream) for stream in streams)
         assert {server.getpeername()[0] for _, server in streams} == {IPV4.node}
 
 
+def conntrack_told(site: MasqSite) -> list[dict[str, str]]:
+    """What `bgpd doctor` says of conntrack."""
+    told = json.loads(site.node.bgpd("doctor", "-o", "json", check=False))
+    return [row for row in told if row["what"] == "masquerade: conntrack"]
+
+
 @contextlib.contextmanager
 def conntrack_full(site: MasqSite) -> Iterator[None]:
-    """As many connections as there are in the node are as many as there may be. The limit is the machine's."""
+    """As many connections as there are in the node are as many as there may be.
+
+    The limit is the machine's: whatever else opens many flows here meanwhile, another run of these tests too, has
+    some of them dropped.
+    """
     limit = Path(CONNTRACK_LIMIT)
     before = limit.read_text()
     count = site.place.node.run(["cat", CONNTRACK_COUNT]).stdout
@@ -164,12 +179,14 @@ def test_without_a_bpffs_the_command_that_mounts_it_is_all_it_takes(masq_site: M
     masq_site.node.start_daemon()
     problem = masq_site.node.wait_problem("there is no bpffs")
     assert masq_site.seen(IPV4.unlisted) == IPV4.pod_a
+    assert masq_site.tested(IPV4.unlisted)["inForce"] is False
     assert masq_site.place.nft("list ruleset").stdout == ""
     (command,) = re.findall(r"mount -t bpf bpf \S+", problem)
     subprocess.run(shlex.split(command), check=True)
     try:
         masq_site.wait_in_force()
         masq_site.check_in_force()
+        assert masq_site.tested(IPV4.unlisted)["inForce"] is True
         masq_site.node.wait_status("a problem is left", lambda it: not _of_masquerade(it["problems"]))
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)

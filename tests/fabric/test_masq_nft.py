@@ -202,7 +202,9 @@ def test_editing_the_list_changes_new_flows_only(masq: MasqNode, plan: Plan) -> 
 
 @both_families
 def test_no_change_of_the_table_lets_a_flow_slip_through(masq: MasqNode, plan: Plan) -> None:
-    """New flows come all the while the program and the prefixes of the cluster change; each of them is translated."""
+    """New flows come all the while the program and the prefixes of the cluster change, and daemons take over from
+    each other; each of the flows is answered, and translated.
+    """
     over = threading.Event()
     changes = 0
 
@@ -216,6 +218,9 @@ def test_no_change_of_the_table_lets_a_flow_slip_through(masq: MasqNode, plan: P
         ]
         while not over.is_set():
             changes += 1
+            if changes % 4 == 0:  # the daemon ends, and the next one adopts what it leaves
+                masq.connection.close()
+                masq.connection = masq.connect()
             wanted = replace(table, program_id=changes)
             masq.apply(replace(wanted, ipv4=sides[0], ipv6=sides[1]) if changes % 2 else wanted)
 

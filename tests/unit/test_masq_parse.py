@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
+from bgpd.datapath.layout import IPMASQ_ENTRIES
 from bgpd.masq.parse import LIMITS, document_key, key_problem, parse
 from bgpd.model.fault import FaultsError
 from bgpd.model.masq import Compat, Rules
@@ -167,10 +170,28 @@ def test_a_default_list_says_so() -> None:
 
 
 def test_both_maps_full_of_long_entries_are_within_the_limits() -> None:
-    """32,768 entries, as long as IPv6 gets."""
-    entries = "".join(f"- 2001:0db8:aaaa:bbbb:cccc:dddd:{i >> 8:04x}:{i & 255:04x}/128\n" for i in range(32_768))
-    found = parse(f"nonMasqueradeCIDRs:\n{entries}".encode(), FILE, CILIUM)
-    assert len(found.entries) == 32_768
+    """With link-local, and each entry as long as it gets."""
+    room = range(IPMASQ_ENTRIES - 1)
+    cidrs = [f"2001:0db8:aaaa:bbbb:cccc:dddd:{i >> 8:04x}:{i & 255:04x}/128" for i in room]
+    cidrs += [f"200.200.{100 + (i >> 7)}.{100 + (i & 127)}/32" for i in room]
+    found = parse(listing(cidrs), FILE, CILIUM)
+    assert {version: len(kept) for version, kept in found.kept.items()} == {4: IPMASQ_ENTRIES, 6: IPMASQ_ENTRIES}
+
+
+def test_more_entries_than_the_map_holds_are_a_fault() -> None:
+    """Exactly full is not too full; link-local counts, repetitions do not, nor does a family that is left alone."""
+    cidrs = [f"10.{i >> 8}.{i & 255}.0/24" for i in range(IPMASQ_ENTRIES)]
+    longer = [*cidrs, *(f"fd00:{i:x}::/32" for i in range(IPMASQ_ENTRIES))]
+    assert len(parse(listing(cidrs[1:], cidrs[1:]), FILE, CILIUM).kept[4]) == IPMASQ_ENTRIES
+    text = "nonMasqueradeCIDRs: it comes to 16,385 IPv{} CIDRs and the map holds 16,384; remove some"
+    for rules, versions in ((CILIUM, (4, 6)), (CILIUM_V4, (4,))):
+        with pytest.raises(FaultsError) as caught:
+            parse(listing(longer), FILE, rules)
+        assert list(map(str, caught.value.faults)) == [f"{FILE}:1:2: {text.format(version)}" for version in versions]
+
+
+def listing(*lists: list[str]) -> bytes:
+    return json.dumps({"nonMasqueradeCIDRs": [cidr for each in lists for cidr in each]}).encode()
 
 
 def test_a_file_beyond_the_limits_is_refused_briefly() -> None:

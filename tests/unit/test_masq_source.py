@@ -345,7 +345,7 @@ def test_a_memory_that_is_none_is_no_trouble(bench: Bench, tmp_path: Path, text:
     if text is not None:
         memory.write_text(text)
     Memory(memory, bench.store).recall()
-    assert not bench.store.newest.synced
+    assert (bench.store.newest.synced, bench.store.newest.value.document) == (False, None)
     bench.write(listing("11.0.0.0/8"))
     assert bench.read() == ["11.0.0.0/8"]
 
