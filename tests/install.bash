@@ -47,7 +47,7 @@ install_packages() {
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod +x "$policy"
   fi
-  quietly apt-get -qq -o Dpkg::Use-Pty=0 install --yes --no-install-recommends "${missing[@]}" || status=$?
+  quietly apt-get -qq -o Dpkg::Use-Pty=0 install --yes --no-install-recommends --no-remove "${missing[@]}" || status=$?
   [[ ! $made_policy ]] || rm -f "$policy"
   [[ ! -d /run/systemd/system ]] || disable_services "${missing[@]}"
   return "$status"
@@ -56,7 +56,7 @@ install_packages() {
 disable_services() { # PACKAGE...: what came with it shall not start at the next boot either
   local package unit
   for package in "$@"; do
-    case $package in bird2 | frr | gobgpd | prometheus) ;; *) continue ;; esac
+    case $package in bird2 | containerd | frr | gobgpd | nginx-common | prometheus) ;; *) continue ;; esac
     dpkg-query -L "$package" | sed -n 's|.*/systemd/system/\([^/@]*\.service\)$|\1|p' | while read -r unit; do
       systemctl --quiet disable "$unit" || true
     done

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,8 @@ def shipped(name: str) -> Path:
     return OBJECTS / f"{name}.o"
 
 
-def install(file: Path, directory: Path) -> Installed:
-    """Loads an object and pins what it has in `directory`. Idempotent.
+def install(file: Path, directory: Path, without: Collection[str] = ()) -> Installed:
+    """Loads an object and pins what it has in `directory`, `without` these programs. Idempotent.
 
     DatapathError: the kernel refuses, or something else is pinned there. Nothing has been replaced then.
     """
@@ -68,6 +69,13 @@ def install(file: Path, directory: Path) -> Installed:
             if known is not None:
                 maps[spec.name] = known
                 check(f"using {directory / spec.name}", call.bpf_map__reuse_fd(each, known.fd))
+        left_out = [
+            each
+            for each in _all(call.bpf_object__next_program, handle)
+            if call.bpf_program__name(each).decode() in without
+        ]
+        for each in left_out:
+            check(f"leaving a program of {file} out", call.bpf_program__set_autoload(each, False))
         check(f"loading {file}", call.bpf_object__load(handle))
         for each in _all(call.bpf_object__next_map, handle):
             spec = _spec(each, file)
@@ -76,6 +84,8 @@ def install(file: Path, directory: Path) -> Installed:
                 maps[spec.name] = Map(os.dup(call.bpf_map__fd(each)))
         programs = {}
         for each in _all(call.bpf_object__next_program, handle):
+            if each in left_out:
+                continue
             pin = directory / call.bpf_program__name(each).decode()
             programs[pin.name] = _install(call.bpf_program__fd(each), pin)
     return Installed(maps, programs)
@@ -87,12 +97,15 @@ class Datapath:
     def __init__(self, name: str, directory: Path) -> None:
         self._name, self.directory = name, directory
         self._installed: Installed | None = None
+        self._lock = threading.Lock()  # two threads would put the same names there
+        self._installing = threading.Lock()  # each reconcile loop asks from a thread of its own
 
     def installed(self) -> Installed:
         """DatapathError: the kernel refuses; asked again, it is tried again."""
-        if self._installed is None:
-            self._installed = install(shipped(self._name), self.directory)
-        return self._installed
+        with self._installing:
+            if self._installed is None:
+                self._installed = install(shipped(self._name), self.directory)
+            return self._installed
 
 
 def restore(installed: Installed, directory: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -55,6 +56,14 @@ def test_objects_are_pinned_whole(directory: Path) -> None:
     assert pinned(directory) == {name: each.id for name, each in {**masq.maps, **policy.maps}.items()}
     assert programs == {"masquerade", "policy", "policy_reply", "policy_bridge", "policy_astray"}
     assert masq.programs["masquerade"].replaced
+
+
+def test_it_is_installed_once_however_many_ask(directory: Path) -> None:
+    """At the daemon's start every reconcile loop does, from a thread of its own."""
+    datapath = loader.Datapath("policy", directory)
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(datapath.installed) for _ in range(4)]
+    assert len({id(each.result()) for each in asked}) == 1
 
 
 def test_pins_survive_the_process_and_are_adopted_by_the_next(directory: Path) -> None:

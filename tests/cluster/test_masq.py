@@ -296,7 +296,7 @@ def test_nothing_is_remembered_of_a_node_that_is_made_anew(site: Site) -> None:
     control_plane.kill_apiserver()
     try:
         node.start_daemon()
-        node.wait_problem("there was no good document so far, so nothing has been changed")
+        node.wait_problem("there was no good document so far, so list and rule stay as they are")
         assert site.seen(site.cluster.fabric.outside, STRANGER) == site.pod.addresses[4]
     finally:
         control_plane.start_apiserver()

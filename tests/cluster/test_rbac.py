@@ -1,6 +1,7 @@
 """config/rbac.yaml grants what the daemon does: take a verb away and it says which; and it asks for nothing else.
 
-The daemon masquerades by a ConfigMap, for which the Role is. Without that it asks for Nodes only: `test_daemon`.
+The daemon masquerades by a ConfigMap, for which the Role is, and enforces policy. Without these it asks for Nodes
+only: `test_daemon`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,13 @@ from .rest import ApiError, Rest
 
 ROLES = "/apis/rbac.authorization.k8s.io/v1/clusterroles"
 ROLES_IN = "/apis/rbac.authorization.k8s.io/v1/namespaces/{}/roles"
-COLLECTIONS = {"nodes": NODES, "configmaps": CONFIG_MAPS}
+COLLECTIONS = {
+    "nodes": NODES,
+    "configmaps": CONFIG_MAPS,
+    "pods": "/api/v1/pods",
+    "namespaces": "/api/v1/namespaces",
+    "networkpolicies": "/apis/networking.k8s.io/v1/networkpolicies",
+}
 RESTORED_S = 31.0  # the longest pause between two attempts, and one attempt
 
 
@@ -86,6 +93,8 @@ def node(cluster: Cluster, place: NodePlace) -> Iterator[BgpdNode]:
     """The product, not started, with its ConfigMap."""
     write_document(cluster, "nonMasqueradeCIDRs: [11.8.37.4/32]\n")
     with masquerading_node(cluster, place) as made:
+        made.config["policy"] = {"enabled": True}
+        made.write_config()
         yield made
     delete_document(cluster)
 
@@ -128,8 +137,10 @@ def test_every_right_is_used_and_no_other_asked_for(cluster: Cluster, place: Nod
     asked = cluster.asked()
     assert {(it.group, it.resource, it.verb) for it in asked} == rights.keys()
     assert {it.status for it in asked} == {200}
+    selected = {"nodes": place.name, "configmaps": CONFIG_MAP}
     for it in asked:
-        assert it.selector == f"metadata.name={rights[it.group, it.resource, it.verb] or place.name}"
+        name = selected.get(it.resource)
+        assert it.selector == (f"metadata.name={name}" if name else "")
 
 
 def test_other_config_maps_are_refused(cluster: Cluster) -> None:

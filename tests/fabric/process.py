@@ -90,8 +90,8 @@ class Process:
     def stop(self, timeout_s: float = 5.0) -> int:
         """SIGTERM, then SIGKILL after `timeout_s`; returns the exit code (negative: the signal)."""
         if self.running():
-            self.popen.send_signal(signal.SIGTERM)
-            self.popen.send_signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+            self.signal(signal.SIGCONT)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.popen.wait(timeout_s)
         return self.kill()

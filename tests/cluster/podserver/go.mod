@@ -1,0 +1,3 @@
+module bgpd.test/podserver
+
+go 1.26.0
