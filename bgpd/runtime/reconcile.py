@@ -220,6 +220,8 @@ class Reconciler(Generic[K, V]):
             return
         self._target_error, self._target_attempt = "", 0
         self._absorb(changes, outcomes)
+        if desired.complete and not self._trouble and self._empty_since is None:
+            self._have = dict(desired.want)  # equal by now, and its very objects: the next diff compares pointers
         self._finish(revision, started, desired, changes, outcomes, drift, suspicious)
 
     async def _read(self) -> int:

@@ -1,62 +1,94 @@
-"""Opens TCP connections one after the other, and takes them; for the rate at which a node lets new ones through.
+"""New connections as a web client makes them: `wrk` asks, `nginx` answers, one HTTP request on each TCP connection.
 
-A program of its own for each end, with the standard library only, because it is started in a network namespace:
-
-    connections.py serve PORT
-    connections.py dial FIRST_ADDRESS COUNT PORT SECONDS
-
-`dial` goes round the addresses and prints what came of it as JSON: connections, failures, seconds of processor time.
-A connection carries a byte each way, and ends with a reset, which leaves no TIME_WAIT behind that the next one would
-have to get past.
+This decides how the two are run and reads what wrk says. Both are as they come: wrk's two threads with ten
+connections at a time, as many nginx workers as there are processors, the page that Debian ships. Only keep-alive is
+off, because new connections are what is counted, and the access log, because it is not.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import json
+import re
+import resource
 import socket
-import struct
-import sys
-import time
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
 
-TIMEOUT_S = 1.0
-_RESET = struct.pack("ii", 1, 0)  # struct linger: on, at once
+from tests.benchmarks.footprint import cpu_s
+from tests.benchmarks.masq_stage import FAR, Wire
+from tests.fabric.process import Process, poll
 
-
-def serve(port: int) -> None:
-    """For ever; the processor time of this end is for others to read from /proc."""
-    with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(("", port))
-        listener.listen(4096)
-        while True:
-            with listener.accept()[0] as accepted:
-                accepted.send(accepted.recv(1))
+PROGRAMS = ("nginx", "wrk")
+PORT = 80
+_SECONDS = 1  # the shortest that wrk takes
+_UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
+_PAGES = "/usr/share/nginx/html"
 
 
-def dial(first: str, count: int, port: int, seconds: float) -> dict[str, float]:
-    base = int(ipaddress.IPv4Address(first))
-    targets = [(str(ipaddress.IPv4Address(base + number)), port) for number in range(count)]
-    opened = failed = 0
-    began, used = time.monotonic(), time.process_time()
-    while (passed := time.monotonic() - began) < seconds:
-        with socket.socket() as dialer:
-            dialer.settimeout(TIMEOUT_S)
-            try:
-                dialer.connect(targets[(opened + failed) % count])
-                dialer.send(b"?")
-                dialer.recv(1)
-            except OSError:
-                failed += 1
-                continue
-            dialer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            opened += 1
-    return {"opened": opened, "failed": failed, "seconds": passed, "cpu_s": time.process_time() - used}
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What wrk says of a run; `latency_us` is the mean, from connecting to the whole answer."""
+
+    requests: int
+    per_second: float
+    latency_us: float
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "serve":
-        serve(int(sys.argv[2]))
-    else:
-        address, number, where, duration = sys.argv[2:]
-        print(json.dumps(dial(address, int(number), int(where), float(duration))))
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """`rate` in connections or gigabits per second, `cpu_us` of both ends per connection or megabyte.
+
+    `latency_us` is of a connection.
+    """
+
+    rate: float
+    cpu_us: float
+    latency_us: float = 0.0
+
+
+def serve(wire: Wire) -> Process:
+    """nginx in the outside, on all addresses that are its."""
+    directory = wire.outside.lab.directory / f"{wire.name}-nginx"
+    directory.mkdir()
+    file = directory / "nginx.conf"
+    file.write_text(
+        f"daemon off; worker_processes auto; pid {directory}/pid; error_log stderr;\n"
+        f"events {{}}\nhttp {{ access_log off; server {{ listen {PORT}; root {_PAGES}; }} }}\n"
+    )
+    server = wire.outside.popen(["nginx", "-c", str(file)], name="nginx")
+    poll(lambda: wire.outside.call(_answers), 10.0, server.log_tail)
+    return server
+
+
+def measured(wire: Wire, server: Process, destination: IPv4Address) -> Sample:
+    """RuntimeError: not every connection was answered."""
+    before = _used_s(server)
+    target = f"http://{destination}:{PORT}/"
+    said = wire.pod.run(["wrk", "--duration", f"{_SECONDS}s", "--header", "Connection: close", target]).stdout
+    load = read(said)
+    return Sample(load.per_second, 1e6 * (_used_s(server) - before) / load.requests, load.latency_us)
+
+
+def read(said: str) -> Load:
+    """RuntimeError: wrk tells of errors, or something that is not known."""
+    requests = re.search(r"^ *(\d+) requests in ", said, re.MULTILINE)
+    rate = re.search(r"^Requests/sec: *([0-9.]+)$", said, re.MULTILINE)
+    latency = re.search(r"^ *Latency +([0-9.]+)(us|ms|s) ", said, re.MULTILINE)
+    if requests is None or rate is None or latency is None or "errors" in said or "Non-2xx" in said:
+        raise RuntimeError(f"wrk does not tell of answers only:\n{said}")
+    return Load(int(requests[1]), float(rate[1]), float(latency[1]) * _UNITS_US[latency[2]])
+
+
+def _answers() -> bool:
+    try:
+        socket.create_connection((str(FAR[1]), PORT), 1.0).close()
+    except OSError:
+        return False
+    return True
+
+
+def _used_s(server: Process) -> float:
+    """Processor time so far, of the server's workers and of what we have run to its end, which wrk is of."""
+    workers = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return cpu_s(map(int, workers)) + ended.ru_utime + ended.ru_stime

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from tests.benchmarks import masq_apply, masq_contenders, masq_latency, masq_memory, masq_packet, masq_traffic
+from tests.benchmarks import (
+    masq_apply,
+    masq_contenders,
+    masq_flow,
+    masq_latency,
+    masq_memory,
+    masq_packet,
+    masq_traffic,
+)
 from tests.benchmarks.masq_stage import MasqDaemon, Wire, bpffs
 from tests.benchmarks.report import Result
 from tests.fabric.netns import Lab
@@ -24,6 +32,8 @@ def run(screen: Screen) -> list[Result]:
     with Lab() as lab, bpffs(lab) as place:
         with screen.step("the program alone"):
             found += masq_packet.results(place)
+        with screen.step("first and later packets of a flow"):
+            found += masq_flow.results(lab, place)
         with screen.step(f"set up {', '.join(masq_traffic.CONNECTION_WAYS)}"):
             wires = masq_contenders.wires(lab, place, masq_traffic.CONNECTION_WAYS)
         with screen.step(f"{masq_traffic.ROUNDS} rounds of new connections"):

@@ -57,6 +57,10 @@ class Wire:
         self.lab, self.name = lab, name
         self.pod, self.outside = lab.namespace(f"{name}-pod"), lab.namespace(f"{name}-outside")
         self.node = lab.namespace(f"{name}-node", forwarding=True)
+        self._wire()
+
+    def _wire(self) -> None:
+        lab = self.lab
         lab.link(self.pod, "eth0", self.node, "pod0")
         lab.link(self.node, "eth0", self.outside, "eth0")
         self.pod.add_address("eth0", f"{POD}/24")

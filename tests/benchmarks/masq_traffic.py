@@ -4,12 +4,13 @@ The contenders take turns, in another order each time, so that what the machine 
 is the median over the rounds of ours divided by theirs of the same round. The destination of all traffic is in no
 list: it is looked for in the whole list and masqueraded.
 
-`none` is the same forwarding with nothing in the way, not even conntrack, which every way to masquerade needs and a
-node with kube-proxy has anyway; so ours is divided by `conntrack` too, and by `masquerade` without a list.
+`nothing` is the same forwarding with nothing in the way, not even conntrack, which every way to masquerade needs and
+a node with kube-proxy has anyway. So ours is also divided by `masquerade`, a rule without a list: what is between
+those two is conntrack's and NAT's, and what is left is ours.
 
 What a connection costs its two ends is in the rate, and the more they do, the better everybody looks beside
-`nothing`. These are a client and a server in Python that say a byte each. So the processor time is told too: on these
-cables all that the kernel does for a packet is done in the time of the process that sends it.
+`nothing`. So the processor time is told too: on these cables all that the kernel does for a packet is done in the
+time of the process that sends it, but for one part in a hundred.
 """
 
 from __future__ import annotations
@@ -17,51 +18,39 @@ from __future__ import annotations
 import json
 import random
 import statistics
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from ipaddress import IPv4Address
+from typing import TypeAlias
 
 from tests.benchmarks import connections
-from tests.benchmarks.footprint import cpu_s
+from tests.benchmarks.connections import Sample
 from tests.benchmarks.masq_stage import FAR, Wire
 from tests.benchmarks.report import Result
-from tests.fabric.process import Process, poll
 
 CONNECTION_WAYS = ("nothing", "conntrack", "masquerade", "iptables-1k", "iptables-16k", "ipset-16k", "bgpd")
 STREAM_WAYS = ("nothing", "conntrack", "masquerade", "bgpd")
 ROUNDS = 20
-CONNECTIONS_S, STREAM_S = 0.5, 1
-PORT, STREAM_PORT = 7000, 5201
-DESTINATIONS = 4000  # each with ports of its own: no connection meets what is left of another
-PROGRAMS = ("iperf3",)
-_PROGRAM = str(Path(connections.__file__))
+STREAM_S = 1
+STREAM_PORT = 5201
+PROGRAMS = ("iperf3", *connections.PROGRAMS)
 
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """`rate` in connections or gigabits per second, `cpu_us` of both ends per connection or megabyte."""
-
-    rate: float
-    cpu_us: float
-
-
-Samples = Mapping[str, Sequence[Sample]]
+Samples: TypeAlias = Mapping[str, Sequence[Sample]]
 
 
 def connections_measured(wires: Mapping[str, Wire], rounds: int = ROUNDS) -> Samples:
-    servers = {name: _server(wire) for name, wire in wires.items()}
-    return _in_turns(wires, lambda name, wire: _connect(wire, servers[name]), rounds)
+    """Each time to another address: no connection meets what is left of one before."""
+    servers = {name: connections.serve(wire) for name, wire in wires.items()}
+    addresses = FAR.hosts()
+    return in_turns(wires, lambda name, wire: connections.measured(wire, servers[name], next(addresses)), rounds)
 
 
 def streams_measured(wires: Mapping[str, Wire], rounds: int = ROUNDS) -> Samples:
     for wire in wires.values():
-        server = wire.outside.popen(["iperf3", "--server", "--port", str(STREAM_PORT), "--forceflush"])
-        server.wait_log("Server listening")
-    return _in_turns(wires, lambda _, wire: _stream(wire), rounds)
+        take_streams(wire)
+    return in_turns(wires, lambda _, wire: stream(wire), rounds)
 
 
-def _in_turns(wires: Mapping[str, Wire], measure: Callable[[str, Wire], Sample], rounds: int) -> Samples:
+def in_turns(wires: Mapping[str, Wire], measure: Callable[[str, Wire], Sample], rounds: int) -> Samples:
     taken: dict[str, list[Sample]] = {name: [] for name in wires}
     rand = random.Random(1)
     for _ in range(rounds):
@@ -71,25 +60,13 @@ def _in_turns(wires: Mapping[str, Wire], measure: Callable[[str, Wire], Sample],
     return taken
 
 
-def _server(wire: Wire) -> Process:
-    server = wire.outside.popen([sys.executable, "-I", _PROGRAM, "serve", str(PORT)], name="serve")
-    probe = [sys.executable, "-I", _PROGRAM, "dial", str(FAR[1]), "1", str(PORT), "0.001"]
-    poll(lambda: json.loads(wire.pod.run(probe).stdout)["opened"], 10.0, server.log_tail)
-    return server
+def take_streams(wire: Wire, port: int = STREAM_PORT) -> None:
+    server = wire.outside.popen(["iperf3", "--server", "--port", str(port), "--forceflush"])
+    server.wait_log("Server listening")
 
 
-def _connect(wire: Wire, server: Process) -> Sample:
-    before = cpu_s([server.pid])
-    words = ["dial", str(FAR[1]), str(DESTINATIONS), str(PORT), str(CONNECTIONS_S)]
-    said = json.loads(wire.pod.run([sys.executable, "-I", _PROGRAM, *words]).stdout)
-    if said["failed"]:
-        raise RuntimeError(f"{said['failed']:.0f} connections failed on the wire of {wire.name}")
-    used_s = said["cpu_s"] + cpu_s([server.pid]) - before
-    return Sample(said["opened"] / said["seconds"], 1e6 * used_s / said["opened"])
-
-
-def _stream(wire: Wire) -> Sample:
-    words = ["--client", str(FAR[1]), "--port", str(STREAM_PORT), "--time", str(STREAM_S), "--json"]
+def stream(wire: Wire, destination: IPv4Address = FAR[1], port: int = STREAM_PORT) -> Sample:
+    words = ["--client", str(destination), "--port", str(port), "--time", str(STREAM_S), "--json"]
     end = json.loads(wire.pod.run(["iperf3", *words]).stdout)["end"]
     share = end["cpu_utilization_percent"]
     used_s = (share["host_total"] + share["remote_total"]) / 100 * end["sum_received"]["seconds"]
@@ -102,17 +79,13 @@ def _stream(wire: Wire) -> Sample:
 def connection_results(taken: Samples) -> list[Result]:
     rates = {name: statistics.median(it.rate for it in samples) for name, samples in taken.items()}
     costs = {name: statistics.median(it.cpu_us for it in samples) for name, samples in taken.items()}
-    found = [
+    return [
         _more("cps", rates.pop("bgpd"), "/s", rates),
         _share("cps_vs_none", taken, "nothing", 0.9),
-        _share("cps_vs_conntrack", taken, "conntrack"),
         _share("cps_vs_masquerade", taken, "masquerade"),
-        _share("cps_vs_ipset_16k", taken, "ipset-16k"),
-        _share("cps_vs_iptables_1k", taken, "iptables-1k"),
         _share("cps_vs_iptables_16k", taken, "iptables-16k", 4.0),
+        Result(name="connection_cpu_us", value=costs.pop("bgpd"), unit="us", beside=costs),
     ]
-    found.append(Result(name="connection_cpu_us", value=costs.pop("bgpd"), unit="us", beside=costs))
-    return found
 
 
 def stream_results(taken: Samples) -> list[Result]:
@@ -121,8 +94,6 @@ def stream_results(taken: Samples) -> list[Result]:
     return [
         _more("throughput", rates.pop("bgpd"), "Gbit/s", rates),
         _share("throughput_vs_none", taken, "nothing", 0.95),
-        _share("throughput_vs_conntrack", taken, "conntrack"),
-        _share("throughput_vs_masquerade", taken, "masquerade"),
         Result(name="throughput_cpu_ms_per_gb", value=costs.pop("bgpd"), unit="ms", beside=costs),
     ]
 

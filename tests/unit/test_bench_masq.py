@@ -1,4 +1,4 @@
-"""What the benchmark of masquerade lists: entries that mean what it says of them."""
+"""What the benchmark of masquerade lists: entries that mean what it says of them. And what wrk tells it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from tests.benchmarks import connections
 from tests.benchmarks.masq_apply import edits
 from tests.benchmarks.masq_contenders import iptables_chain
 from tests.benchmarks.masq_stage import CABLE, FAR, document, prefixes
@@ -37,3 +38,29 @@ def test_the_document_and_the_chain_have_all_of_it(count: int) -> None:
     assert said["nonMasqueradeCIDRs"] == [str(each) for each in prefixes(count)]
     assert said["cidrLimit"] >= count
     assert iptables_chain(prefixes(count)).count(" -j RETURN\n") == count + 1
+
+
+WRK = """Running 1s test @ http://198.18.0.2/
+  2 threads and 10 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency   283.30us  367.23us   4.74ms   92.93%
+    Req/Sec     7.15k     2.08k   10.84k    66.67%
+  14913 requests in 1.10s, 12.06MB read
+"""
+RATE = """Requests/sec:  13557.17
+Transfer/sec:     10.96MB
+"""
+
+
+def test_what_wrk_tells_is_read() -> None:
+    assert connections.read(WRK + RATE) == connections.Load(14913, 13557.17, 283.3)
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["  Socket errors: connect 0, read 3, write 0, timeout 0\n", "  Non-2xx or 3xx responses: 14913\n"],
+)
+def test_a_run_with_errors_is_none(more: str) -> None:
+    """Refused connections would be the fastest of all."""
+    with pytest.raises(RuntimeError, match="answers only"):
+        connections.read(WRK + more + RATE)
