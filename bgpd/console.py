@@ -21,6 +21,7 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
 from bgpd.config.schema import Config, SpeakerMode
 from bgpd.kube.sources import Source
+from bgpd.model.attachment import AttachmentKey
 from bgpd.model.bgp import Family, RouteKey
 from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # a node that does not use one does without
     from bgpd.masq.masquerading import Masquerading
     from bgpd.masq.sight import Sight
     from bgpd.policy.policing import Policing
+    from bgpd.policy.sight import Sight as PolicySight
 
 # what only a new daemon can take over, by key path
 NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
@@ -58,6 +60,8 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
 NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "bgp.endOfRIBTimeoutSeconds": lambda config: config.bgp.end_of_rib_timeout_seconds,
 }
+
+POLICY_COMMANDS = ("endpoints", "policy list", "policy explain", "flows")  # known where policy is off too
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,11 @@ class Console:
 
             pins = self._running.paths.bpf
             self.masquerade = Sight(parts.masquerading, inputs.config, lambda: self._advertised, pins)
+        self.policy: PolicySight | None = None
+        if parts.policing is not None:
+            from bgpd.policy.sight import Sight as PolicySight
+
+            self.policy = PolicySight(parts.policing, lambda: _blocked(parts), self.wall_clock_offset_s)
         # called after every attempt to reload, with what waits for a restart; see `config_state`
         self.on_reload: Callable[[Pending], None] = lambda pending: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
@@ -170,6 +179,7 @@ class Console:
             "reload": self._reload,
             "masq list": self._masq_list,
             "masq test": self._masq_test,
+            **(self.policy.handlers if self.policy else dict.fromkeys(POLICY_COMMANDS, _policy_off)),
         }
 
     @property
@@ -239,6 +249,8 @@ class Console:
                 found.append(f"{loop.name}: {loop.error}")
         for part in self.parts.running:
             found += brief(list(part.problems()))
+        if self.policy is not None:
+            found += self.policy.problems()
         return found
 
     def _note_source_error(self) -> None:
@@ -276,6 +288,7 @@ class Console:
             "drain": self.drain.value,
             "held": asdict(held) if held else None,
             "masquerade": await self.masquerade.status() if self.masquerade else None,
+            "policy": self.policy.status() if self.policy else None,
             "peers": self.peer_rows(),
             "problems": self.problems(),
         }
@@ -344,6 +357,15 @@ class Console:
             routing.sessions.trouble,
             time.monotonic(),
         )
+
+
+async def _policy_off(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    raise ControlError("NetworkPolicy is off on this node; policy.enabled: true turns it on", 2)
+
+
+def _blocked(parts: Parts) -> Mapping[AttachmentKey, str]:
+    """The endpoints that policy cannot be enforced on any more; without the plugin there are none."""
+    return parts.chaining.attacher.blocked if parts.chaining is not None else {}
 
 
 def _pending(running: Config, newest: Config) -> Pending:

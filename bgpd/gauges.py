@@ -43,6 +43,8 @@ def snapshot(console: Console) -> Snapshot:
         config_ok=not console.config_state.faults,
         config_loaded_at=console.config_state.loaded_at,
         masquerade=console.masquerade.figures() if console.masquerade else None,
+        policy=console.policy.figures() if console.policy else None,
+        cni=console.parts.chaining.figures() if console.parts.chaining else None,
     )
 
 

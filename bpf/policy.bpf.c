@@ -58,16 +58,12 @@ int policy_bridge(struct __sk_buff *skb)
 	return !passes(counted(track(skb, &packet, state)));
 }
 
-/*
- * Of a frame that a bridge gives to a pod although it is not addressed to one of the pod's addresses: broadcast,
- * multicast, link-local. No rule knows these, but whether the pod may be sent to at all, from there, its ingress
- * rules say. skb->ifindex is the port that the frame leaves by.
- */
+/* Of what a bridge gives to a pod astray; skb->ifindex is the port that the frame leaves by. */
 static __always_inline enum policy_verdict decide_astray(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	const struct policy_link *link = bpf_map_lookup_elem(&policy_links, &ifindex);
-	const struct policy_peer *client, *server;
+	const struct policy_peer *server;
 	struct packet packet = {};
 	struct side side;
 	enum packet_state state = parse(skb, skb->protocol, 0, &packet);
@@ -78,15 +74,9 @@ static __always_inline enum policy_verdict decide_astray(struct __sk_buff *skb)
 		return POLICY_BAD_HEADER;
 	if (is_neighbor_discovery(&packet))
 		return POLICY_NEIGHBOR;
-	packet.destination = is_v4(&packet.source) ? link->v4 : link->v6;
-	server = bpf_map_lookup_elem(&policy_peers, &packet.destination);
-	if (!server || !server->ingress_set)
+	server = astray(&packet, is_v4(&packet.source) ? &link->v4 : &link->v6, &side);
+	if (!server)
 		return POLICY_NOT_ISOLATED;
-	client = bpf_map_lookup_elem(&policy_peers, &packet.source);
-	side.ingress = 1;
-	side.pod = &packet.destination;
-	side.set = server->ingress_set;
-	side.class = class_of(&packet.source, client, server->flags & POLICY_INGRESS_CIDRS);
 	return judge_side(&side, &packet, state, 0, !!(server->flags & POLICY_AUDIT));
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from bgpd.cli.client import NotReachable, Refused, request
@@ -13,11 +14,21 @@ from bgpd.config.files import UnreadableError, read_limited
 from bgpd.config.parse import LIMITS
 
 
-def ask(options: argparse.Namespace, command: str, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The daemon's answer. Progress goes to stderr as it comes, so that stdout stays parseable."""
+def to_stderr(text: str) -> None:
+    """Where progress goes as it comes, so that stdout stays parseable."""
+    print(text, file=sys.stderr)
+
+
+def ask(
+    options: argparse.Namespace,
+    command: str,
+    arguments: dict[str, Any] | None = None,
+    on_progress: Callable[[str], object] = to_stderr,
+) -> dict[str, Any]:
+    """The daemon's answer."""
     socket = run_directory(options) / "status.sock"
     try:
-        return request(socket, command, arguments or {}, lambda text: print(text, file=sys.stderr))
+        return request(socket, command, arguments or {}, on_progress)
     except NotReachable as error:
         sys.stderr.write(f"bgpd: {error}\n")
         try:

@@ -2,14 +2,15 @@
 
 With a manifest source the node is read too, and the plan is the real one. With the API server the plan is
 shown for a node that is not known: `check` needs no credentials and touches nothing. The masquerade document is
-read where masquerade is on and it can be had: from a file, or from a ConfigMap among the manifests.
+read where masquerade is on and it can be had: from a file, or from a ConfigMap among the manifests. Pods and policies
+are read where policy is on and they are among the manifests.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -19,13 +20,16 @@ from bgpd.cli.output import print_json, table
 from bgpd.cli.settings import configuration
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Masquerade
+from bgpd.config.schema import Config, Masquerade
 from bgpd.kube.feed import Feed
 from bgpd.kube.manifests import ManifestSource
-from bgpd.kube.parse import CONFIG_MAP, NODE
+from bgpd.kube.networkpolicy import NETWORK_POLICY
+from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
 from bgpd.model.brief import brief
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.node import Node
+from bgpd.model.pod import Namespace, Pod
+from bgpd.model.policy import NetworkPolicy
 from bgpd.runtime.store import Store
 
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
@@ -55,11 +59,14 @@ def main(options: argparse.Namespace) -> int:
     """Exit 2, with every fault on stderr, when the daemon would refuse the file, or what it reads because of it."""
     loaded = configuration(options)
     report = _Report(list(map(str, loaded.warnings)))
-    node, config_maps = _manifests(loaded, report)
+    read = _manifests(loaded, report)
+    node = read.node(loaded.config.node.name) if read else None
     planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO)
-    report.shown = {**_plan(planned), "masquerade": None}
+    report.shown = {**_plan(planned), "masquerade": None, "policies": None}
     if loaded.config.masquerade.enabled:
-        _masquerade(loaded.config.masquerade, node, config_maps, planned, report)
+        _masquerade(loaded.config.masquerade, node, read.config_maps if read else None, planned, report)
+    if loaded.config.policy.enabled and read is not None:
+        report.shown["policies"] = _policies(loaded.config.node.name, read)
     faults = [fault for each in report.faults.values() for fault in each]
     if options.output == "json":
         print_json({"warnings": report.warnings, "faults": faults, **report.shown})
@@ -72,28 +79,58 @@ def main(options: argparse.Namespace) -> int:
     return USAGE if faults else FINE
 
 
-def _manifests(loaded: Loaded, report: _Report) -> tuple[Node | None, ConfigMaps | None]:
-    """Our node from the manifests, and the ConfigMaps there; None where only the API server knows them."""
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What the manifests have of what the configuration asks for."""
+
+    nodes: Store[Mapping[str, Node]] = field(default_factory=lambda: Store({}))
+    config_maps: ConfigMaps = field(default_factory=lambda: Store({}))
+    pods: Store[Mapping[str, Pod]] = field(default_factory=lambda: Store({}))
+    namespaces: Store[Mapping[str, Namespace]] = field(default_factory=lambda: Store({}))
+    policies: Store[Mapping[str, NetworkPolicy]] = field(default_factory=lambda: Store({}))
+
+    def node(self, name: str) -> Node | None:
+        return self.nodes.newest.value.get(name)
+
+    def feeds(self, config: Config) -> Iterator[Feed[Any]]:
+        yield Feed(NODE, self.nodes, config.node.name)
+        if config.masquerade.enabled and config.masquerade.config.config_map is not None:
+            yield Feed(CONFIG_MAP, self.config_maps, config.masquerade.config.config_map)
+        if config.policy.enabled:
+            yield Feed(POD, self.pods)
+            yield Feed(NAMESPACE, self.namespaces)
+            yield Feed(NETWORK_POLICY, self.policies)
+
+
+def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
+    """None: only the API server knows."""
     config, left_out = loaded.config, "pod CIDRs and addresses that come from the node are left out"
     if config.source.manifests is None:
         report.notes.append(f"the node is not known here, only to the API server; {left_out}")
-        return None, None
-    nodes: Store[Mapping[str, Node]] = Store({})
-    config_maps: ConfigMaps = Store({})
-    feeds: list[Feed[Any]] = [Feed(NODE, nodes, config.node.name)]
-    if config.masquerade.enabled and config.masquerade.config.config_map is not None:
-        feeds.append(Feed(CONFIG_MAP, config_maps, config.masquerade.config.config_map))
-    source = ManifestSource(config.source.manifests, feeds)
+        if config.policy.enabled:
+            report.notes.append("nor are pods and policies: `bgpd policy list` shows what the daemon makes of them")
+        return None
+    read = _Read()
+    source = ManifestSource(config.source.manifests, list(read.feeds(config)))
     source.read()
     status = source.status.newest.value
     faults = [str(fault) for fault in status.faults]
-    if not nodes.newest.synced and not faults:
+    if not read.nodes.newest.synced and not faults:
         faults.append(status.last_error)
     report.faults["manifests"] = faults
-    node = nodes.newest.value.get(config.node.name)
-    if node is None:
+    if read.node(config.node.name) is None:
         report.notes.append(f"{status.warning or 'the node cannot be read'}; {left_out}")
-    return node, config_maps
+    return read
+
+
+def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:
+    """Those that select a pod of this node."""
+    from bgpd.policy.compile import Compiler  # a node without policy does without
+    from bgpd.policy.policing import Objects, snapshot
+    from bgpd.policy.report import policies
+
+    found = snapshot(node_name, Objects(read.nodes, read.pods, read.namespaces, read.policies), {})
+    return policies(found, Compiler().advance(found)[-1])
 
 
 def _masquerade(
@@ -157,6 +194,7 @@ def _render(report: _Report) -> str:
         "masquerades": ("would masquerade all else", {"pods": "PODS", "snatTo": "AS",
                                                       "alsoKept": "BUT NOT TOWARDS PODS OF"}),
         "blocked": ("would not masquerade", {"why": "WHY"}),
+        "policies": ("would isolate", {"policy": "POLICY", "entries": "ENTRIES", "pods": "PODS"}),
     }  # fmt: skip
     shown = report.shown | (report.shown["masquerade"] or {})
     for key, (title, columns) in headings.items():

@@ -31,7 +31,7 @@ def request(
     path: Path,
     command: str,
     arguments: Mapping[str, Any],
-    on_progress: Callable[[str], None],
+    on_progress: Callable[[str], object],
     silence_s: float = SILENCE_S,
 ) -> dict[str, Any]:
     """The daemon's result. NotReachable: nobody there, or not a word in `silence_s`. Refused: it said no."""
@@ -52,7 +52,7 @@ def request(
             raise NotReachable(f"{path}: {error.strerror or error}; is bgpd.service running?") from None
 
 
-def _result(path: Path, answers: BinaryIO, on_progress: Callable[[str], None]) -> dict[str, Any]:
+def _result(path: Path, answers: BinaryIO, on_progress: Callable[[str], object]) -> dict[str, Any]:
     for line in answers:
         try:
             answer = json.loads(line)

@@ -7,6 +7,7 @@ what was looked at, how it is, and, when it is not right, what to do.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import sys
@@ -23,7 +24,7 @@ from bgpd.cli.output import by_family, print_json, table
 from bgpd.cli.settings import run_directory
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded, load
-from bgpd.config.schema import Masquerade, SnatAddress
+from bgpd.config.schema import Config, Masquerade, SnatAddress
 from bgpd.model.fault import FaultsError
 from bgpd.netlink import lookup
 
@@ -78,6 +79,8 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
             yield from _datapath(loaded.config.masquerade, loaded.config.paths.bpf)
         if loaded.config.masquerade.translates:
             yield from _translation(loaded.config.masquerade.snat_address)
+        if loaded.config.policy.enabled:
+            yield from _policy(loaded.config)
     yield from _daemon(run)
 
 
@@ -95,24 +98,51 @@ def _datapath(masquerade: Masquerade, directory: Path) -> Iterator[Finding]:
 def _translation(snat: SnatAddress) -> Iterator[Finding]:
     """What the rule takes, the addresses that it gives, and room in the table where the kernel remembers them."""
     from bgpd.masq.nft import NO_MATCH, PROGRAM_MATCH
-    from bgpd.netlink.nftables import Connection, NftablesError
 
-    connection = None
-    try:
-        connection = Connection()
-        works = connection.has_match(*PROGRAM_MATCH)
-        yield Finding("masquerade: xt_bpf", OK if works else BAD, "rules can ask a program" if works else NO_MATCH)
-    except (OSError, NftablesError) as error:
-        yield Finding("masquerade: nf_tables", BAD, f"{error}; it takes nf_tables in the kernel and CAP_NET_ADMIN")
-    finally:
-        if connection is not None:
-            connection.close()
+    yield _rules("masquerade", PROGRAM_MATCH, NO_MATCH)
     here = lookup.addresses()
     for family, address in (("ipv4", snat.ipv4), ("ipv6", snat.ipv6)):
         if not isinstance(address, SnatSource) and address not in here:
             text = f"{address} is not on this node: answers come only if the fabric routes it here; see `ip address`"
             yield Finding(f"masquerade: snatAddress.{family}", WARN, text)
     yield from _connections()
+
+
+def _rules(what: str, match: tuple[str, int], otherwise: str) -> Finding:
+    """Whether rules can ask a program."""
+    from bgpd.netlink.nftables import Connection, NftablesError
+
+    try:
+        with contextlib.closing(Connection()) as connection:
+            works = connection.has_match(*match)
+    except (OSError, NftablesError) as error:
+        return Finding(f"{what}: nf_tables", BAD, f"{error}; it takes nf_tables in the kernel and CAP_NET_ADMIN")
+    return Finding(f"{what}: xt_bpf", OK if works else BAD, "rules can ask a program" if works else otherwise)
+
+
+def _policy(config: Config) -> Iterator[Finding]:
+    """What NetworkPolicy rests on, unless masquerade has told of the same, and where bridged pods are judged."""
+    from bgpd.datapath import features
+    from bgpd.policy.nft import NO_MATCH, PROGRAM_MATCH
+    from bgpd.policy.policing import BRIDGE_CALLS, BRIDGE_SETTINGS, unjudged
+
+    facts = list(() if config.masquerade.translates else features.probe(config.paths.bpf))
+    if all(fact.ok for fact in facts if fact.needed):
+        facts.append(features.ring_buffer())
+    for fact in facts:
+        yield Finding(f"policy: {fact.what}", OK if fact.ok else BAD if fact.needed else WARN, fact.text)
+    if not config.masquerade.translates:
+        yield _rules("policy", PROGRAM_MATCH, NO_MATCH)
+    if (CONNTRACK / "nf_conntrack_max").exists():
+        yield Finding("policy: nf_conntrack", OK, "tells who began a flow")
+    else:
+        text = "not loaded; the first rule that asks for it does that, with CONFIG_NF_CONNTRACK and CONFIG_NFT_CT"
+        yield Finding("policy: nf_conntrack", WARN, text)
+    at_bridge = unjudged(BRIDGE_SETTINGS)
+    for family, name in BRIDGE_CALLS.items():
+        place, setting = ("at the bridge", "off") if family in at_bridge else ("where it is forwarded", "on")
+        text = f"IPv{family} between pods of one bridge is judged {place} ({name} is {setting})"
+        yield Finding("policy: bridges", OK, text)
 
 
 def _connections() -> Iterator[Finding]:

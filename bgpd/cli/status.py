@@ -38,6 +38,7 @@ def render(status: dict[str, Any]) -> str:
         f"speaker   {'connected' if speaker['connected'] else speaker['reason']}",
         f"drain     {status['drain']}",
         *_masquerade(status.get("masquerade")),
+        *_policy(status.get("policy")),
         "",
         peers.render(status["peers"]).rstrip("\n"),
     ]
@@ -54,6 +55,14 @@ def _masquerade(masquerade: dict[str, Any] | None) -> list[str]:
     document = f"{masquerade['document']}: " if masquerade["document"] else "document "
     entries = f"{by_family(masquerade['entries'])} entries in the kernel"
     return [f"masq      {document}{masquerade['state']}, {entries}{odd}"]
+
+
+def _policy(policy: dict[str, Any] | None) -> list[str]:
+    """A line while it is on: how many endpoints are in which state, and of how many policies."""
+    if policy is None:  # off, or a daemon of an earlier release
+        return []
+    endpoints = ", ".join(f"{count:,} {state}" for state, count in policy["endpoints"].items() if count)
+    return [f"policy    {policy['policies']:,} isolate pods here; endpoints: {endpoints or 'none'}"]
 
 
 def _error(source: dict[str, Any]) -> str:

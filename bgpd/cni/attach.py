@@ -94,6 +94,11 @@ class PodAttacher:
         """Endpoints that policy cannot be enforced on."""
         yield from (f"{held.endpoint}: {held.problem}" for held in self._held.values() if held.problem)
 
+    @property
+    def blocked(self) -> dict[AttachmentKey, str]:
+        """The endpoints that policy cannot be enforced on any more, and why."""
+        return {key: held.problem for key, held in self._held.items() if held.problem}
+
     async def run(self) -> None:
         """Adopts, then follows until cancelled. OSError: the kernel does not tell of its interfaces."""
         watch = Watch()

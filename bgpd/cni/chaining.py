@@ -18,6 +18,7 @@ from bgpd.cni.server import CniServer
 from bgpd.config.schema import Config
 from bgpd.model.configmap import ConfigMap
 from bgpd.observe import log
+from bgpd.observe.metrics import Cni, RequestDone
 from bgpd.runtime.store import Store
 
 LOOK_S = 0.2  # how often to ask whether an ADD can succeed now, until it can
@@ -33,15 +34,16 @@ class Chaining:
         endpoints: Store[Endpoints],
         enforced: Enforced,
         unready: Callable[[], str],
+        on_done: Callable[[RequestDone], object],
     ) -> None:
         paths, cni = config.paths, config.cni
         assert cni.chaining_mode is not None, "the plugin is off"
         socket, queue = paths.run / "cni.sock", paths.state / "cni-queue"
-        journal = Journal(paths.state / "endpoints")
-        for problem in journal.load():
+        self._journal, self._queue = Journal(paths.state / "endpoints"), Queue(queue)
+        for problem in self._journal.load():
             log.get("cni").warning("an attachment is forgotten", problem=problem)
-        self.attacher = PodAttacher(endpoints, journal, paths.cni_cache, enforced, unready)
-        self._server = CniServer(socket, self.attacher, journal, Queue(queue))
+        self.attacher = PodAttacher(endpoints, self._journal, paths.cni_cache, enforced, unready)
+        self._server = CniServer(socket, self.attacher, self._journal, self._queue, on_done=on_done)
         settings = Settings(cni.chaining_mode, socket, queue, cni.deadline_seconds)
         self.publisher = Publisher(Places(paths.cni_conf, paths.cni_bin), settings, cni.config_map, config_maps)
 
@@ -52,6 +54,11 @@ class Chaining:
         yield from (
             f"cni: {problem}" for problem in (plan.problem, *plan.warnings, self.publisher.problem) if problem
         )
+
+    def figures(self) -> Cni:
+        """What /metrics shows."""
+        journal, publisher = self._journal, self.publisher
+        return Cni(lambda: len(journal.attachments), self._queue.waiting, lambda: publisher.published)
 
     async def run(self) -> None:
         """Adopts, serves and publishes, until cancelled."""

@@ -89,6 +89,13 @@ class Queue:
         """What waits, in the order in which it came."""
         return sorted(_files(self.directory), key=_written_at)
 
+    def waiting(self) -> int:
+        """How many there are. From any thread, and before the directory is made."""
+        try:
+            return sum(1 for _ in _files(self.directory))
+        except OSError:
+            return 0
+
     def has(self, file: Path) -> bool:
         return file.exists()
 

@@ -62,6 +62,11 @@ class Publisher:
         self.problem = ""
         """Why the plan is not carried out; empty: it is."""
 
+    @property
+    def published(self) -> bool:
+        """Whether the chain that the runtime uses has us in it, as planned."""
+        return not (self.plan.problem or self.problem)
+
     async def run(self, ready: asyncio.Event) -> None:
         """Never returns; cancel it. What is published stays."""
         await ready.wait()

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import weakref
 from asyncio import StreamReader, StreamWriter
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,7 @@ from bgpd.config.files import MissingError, UnreadableError
 from bgpd.model.attachment import Attachment, AttachmentKey
 from bgpd.model.outcome import Blocked, Done, Outcome
 from bgpd.observe import log
+from bgpd.observe.metrics import RequestDone
 from bgpd.observe.unixsocket import identity_of, listen
 from bgpd.runtime.inotify import DirectoryWatch
 
@@ -63,13 +64,20 @@ class Attacher(Protocol):
 
 
 class CniServer:
-    """`attachments` of the journal are what is attached, whoever asks."""
+    """`attachments` of the journal are what is attached, whoever asks. `on_done` is told of every request."""
 
     def __init__(
-        self, path: Path, attacher: Attacher, journal: Journal, queue: Queue, *, replay_s: float = REPLAY_S
+        self,
+        path: Path,
+        attacher: Attacher,
+        journal: Journal,
+        queue: Queue,
+        *,
+        on_done: Callable[[RequestDone], object] = lambda done: None,
+        replay_s: float = REPLAY_S,
     ) -> None:
         self._path, self._attacher, self._journal, self._queue = path, attacher, journal, queue
-        self._replay_s = replay_s
+        self._on_done, self._replay_s = on_done, replay_s
         self._turns: weakref.WeakValueDictionary[AttachmentKey, asyncio.Lock] = weakref.WeakValueDictionary()
         self._adding: dict[AttachmentKey, asyncio.Task[bytes]] = {}
         self._log = log.get("cni")
@@ -299,7 +307,9 @@ class CniServer:
         return True
 
     def _tell(self, request: Request | None, started: float, error: CniError | None) -> None:
-        took = {"duration_ms": round((asyncio.get_running_loop().time() - started) * 1000, 1)}
+        took_s = asyncio.get_running_loop().time() - started
+        self._on_done(RequestDone(request.verb.value if request else "unknown", error is not None, took_s))
+        took = {"duration_ms": round(took_s * 1000, 1)}
         if error is not None:
             self._log.warning("cni", **_shown(request), **took, code=int(error.code), error=str(error))
         elif request is not None and request.verb in (Verb.CHECK, Verb.STATUS):  # asked again and again

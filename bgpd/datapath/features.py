@@ -6,6 +6,7 @@ Leaves nothing behind. Decides nothing: whoever needs a thing tries it and says 
 from __future__ import annotations
 
 import errno
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,15 @@ def _tries() -> Iterator[Fact]:
     else:
         yield Fact("lpm batches", False, "missing, long lists change slower; Linux 5.13 has them", needed=False)
     trie.close()
+
+
+def ring_buffer() -> Fact:
+    """What programs tell of single packets goes through one."""
+    try:
+        Map.create(replace(layout.MAPS["policy_events"], name="bgpd_probe", max_entries=mmap.PAGESIZE)).close()
+    except DatapathError as error:
+        return Fact("ring buffer", False, f"{error}; needs Linux 5.8")
+    return Fact("ring buffer", True, "works")
 
 
 def _socket_filters() -> Fact:

@@ -29,6 +29,10 @@ STRUCTS: Mapping[str, Mapping[str, str]] = {
     "policy_link": {"v4": "16s", "v6": "16s"},
     "policy_flow_key": {"client": "16s", "server": "16s", "ports": "4s", "protocol": "B", "pad": "3s"},
     "policy_fragment_key": {"source": "16s", "destination": "16s", "id": "I", "protocol": "B", "pad": "3s"},
+    "macvlan_station_key": {"parent": "I", "mac": "6s", "pad": "2s"},
+    "macvlan_station": {"v4": "16s", "v6": "16s", "netns": "Q", "mac": "6s", "flags": "H"},
+    "macvlan_address_key": {"parent": "I", "address": "16s"},
+    "macvlan_owner": {"mac": "6s", "pad": "2s"},
     "policy_event": {
         "at_ns": "Q",
         "client": "16s",
@@ -56,6 +60,10 @@ _FLOW_KEY_BYTES, _FRAGMENT_KEY_BYTES = (
 PEER, RULE, PORT, RULE_KEY, PORT_KEY, RANGE_KEY, EVENT = (
     struct.Struct("".join(STRUCTS[f"policy_{name}"].values()))
     for name in ("peer", "rule", "port", "rule_key", "port_key", "range_key", "event")
+)
+STATION_KEY, STATION, ADDRESS_KEY, OWNER = (
+    struct.Struct("".join(STRUCTS[f"macvlan_{name}"].values()))
+    for name in ("station_key", "station", "address_key", "owner")
 )
 LINK = struct.Struct("".join(STRUCTS["policy_link"].values()))
 CLASS = IFINDEX = struct.Struct("I")
@@ -92,6 +100,8 @@ class PolicyVerdict(IntEnum):
     NO_TRANSPORT = 9
     BAD_HEADER = 10
     NOT_IP = 11
+    SPOOFED = 12
+    STRANGER = 13
 
 
 class MapType(IntEnum):
@@ -141,6 +151,8 @@ MAPS = {
         MapSpec("policy_links", MapType.HASH, IFINDEX.size, LINK.size, 4096, NO_PREALLOC),
         MapSpec("policy_flows", MapType.LRU_HASH, _FLOW_KEY_BYTES, COUNTER.size, 65536),
         MapSpec("policy_fragments", MapType.LRU_HASH, _FRAGMENT_KEY_BYTES, struct.calcsize("HH"), 4096),
+        MapSpec("macvlan_stations", MapType.HASH, STATION_KEY.size, STATION.size, 1024, NO_PREALLOC),
+        MapSpec("macvlan_addresses", MapType.HASH, ADDRESS_KEY.size, OWNER.size, 4096, NO_PREALLOC),
         MapSpec("policy_events", MapType.RINGBUF, 0, 0, 1 << 18),
     )
 }
@@ -176,6 +188,13 @@ class EventFlag(IntFlag):
 
     EVENT_REPLY = 1
     EVENT_AUDITED = 2
+
+
+class StationFlag(IntFlag):
+    """enum macvlan_station_flag: no pod, but the node or whom the configuration names; gets whatever comes in."""
+
+    NODE = 1
+    PASSTHRU = 2
 
 
 class Action(IntEnum):

@@ -38,6 +38,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {  # result, then arguments
     "bpf_object__next_program": (_ptr, _ptr, _ptr),
     "btf__find_by_name_kind": (_int, _ptr, _str, _u32),
     "btf__type_by_id": (_ptr, _ptr, _u32),
+    "bpf_program__set_autoload": (_int, _ptr, ctypes.c_bool),
     "bpf_program__name": (_str, _ptr),
     "bpf_program__fd": (_int, _ptr),
     "bpf_map__name": (_str, _ptr),
@@ -58,6 +59,9 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {  # result, then arguments
     "bpf_map_lookup_batch": (_int, _int, _ptr, _ptr, _ptr, _ptr, _ptr, _ptr),
     "bpf_obj_pin": (_int, _int, _str),
     "bpf_obj_get": (_int, _str),
+    "bpf_link_create": (_int, _int, _int, _int, _ptr),
+    "bpf_link_detach": (_int, _int),
+    "bpf_link_update": (_int, _int, _int, _ptr),
     "bpf_obj_get_info_by_fd": (_int, _int, _ptr, _ptr),
 }
 
@@ -113,6 +117,19 @@ class ProgramInfo(ctypes.Structure):
         ("created_by_uid", ctypes.c_uint32),
         ("nr_map_ids", ctypes.c_uint32),
         ("map_ids", ctypes.c_uint64),
+    )
+
+
+class LinkInfo(ctypes.Structure):
+    """The beginning of struct bpf_link_info, of a link of type tcx."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("id", ctypes.c_uint32),
+        ("prog_id", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("ifindex", ctypes.c_uint32),
+        ("attach_type", ctypes.c_uint32),
     )
 
 
@@ -178,6 +195,12 @@ def map_info(fd: int) -> MapInfo:
     return info
 
 
+def link_info(fd: int) -> LinkInfo:
+    info = LinkInfo()
+    _fill(info, fd)
+    return info
+
+
 def program_info(fd: int) -> tuple[str, frozenset[int], int]:
     """The program's tag, which names its instructions, the ids of its maps, and its own id."""
     ids = (ctypes.c_uint32 * 64)()  # as many maps as the verifier lets one program have
@@ -189,7 +212,7 @@ def program_info(fd: int) -> tuple[str, frozenset[int], int]:
 def _fill(info: ctypes.Structure, fd: int) -> None:
     length = ctypes.c_uint32(ctypes.sizeof(info))
     code = library().bpf_obj_get_info_by_fd(fd, ctypes.byref(info), ctypes.byref(length))
-    check("asking what a map or program is", code)
+    check("asking what a map, program or link is", code)
 
 
 # --- why not ------------------------------------------------------------------------------------------------------

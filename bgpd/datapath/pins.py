@@ -48,7 +48,7 @@ def is_bpffs(path: Path) -> bool:
 
 
 def get(path: Path, kind: str) -> int | None:
-    """The descriptor of a pinned `map` or `prog`; None: the name is free. DatapathError: it is something else."""
+    """The descriptor of a pinned `map`, `prog` or `link`; None: the name is free. DatapathError: it is none."""
     code = library().bpf_obj_get(os.fsencode(path))
     if code == -errno.ENOENT:
         return None

@@ -5,7 +5,8 @@ read. What is in a file is `objects`' business, and what an object means is `par
 
 A file that does not parse counts with what was last read of it, an object of the wrong shape with its own
 last good form. Nobody can tell a file that is being written from one that was meant to become shorter, so an
-object is let go only when its file has been as it is for `settle_s`; what a file adds counts at once.
+object is let go only when no file has lost one for `settle_s`; what a file adds counts at once. So what goes together
+is gone in one step, however many files it was in.
 """
 
 from __future__ import annotations
@@ -67,13 +68,16 @@ class ManifestSource:
             return self._rescan_s
         for name in sorted(marks.keys() | self._files.keys()):
             self._read_file(name, marks.get(name), now)
+        since = max((file.since for file in self._files.values() if file.leaving), default=None)
+        if since is not None and now >= since + self._settle_s:
+            self._let_go()
+            since = None
         merged, faults = _merged(self._files)
         incomplete = any(file.never_whole for file in self._files.values())
         for feed in self._feeds:
             mapping = {key.key: found.value for key, found in merged.items() if key.kind == feed.kind.name}
             feed.store.publish(mapping, synced=feed.store.newest.synced or not incomplete, at=now)
         self._report(tuple(faults), now)
-        since = min((file.since for file in self._files.values() if file.leaving), default=None)
         return self._rescan_s if since is None else max(0.0, since + self._settle_s - now)
 
     def _marks(self) -> dict[str, Mark | None]:
@@ -85,11 +89,13 @@ class ManifestSource:
             reading = self._reading(name)
             if file is None or file.mark != mark or file.reading != reading:
                 file = _next(file, mark, reading, now)
-        if file.leaving and now >= file.since + self._settle_s:
-            file = replace(file, leaving=())
         self._files[name] = file
         if file.reading is None and not file.leaving:
             del self._files[name]
+
+    def _let_go(self) -> None:
+        settled = {name: replace(file, leaving=()) for name, file in self._files.items()}
+        self._files = {name: file for name, file in settled.items() if file.reading is not None}
 
     def _reading(self, name: str) -> Reading | None:
         """None: there is no such file."""

@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from bgpd.kube.parse import Kind, Malformed, dotted
-from bgpd.model.fault import Fault
+from bgpd.kube.parse import Kind, Malformed
+from bgpd.model.fault import Fault, dotted
 
 T = TypeVar("T")
 

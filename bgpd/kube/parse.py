@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from bgpd.model.configmap import ConfigMap
-from bgpd.model.fault import FieldFault, FieldPath
+from bgpd.model.fault import FieldFault, FieldPath, dotted
 from bgpd.model.node import Node
 from bgpd.model.pod import AUDIT, NAME_LABEL, ContainerPort, Namespace, Pod
 from bgpd.model.policy import Protocol
@@ -251,11 +251,6 @@ CONFIG_MAP = Kind(
 )  # fmt: skip
 POD = Kind("Pod", "v1", "pods", namespaced=True, raw=RawPod, to_model=pod_from)
 NAMESPACE = Kind("Namespace", "v1", "namespaces", namespaced=False, raw=RawNamespace, to_model=namespace_from)
-
-
-def dotted(path: FieldPath) -> str:
-    """A path as Kubernetes writes it: `spec.podCIDRs[1]`."""
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
 
 
 def _pod_cidrs(spec: RawNodeSpec) -> tuple[tuple[Prefix, ...], list[str]]:

@@ -11,6 +11,11 @@ from typing import TypeAlias
 FieldPath: TypeAlias = tuple[str | int, ...]
 
 
+def dotted(path: FieldPath) -> str:
+    """A path as Kubernetes writes it: `spec.podCIDRs[1]`."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")
+
+
 @dataclass(frozen=True, slots=True)
 class FieldFault:
     """Something wrong inside an object that still counts; `path` leads there from the object."""

@@ -10,7 +10,7 @@ the daemon's business; how they are served is `http`'s.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -100,10 +100,48 @@ class Masquerade:
 
 
 @dataclass(frozen=True, slots=True)
+class Policy:
+    """`endpoints` by state, `in_force` by subsystem, `capacity` and `entries` by map; `policies` isolate pods here.
+
+    `events_lost` counts since the daemon started, `packets` those that the kernel has judged, by verdict. What can be
+    called is called by each scrape, in its thread.
+    """
+
+    endpoints: Mapping[str, int]
+    policies: int
+    in_force: Mapping[str, bool]
+    events_lost: Callable[[], int]
+    capacity: Mapping[str, int]
+    entries: Callable[[], Mapping[str, int]]
+    packets: Callable[[], Mapping[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cni:
+    """`attachments` are remembered; `published`: the runtime's chain has the plugin in it.
+
+    Called by each scrape, in its thread.
+    """
+
+    attachments: Callable[[], int]
+    queued_dels: Callable[[], int]
+    published: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestDone:
+    """A request of the CNI plugin that has been answered."""
+
+    verb: str
+    failed: bool
+    duration_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that is rather than happens. `config_loaded_at`: Unix seconds of the last good load.
 
-    `masquerade` None: it is off.
+    `masquerade`, `policy`, `cni` None: it is off.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -115,6 +153,8 @@ class Snapshot:
     config_ok: bool = True
     config_loaded_at: float | None = None
     masquerade: Masquerade | None = None
+    policy: Policy | None = None
+    cni: Cni | None = None
 
 
 class Metrics:
@@ -159,6 +199,7 @@ class Metrics:
             buckets=WIRE_BUCKETS_S,
             registry=self.registry,
         )
+        self._requests, self._request_duration = _requests(self.registry)
         for subsystem in subsystems:
             self.begin(subsystem)
         self._state = _State(Snapshot(), _versions(exabgp))
@@ -174,6 +215,12 @@ class Metrics:
         if round.latency_s is not None:
             self._latency.labels(round.subsystem).observe(round.latency_s)
 
+    def observe_request(self, done: RequestDone) -> None:
+        """Counts one request of the CNI plugin."""
+        result = Result.FAILED if done.failed else Result.DONE
+        self._requests.labels(done.verb, result.value).inc()
+        self._request_duration.labels(done.verb).observe(done.duration_s)
+
     def publish(self, snapshot: Snapshot) -> None:
         """Replaces what the next scrape shows."""
         self._state.snapshot = snapshot
@@ -184,6 +231,31 @@ class Metrics:
             self._rounds.labels(subsystem, result.value)
         for metric in (self._drift, self._suspicious, self._duration, self._latency):
             metric.labels(subsystem)
+
+
+    def begin_requests(self, verbs: Iterable[str]) -> None:
+        """Shows what is counted of the plugin's requests with zeros, as `begin` does of a subsystem."""
+        for verb in verbs:
+            self._request_duration.labels(verb)
+            for result in (Result.DONE, Result.FAILED):
+                self._requests.labels(verb, result.value)
+
+
+def _requests(registry: CollectorRegistry) -> tuple[Counter, Histogram]:
+    answered = Counter(
+        "bgpd_cni_requests",
+        "Observed: requests of the CNI plugin that were answered, by how they ended (done, failed).",
+        ["verb", "result"],
+        registry=registry,
+    )
+    duration = Histogram(
+        "bgpd_cni_request_duration_seconds",
+        "Observed: time from a request of the CNI plugin to its answer, in seconds.",
+        ["verb"],
+        buckets=WIRE_BUCKETS_S,
+        registry=registry,
+    )
+    return answered, duration
 
 
 def _versions(exabgp: str | None) -> tuple[str, str]:
@@ -213,6 +285,8 @@ class _State(Collector):
         yield from _sources(snapshot)
         yield _objects(snapshot)
         yield from _masquerade(snapshot.masquerade)
+        yield from _policy(snapshot.policy)
+        yield from _cni(snapshot.cni)
 
     def describe(self) -> Iterator[Family]:
         """The names, so that the registry refuses a second definition."""
@@ -382,3 +456,56 @@ def _masquerade(now: Masquerade | None) -> Iterator[Family]:
         for verdict, count in now.flows().items():
             flows.add_metric((verdict,), count)
     yield from (synced, faults, findings, entries, active, in_force, flows)
+
+
+def _policy(now: Policy | None) -> Iterator[Family]:
+    endpoints = _gauge(
+        "bgpd_policy_endpoints",
+        "Observed: interfaces of this node's pods by how policy stands with them; `bgpd endpoints` names them.",
+        ["state"],
+    )
+    policies = _gauge("bgpd_policy_policies", "Desired: NetworkPolicies that isolate a pod of this node.")
+    in_force = _gauge(
+        "bgpd_policy_in_force",
+        "Observed: 1 while the kernel has what is wanted (maps, links, tables), else 0; `bgpd status` says why.",
+        ["subsystem"],
+    )
+    entries = _gauge("bgpd_policy_map_entries", "Observed: entries of a map that policy is made of.", ["map"])
+    capacity = _gauge("bgpd_policy_map_capacity", "Observed: entries that such a map has room for.", ["map"])
+    packets = CounterMetricFamily(
+        "bgpd_policy_packets",
+        "Observed: packets of this node's pods that were judged, by verdict; audited ones pass and count twice.",
+        labels=["verdict"],
+    )
+    lost = CounterMetricFamily(
+        "bgpd_policy_events_lost",
+        "Observed: dropped packets that `bgpd flows` does not show: over the rate of a pod, or for want of room.",
+    )
+    if now is not None:
+        for state, count in now.endpoints.items():
+            endpoints.add_metric((state,), count)
+        policies.add_metric((), now.policies)
+        for subsystem, is_in_force in now.in_force.items():
+            in_force.add_metric((subsystem,), is_in_force)
+        for name, count in now.entries().items():
+            entries.add_metric((name,), count)
+        for name, count in now.capacity.items():
+            capacity.add_metric((name,), count)
+        for verdict, count in now.packets().items():
+            packets.add_metric((verdict,), count)
+        lost.add_metric((), now.events_lost())
+    yield from (endpoints, policies, in_force, entries, capacity, packets, lost)
+
+
+def _cni(now: Cni | None) -> Iterator[Family]:
+    attachments = _gauge("bgpd_cni_attachments", "Observed: interfaces of pods that the CNI plugin has attached.")
+    queued = _gauge("bgpd_cni_queued_dels", "Observed: DELs that came while nobody answered, still to be done.")
+    published = _gauge(
+        "bgpd_cni_published",
+        "Observed: 1 while the chain that the runtime uses has the plugin in it, else 0; `bgpd status` says why.",
+    )
+    if now is not None:
+        attachments.add_metric((), now.attachments())
+        queued.add_metric((), now.queued_dels())
+        published.add_metric((), now.published())
+    yield from (attachments, queued, published)

@@ -85,6 +85,10 @@ class Compiler:
         self._vocabulary.forget(groups.old, named.old)
         return self._staged([refined, switched, self._refreshed()])
 
+    def owner(self, address: bytes) -> str | None:
+        """The pod that has the address in the last snapshot, as struct policy_address has it; None: none has."""
+        return self._vocabulary.owner(address)
+
     # --- policies -----------------------------------------------------------------------------------------
 
     def _renew(self, changed: set[str]) -> None:

@@ -5,7 +5,7 @@ Values are those of `datapath.layout`, which also writes keys as bytes. Tuples, 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -64,6 +64,18 @@ class Contents:
 
 
 def shares(contents: Contents) -> Counter[str]:
-    """How many entries the rules of each policy account for: whom to name when it does not fit."""
+    """How many entries the rules of each policy account for."""
     cookies = (entry.cookie for each in (contents.rules, contents.ports, contents.ranges) for entry in each.values())
     return Counter(contents.cookies[cookie].policy for cookie in cookies)
+
+
+def shares_of(contents: Contents, part: str) -> Counter[str]:
+    """How many entries of one part are there because of each policy: whom to name when it does not fit."""
+    entries = getattr(contents, part)
+    if part in ("rules", "ports", "ranges"):
+        return Counter(contents.cookies[entry.cookie].policy for entry in entries.values())
+    speaking: defaultdict[int, set[str]] = defaultdict(set)  # of a class
+    for key, rule in contents.rules.items():
+        speaking[key.of_class].add(contents.cookies[rule.cookie].policy)
+    classes = (value.number if isinstance(value, Peer) else value for value in entries.values())
+    return Counter(policy for number in classes if number in speaking for policy in speaking[number])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
+from bgpd.model.pod import Pod
 from bgpd.model.policy import (
     Direction,
     IpBlock,
@@ -79,9 +80,32 @@ class Judgement:
         return self.egress.allowed and self.ingress.allowed
 
 
+@dataclass(frozen=True, slots=True)
+class Near:
+    """Rules that do not allow a flow and are half right: they speak of its other end, or of its port."""
+
+    of_peer: tuple[RuleRef, ...] = ()
+    of_port: tuple[RuleRef, ...] = ()
+
+
 def evaluate(snapshot: Snapshot, flow: Flow) -> Judgement:
     """Egress at the client and ingress at the server, as far as they are pods of this node."""
     return Judgement(_decide(snapshot, flow, Direction.EGRESS), _decide(snapshot, flow, Direction.INGRESS))
+
+
+def near(snapshot: Snapshot, flow: Flow, direction: Direction) -> Near:
+    """What is half right in the policies that isolate the pod in this direction; nothing where none does."""
+    here, there = (flow.client, flow.server) if direction is Direction.EGRESS else (flow.server, flow.client)
+    key = owner(snapshot, here)
+    pod = snapshot.pods.get(key) if key is not None and key in snapshot.local else None
+    of_peer: list[RuleRef] = []
+    of_port: list[RuleRef] = []
+    for policy in _isolating(snapshot, pod, direction) if pod is not None else ():
+        for index, rule in enumerate(policy.rules(direction) or ()):
+            peer = _speaks_of_peer(snapshot, rule, policy.namespace, there)
+            if peer != _speaks_of_port(snapshot, rule, flow):
+                (of_peer if peer else of_port).append(RuleRef(policy.key, direction, index))
+    return Near(tuple(of_peer), tuple(of_port))
 
 
 def owner(snapshot: Snapshot, address: Address) -> str | None:
@@ -102,18 +126,22 @@ def _decide(snapshot: Snapshot, flow: Flow, direction: Direction) -> Decision:
     pod = snapshot.pods.get(key)
     if pod is None:
         return Decision(Reason.UNKNOWN_POD, key)
-    isolating = [
+    isolating = _isolating(snapshot, pod, direction)
+    if not isolating:
+        return Decision(Reason.NOT_ISOLATED, key)
+    rules = tuple(ref for policy in isolating for ref in _allowing(snapshot, flow, policy, direction, there))
+    reason = Reason.RULE if rules else Reason.NO_RULE
+    return Decision(reason, key, tuple(policy.key for policy in isolating), rules)
+
+
+def _isolating(snapshot: Snapshot, pod: Pod, direction: Direction) -> list[NetworkPolicy]:
+    return [
         policy
         for _, policy in sorted(snapshot.policies.items())
         if policy.namespace == pod.namespace
         and policy.rules(direction) is not None
         and policy.pods.selects(pod.labels)
     ]
-    if not isolating:
-        return Decision(Reason.NOT_ISOLATED, key)
-    rules = tuple(ref for policy in isolating for ref in _allowing(snapshot, flow, policy, direction, there))
-    reason = Reason.RULE if rules else Reason.NO_RULE
-    return Decision(reason, key, tuple(policy.key for policy in isolating), rules)
 
 
 def _allowing(

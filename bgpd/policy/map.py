@@ -24,7 +24,7 @@ from bgpd.datapath.grace import GracePeriod
 from bgpd.datapath.layout import Peer, Port, Rule
 from bgpd.model.lpm import LpmKey
 from bgpd.model.outcome import DONE, Outcome
-from bgpd.policy.entries import Contents, PortKey, RangeKey, RuleKey
+from bgpd.policy.entries import Contents, PortKey, RangeKey, RuleKey, shares_of
 from bgpd.policy.transition import Write, changes
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
@@ -124,7 +124,11 @@ class PolicyMaps:
         """DatapathError: the maps are between two stages. TargetError: it does not fit, nothing is changed."""
         for change in wanted:
             stages = (Contents(),) if change.want is None else change.want.steps
-            self._check_room(stages)
+            try:
+                self._check_room(stages)
+            except TargetError:
+                stages = stages[-1:]  # the way there may begin at contents that did not fit either
+                self._check_room(stages)
             for stage in stages:
                 await asyncio.to_thread(self._write, stage)
         return [DONE] * len(wanted)
@@ -145,7 +149,7 @@ class PolicyMaps:
                 for place in kind.maps:
                     room = self._installed.maps[place].spec.max_entries
                     if len(getattr(at, name)) + len(getattr(stage, name)) > room:  # else there is nothing to count
-                        _check_map(place, room, name, {*_keys(at, name, place), *_keys(stage, name, place)})
+                        _check_map(place, room, name, {*_keys(at, name, place), *_keys(stage, name, place)}, stage)
             at = stage
 
     def _write(self, want: Contents) -> None:
@@ -189,10 +193,23 @@ class PodLinks:
         return [DONE] * len(wanted)
 
 
-def _check_map(place: str, room: int, name: str, needed: Collection[Any]) -> None:
+def sizes(contents: Contents) -> Mapping[str, int]:
+    """How many entries of it each of the kernel's maps has."""
+    return {
+        place: len(getattr(contents, name)) if len(kind.maps) == 1 else sum(1 for _ in _keys(contents, name, place))
+        for name, kind in _KINDS.items()
+        for place in kind.maps
+    }
+
+
+def _check_map(place: str, room: int, name: str, needed: Collection[Any], stage: Contents) -> None:
     if len(needed) > room:
-        text = f"the {name} of all policies come to {len(needed):,} entries and the map {place} holds {room:,}"
-        raise TargetError(f"{text}; let policies tell less apart for this node's pods, the old rules stay in force")
+        largest = ", ".join(f"{policy} ({count:,})" for policy, count in shares_of(stage, name).most_common(3))
+        raise TargetError(
+            f"the {name} of all policies come to {len(needed):,} entries and the map {place} holds {room:,}. "
+            f"Most are of NetworkPolicy {largest}: let it tell less apart for this node's pods. "
+            "The old rules stay in force"
+        )
 
 
 def _packed(write: Write) -> tuple[bytes, bytes]:

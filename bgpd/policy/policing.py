@@ -23,26 +23,42 @@ from bgpd.config.load import Loaded
 from bgpd.datapath import layout
 from bgpd.datapath.loader import Datapath
 from bgpd.model.attachment import AttachmentKey
-from bgpd.model.endpoint import Endpoint, VethLink
+from bgpd.model.endpoint import Endpoint, MacvlanLink, VethLink
 from bgpd.model.node import Node
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NetworkPolicy, Snapshot
 from bgpd.model.prefix import Address
+from bgpd.netlink.links import Watch
 from bgpd.netlink.owntables import OwnTables
 from bgpd.policy import map as maps
 from bgpd.policy.compile import Compiler
 from bgpd.policy.entries import Contents
 from bgpd.policy.map import PodLinks, PolicyMaps, Stages
 from bgpd.policy.nft import PolicyTables, key
+from bgpd.policy.parents import (
+    Entry,
+    Own,
+    ParentLinks,
+    Programs,
+    Stations,
+    behind,
+    entries,
+    install,
+    is_installed,
+    parents_of,
+    programs,
+    refusal,
+)
 from bgpd.policy.table import Source, Table, bridge_table, inet_table
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
 
 BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
-_CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
+BRIDGE_CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
 LOOK_S = 1.0  # how long bridged pods may reach each other unjudged when somebody turns these settings off
+LOOK_BACK_S = 5.0  # how long what somebody else has done to the maps may last: nobody is told of it
 _ASK_S = 0.2
 
 
@@ -86,10 +102,25 @@ class Policing:
         self._unjudged: tuple[int, ...] = ()  # versions that bridges hand to nobody
         self._own_tables = OwnTables(lambda connection, owned: PolicyTables(connection, owned=owned))
         self.maps: Reconciler[str, Stages] = Reconciler(
-            "policy_maps", self._want_maps, _OnDemand(self._open_maps), str, report
+            "policy_maps", self._want_maps, _OnDemand(self._open_maps), str, report, resync_s=lambda: LOOK_BACK_S
         )
         self.links: Reconciler[int, tuple[bytes, bytes]] = Reconciler(
-            "policy_links", self._want_links, _OnDemand(self._open_links), int, report
+            "policy_links", self._want_links, _OnDemand(self._open_links), int, report, resync_s=lambda: LOOK_BACK_S
+        )
+        self._behind: Stations | None = None
+        self.stations: Reconciler[Entry, bytes] = Reconciler(
+            "policy_stations",
+            self._want_stations,
+            _OnDemand(self._open_stations, self._has_macvlans),
+            str,
+            _and(report, lambda: self.parents.kick(stale=True)),
+        )
+        self.parents: Reconciler[int, Programs] = Reconciler(
+            "policy_parents",
+            self._want_parents,
+            _OnDemand(self._open_parents, lambda: self._behind is not None),
+            int,
+            _and(report, lambda: self.stations.kick()),
         )
         self.tables: Reconciler[str, Table] = Reconciler(
             "policy_tables", self._want_tables, self._own_tables, str, report
@@ -99,7 +130,7 @@ class Policing:
 
     @property
     def loops(self) -> Sequence[Reconciler[Any, Any]]:
-        return (self.maps, self.links, self.tables)
+        return (self.maps, self.links, self.stations, self.parents, self.tables)
 
     @property
     def _stores(self) -> tuple[Store[Any], ...]:
@@ -111,8 +142,18 @@ class Policing:
         """What the maps are to hold, as last worked out."""
         return self._compiled[1][-1] if self._compiled else Contents()
 
+    def owner(self, address: bytes) -> str | None:
+        """The pod that has the address, as struct policy_address has it; None: none has."""
+        return self._compiler.owner(address)
+
     def unready(self) -> str:
-        """Why the policy of no pod can be put into the kernel at present; empty: it can."""
+        """Why the policy of no pod can be put into the kernel at present; empty: it can, and has been once."""
+        return self._hindrance() or next(
+            (f"{loop.name} has not been settled yet" for loop in self.loops if not loop.ever_settled), ""
+        )
+
+    def _hindrance(self) -> str:
+        """Why it takes more than a moment; empty: it does not."""
         if unread := self.objects.unread:
             return f"bgpd has not read every {' and '.join(unread)} of the cluster yet; `bgpd status` says why"
         reasons = (f"{loop.name}: {reason}" for loop in self.loops if (reason := _reason(loop)))
@@ -120,14 +161,14 @@ class Policing:
 
     async def enforced(self, endpoint: Endpoint) -> Outcome:
         """Done: the policy of the endpoint, which was published before, is in the kernel. Cancel it to give up."""
-        if not isinstance(endpoint.link, VethLink):
-            return Blocked(f"NetworkPolicy cannot be enforced on a {endpoint.link.kind} yet")
+        if reason := unenforceable(endpoint):
+            return Blocked(reason)
         while not self._is_known(endpoint):
             await self.objects.pods.newer_than(self.objects.pods.newest.revision)
         for loop in self.loops:
             revision = loop.kick()
             while not await loop.wait_until(revision, _ASK_S):
-                if reason := self.unready():
+                if reason := self._hindrance():
                     return Retry(reason)
             if reason := _reason(loop):
                 return Retry(f"{loop.name}: {reason}")
@@ -137,6 +178,8 @@ class Policing:
         """Everything about NetworkPolicy that an operator should know; nothing on a healthy node."""
         if unread := self.objects.unread:
             yield f"policy: not every {' and '.join(unread)} has been read; the rules in the kernel stay as they are"
+        if self._is_emptied:
+            yield "policy: there is no Pod any more; is the source right? The rules in the kernel stay as they are"
         strangers = sorted({pod.namespace for pod in self.snapshot.pods.values()} - self.snapshot.namespaces.keys())
         if strangers:
             names = ", ".join(strangers[:10])
@@ -152,6 +195,7 @@ class Policing:
                 group.create_task(loop.run(), name=f"reconcile {loop.name}")
             group.create_task(self._own_tables.watch(self.tables.suspect), name="nftables watch of policy")
             group.create_task(self._follow_bridges(), name="bridge settings")
+            group.create_task(self._follow_interfaces(), name="interfaces on parents")
             group.create_task(self._start_tables(), name="tables after maps")
 
     async def _follow_bridges(self) -> None:
@@ -163,23 +207,43 @@ class Policing:
                 self.tables.kick()
             await asyncio.sleep(LOOK_S)
 
+    async def _follow_interfaces(self) -> None:
+        """What the node has on a parent of macvlans may send there."""
+        watch = Watch()
+        try:
+            while True:
+                await watch.news()
+                if self._has_macvlans():
+                    self.stations.kick(stale=True)
+        finally:
+            watch.close()
+
     async def _start_tables(self) -> None:
         """The tables wait for the maps as long as the kernel refuses them; then not for their own next resync."""
-        for loop in (self.maps, self.links):
+        for loop in (self.maps, self.links, self.stations):
             while not loop.ever_settled:
                 await loop.wait_until(loop.kick(), LOOK_S)
         self.tables.kick()
+        self.parents.kick(stale=True)  # with whom it waited for
+        for loop in (self.maps, self.links):
+            loop.suspect()  # the first look took as long as loading the programs did, and put the next one off
 
     def _inputs_changed(self) -> None:
         for loop in self.loops:
-            loop.kick()
+            loop.kick(stale=loop in (self.stations, self.parents) and self._has_macvlans())
 
     # --- what the reconcilers ask -------------------------------------------------------------------------
 
     def _want_maps(self) -> Desired[str, Stages]:
-        if self.objects.unread:
+        if self.objects.unread or self._is_emptied:
             return Desired({}, complete=False)
         return Desired({maps.KEY: Stages(self._stages())}, complete=True, at=max(it.newest.at for it in self._stores))
+
+    @property
+    def _is_emptied(self) -> bool:
+        """A source that shows no pod at all has lost them: rules of pods that are gone do no harm, opening would."""
+        policed = self.maps.have.get(maps.KEY)
+        return not self.objects.pods.newest.value and policed is not None and bool(policed.steps[-1].peers)
 
     def _stages(self) -> tuple[Contents, ...]:
         """All stages once; they are what is wanted until an input changes."""
@@ -197,6 +261,32 @@ class Policing:
         }
         return Desired(want, complete=self.endpoints.newest.synced)
 
+    def _has_macvlans(self) -> bool:
+        """On a node without, nothing is loaded for them."""
+        return bool(parents_of(self.endpoints.newest.value.values())) or is_installed(self.datapath.directory)
+
+    def _want_stations(self) -> Desired[Entry, bytes]:
+        """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
+        pods = self.endpoints.newest.value.values()
+        own = self._behind.own if self._behind else Own({}, 0)
+        want = entries(pods, own, parents_of(pods) | self.parents.have.keys())
+        return Desired(want, complete=self.endpoints.newest.synced and self.parents.ever_settled)
+
+    def _want_parents(self) -> Desired[int, Programs]:
+        """Only where the stations have been written. One that is gone loses its last pod by itself."""
+        if self._behind is None or not (self.stations.ever_settled and self.endpoints.newest.synced):
+            return Desired({}, complete=self._behind is None and not self._has_macvlans())
+        asked = {hook: program.id for hook, program in programs(self._behind.installed).items()}
+        known = self._behind.own.macs
+        return Desired(
+            {
+                parent: asked
+                for parent in parents_of(self.endpoints.newest.value.values())
+                if parent in known and parent in behind(self.stations.have)
+            },
+            complete=True,
+        )
+
     def _want_tables(self) -> Desired[str, Table]:
         if not (self.maps.ever_settled and self.links.ever_settled and self.endpoints.newest.synced):
             return Desired({}, complete=False)
@@ -212,6 +302,15 @@ class Policing:
 
     def _open_links(self) -> PodLinks:
         return PodLinks(self.datapath.installed())
+
+    def _open_stations(self) -> Stations:
+        self.datapath.installed()  # the maps of both objects are the same, and it has made them
+        self._behind = Stations(install(self.datapath.directory), self.datapath.directory)
+        return self._behind
+
+    def _open_parents(self) -> ParentLinks:
+        assert self._behind is not None, "nothing is wanted at a parent before the stations are known"
+        return ParentLinks(self._behind.installed, self.datapath.directory)
 
     def _is_known(self, endpoint: Endpoint) -> bool:
         """Whether Kubernetes has shown this very pod: one of a StatefulSet has the name of the one before it."""
@@ -237,6 +336,11 @@ def snapshot(node_name: str, objects: Objects, endpoints: Mapping[AttachmentKey,
     return Snapshot(pods, namespaces, objects.policies.newest.value, local, own, audited)
 
 
+def unenforceable(endpoint: Endpoint) -> str:
+    """Why policy cannot be enforced on such an interface; empty: it can."""
+    return refusal(endpoint.link) if isinstance(endpoint.link, MacvlanLink) else ""
+
+
 def sources(endpoints: Iterable[Endpoint]) -> tuple[list[Source], list[Source]]:
     """What may come in by each link: those that are routed, and ports of bridges."""
     routed: list[Source] = []
@@ -250,7 +354,7 @@ def sources(endpoints: Iterable[Endpoint]) -> tuple[list[Source], list[Source]]:
 
 def unjudged(settings: Path) -> tuple[int, ...]:
     """The IP versions whose packets a bridge forwards without handing them to the inet tables."""
-    return tuple(version for version, name in _CALLS.items() if not _is_on(settings / name))
+    return tuple(version for version, name in BRIDGE_CALLS.items() if not _is_on(settings / name))
 
 
 def _is_on(setting: Path) -> bool:
@@ -264,6 +368,16 @@ def _link(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
     return first.get(4, bytes(16)), first.get(6, bytes(16))
 
 
+def _and(report: Callable[[Round], None], then: Callable[[], Revision]) -> Callable[[Round], None]:
+    """What one loop has done lets another go on."""
+
+    def both(done: Round) -> None:
+        report(done)
+        then()
+
+    return both
+
+
 def _reason(loop: Reconciler[Any, Any]) -> str:
     return loop.error or next((outcome.reason for outcome in loop.trouble.values()), "")
 
@@ -271,15 +385,18 @@ def _reason(loop: Reconciler[Any, Any]) -> str:
 class _OnDemand:
     """An actuator that is made when it is first looked at, so that a node without BPF says so and goes on."""
 
-    def __init__(self, make: Callable[[], Actuator[Any, Any]]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Actuator[Any, Any]], needed: Callable[[], bool] = lambda: True) -> None:
+        self._make, self._needed = make, needed
         self._made: Actuator[Any, Any] | None = None
 
     async def observe(self) -> Mapping[Any, Any]:
+        if self._made is None and not self._needed():
+            return {}
         if self._made is None:
             self._made = await asyncio.to_thread(self._make)
         return await self._made.observe()
 
     async def apply(self, changes: Sequence[Change[Any, Any]]) -> Sequence[Outcome]:
-        assert self._made is not None, "the loop observes first"
+        if self._made is None:  # it was not needed when the loop looked
+            self._made = await asyncio.to_thread(self._make)
         return await self._made.apply(changes)

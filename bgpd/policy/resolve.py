@@ -162,6 +162,10 @@ class Vocabulary:
         """Whether the pod is more to the rules than its address is by the prefixes that cover it."""
         return bool(self._features.get(pod))
 
+    def owner(self, address: bytes) -> str | None:
+        """The pod that has the address, as struct policy_address has it; None: none has."""
+        return self._owners.get(address)
+
     def owned(self, pod: str) -> Iterator[tuple[bytes, Features]]:
         """The pod's addresses, except for those that another pod has the better claim to."""
         for address in self._addresses.get(pod, ()):

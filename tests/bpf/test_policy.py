@@ -67,9 +67,9 @@ def to(address: Address, payload: bytes = HTTP, protocol: int = TCP) -> bytes:
 
 def said(policy: Installed, frame: bytes, program: str = "policy") -> PolicyVerdict:
     """The one verdict that this packet has added."""
-    before = verdicts(policy)
+    before = verdicts(policy.maps["policy_verdicts"])
     value = ask(policy, frame, program)
-    ((verdict, count),) = (verdicts(policy).items() - before.items()) or [(None, 0)]
+    ((verdict, count),) = (verdicts(policy.maps["policy_verdicts"]).items() - before.items()) or [(None, 0)]
     assert verdict is not None
     assert count == before.get(verdict, 0) + 1
     assert value == (DROP if verdict >= PolicyVerdict.DENIED_EGRESS else PASS)
@@ -216,7 +216,7 @@ def test_a_pod_reaches_itself(policy: Installed, address: Address) -> None:
 def test_audit_mode_passes_what_it_counts_as_denied(policy: Installed) -> None:
     peers(policy, Peer(CLIENT), Peer(SERVER, ingress_set=SET, flags=PeerFlag.AUDIT))
     assert ask(policy, to(V4)) == PASS
-    assert verdicts(policy) == {PolicyVerdict.DENIED_INGRESS: 1, PolicyVerdict.AUDITED: 1}
+    assert verdicts(policy.maps["policy_verdicts"]) == {PolicyVerdict.DENIED_INGRESS: 1, PolicyVerdict.AUDITED: 1}
     peers(policy, Peer(CLIENT, egress_set=OTHER_SET), Peer(SERVER, ingress_set=SET, flags=PeerFlag.AUDIT))
     assert ask(policy, to(V4)) == DROP, "the other end is not in audit mode"
 
@@ -345,7 +345,7 @@ def test_whose_ends_cannot_be_told_is_dropped(
 def test_a_packet_shorter_than_its_fixed_header_is_dropped(policy: Installed, whole: bytes) -> None:
     pin = policy.programs["policy"].pin
     assert [loopback.returned(pin, frame) for frame in (whole, whole[:-1])] == [PASS, DROP]
-    assert verdicts(policy) == {PolicyVerdict.NOT_ISOLATED: 1, PolicyVerdict.BAD_HEADER: 1}
+    assert verdicts(policy.maps["policy_verdicts"]) == {PolicyVerdict.NOT_ISOLATED: 1, PolicyVerdict.BAD_HEADER: 1}
 
 
 def behind_port(policy: Installed) -> None:

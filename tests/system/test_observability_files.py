@@ -24,7 +24,7 @@ from grafana_foundation_sdk.cog.runtime import panelcfg_config
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from bgpd.cli.main import COMMANDS
-from bgpd.observe.metrics import Masquerade, Metrics, Objects, Peer, Snapshot, Source
+from bgpd.observe.metrics import Cni, Masquerade, Metrics, Objects, Peer, Policy, Snapshot, Source
 from tests.system.observability import ALERTS, SOURCE, dashboard, panels, variables
 
 ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
@@ -44,6 +44,16 @@ EVERYTHING = Snapshot(
         findings=lambda: 0,
         flows=lambda: {"listed": 1},
     ),
+    policy=Policy(
+        endpoints={"enforced": 1},
+        policies=1,
+        in_force={"policy_maps": True},
+        events_lost=lambda: 0,
+        capacity={"policy_peers": 1},
+        entries=lambda: {"policy_peers": 1},
+        packets=lambda: {"allowed": 1},
+    ),
+    cni=Cni(lambda: 1, lambda: 0, lambda: True),
 )
 PROMETHEUS_OWN = frozenset({"up"})
 # Labels that a target gets from Prometheus, or a bucket from the histogram.
@@ -67,6 +77,7 @@ def samples() -> dict[str, set[str]]:
     """Every sample that a daemon can show, by name: a histogram's parts, a counter's `_total`, and their labels."""
     metrics = Metrics(("routes",))
     metrics.publish(EVERYTHING)
+    metrics.begin_requests(["ADD"])
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():
         for sample in family.samples:

@@ -192,12 +192,47 @@ def test_a_rule_that_cannot_be_made(rig: Rig) -> None:
     assert "would not masquerade:\nWHY\nmasquerade.snatAddress.ipv4 is InternalIP" in rig.check()[1]
 
 
+WEB = {
+    "apiVersion": "v1",
+    "kind": "Pod",
+    "metadata": {"name": "web", "namespace": "shop", "labels": {"app": "web"}},
+    "spec": {"nodeName": "worker1"},
+    "status": {"podIPs": [{"ip": "188.188.1.7"}]},
+}
+CLOSED = {
+    "apiVersion": "networking.k8s.io/v1",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "closed", "namespace": "shop"},
+    "spec": {"podSelector": {"matchLabels": {"app": "web"}}},
+}
+
+
+def test_policies_that_count_on_this_node(rig: Rig) -> None:
+    """Read where policy is on; null where it is off, whatever lies about."""
+    rig.manifest("web", WEB)
+    rig.manifest("closed", CLOSED)
+    assert rig.told()["policies"] is None
+    rig.config["policy"] = {"enabled": True}
+    (row,) = rig.told()["policies"]
+    assert (row["policy"], row["pods"], row["ingress"], row["egress"]) == ("shop/closed", ["shop/web"], [], None)
+    assert rig.check()[1].splitlines()[-1].split() == ["shop/closed", "0", "shop/web"]
+
+
+def test_a_policy_that_cannot_be_read_whole(rig: Rig) -> None:
+    """It counts, and closes: exit 2 says so before the daemon does."""
+    rig.manifest("closed", CLOSED | {"spec": {"podSelector": {}, "ingress": [{"form": []}]}})
+    rig.config["policy"] = {"enabled": True}
+    code, out, err = rig.check()
+    assert (code, out.splitlines()[0]) == (2, f"{rig.file}: fine, but its manifests are not")
+    assert "closed.yaml:8:5: spec.ingress[0].form: NetworkPolicy shop/closed: is no field that is known here" in err
+
+
 @pytest.mark.parametrize("command", ["version", "check", "doctor", "the daemon"])
-def test_a_node_that_does_not_masquerade_loads_none_of_it(rig: Rig, command: str) -> None:
+def test_a_node_that_neither_masquerades_nor_polices_loads_none_of_it(rig: Rig, command: str) -> None:
     """A command is to start fast, a daemon to be small, and both to work without libbpf and nf_tables."""
     rig.check()
     does = "import bgpd.daemon" if command == "the daemon" else "main(sys.argv[1:])"
-    loaded = "[it for it in sys.modules if it.startswith(('bgpd.masq', 'bgpd.datapath'))]"
+    loaded = "[it for it in sys.modules if it.startswith(('bgpd.masq', 'bgpd.datapath', 'bgpd.policy', 'bgpd.cni'))]"
     program = f"import sys\nfrom bgpd.cli.main import main\n{does}\nprint(*{loaded}, file=sys.stderr)"
     argv = [sys.executable, "-c", program, command, "--config", str(rig.file)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

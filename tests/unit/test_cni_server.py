@@ -31,7 +31,15 @@ class Bench:
         self.socket = directory / "cni.sock"
         self.journal, self.queue = Journal(directory / "endpoints"), Queue(directory / "cni-queue")
         self.attacher = Recorder()
-        self.server = CniServer(self.socket, self.attacher, self.journal, self.queue, replay_s=0.01)
+        self.done: list[tuple[str, bool]] = []
+        self.server = CniServer(
+            self.socket,
+            self.attacher,
+            self.journal,
+            self.queue,
+            on_done=lambda done: self.done.append((done.verb, done.failed)),
+            replay_s=0.01,
+        )
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -123,6 +131,19 @@ def test_check_del_and_status_print_nothing(bench: Bench) -> None:
 
     assert served(bench, scenario) == [(0, None)] * 4
     assert (bench.attacher.attached, dict(bench.journal.attachments)) == ({}, {})
+
+
+def test_every_request_is_told_with_how_it_ended(bench: Bench) -> None:
+    """Also one that cannot be understood."""
+    bench.attacher.attach_outcome = Blocked("a dummy interface")
+
+    async def scenario() -> None:
+        await bench.ask(frame("ADD"))
+        await bench.ask(frame("DEL"))
+        await bench.ask(Frame(b"", b"nonsense"))
+
+    served(bench, scenario)
+    assert bench.done == [("ADD", True), ("DEL", False), ("unknown", True)]
 
 
 def test_200_pods_at_once_lose_none(bench: Bench) -> None:

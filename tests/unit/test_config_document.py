@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -210,3 +212,14 @@ def test_quotes_are_short_and_on_one_line(value: object) -> None:
 def test_no_input_raises(data: bytes) -> None:
     """Anything at all gives documents and faults."""
     parse(data, "f")
+
+
+def test_what_was_read_goes_when_nobody_needs_it() -> None:
+    """At once: a list of 16,000 is read again at every edit, and garbage that waits is memory that piles up."""
+    gc.collect()
+    gc.disable()
+    try:
+        parse(b"{a: &a [1, 2], b: {<<: {c: 3}}, d: *a}", "f")
+        assert gc.collect() == 0
+    finally:
+        gc.enable()

@@ -19,7 +19,7 @@ from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.config.load import load
-from bgpd.console import Console, Parts
+from bgpd.console import POLICY_COMMANDS, Console, Parts
 from bgpd.kube.feed import Feed, SourceState
 from bgpd.kube.parse import NODE
 from bgpd.kube.sources import manifest_source
@@ -30,6 +30,8 @@ from bgpd.model.bgp import SpeakerState
 from bgpd.model.fault import Fault
 from bgpd.model.masq import Compat, Reading, Rules
 from bgpd.model.node import Node
+from bgpd.observe.control import ControlError
+from bgpd.policy.policing import Objects, Policing
 from bgpd.runtime.store import Store
 
 HOUR_S = 3600.0
@@ -39,7 +41,9 @@ TOR = "11.11.255.1"
 class Rig:
     """A console over parts that do not run: nobody connects to a speaker, nobody reads the manifests."""
 
-    def __init__(self, directory: Path, speaker: str = "external", *, masquerade: bool = False) -> None:
+    def __init__(
+        self, directory: Path, speaker: str = "external", *, masquerade: bool = False, policy: bool = False
+    ) -> None:
         self.file = directory / "bgpd.yaml"
         self.document: dict[str, Any] = {
             "node": {"name": "worker1"},
@@ -53,6 +57,7 @@ class Rig:
                 "export": {"allow": ["188.188.0.0/16"]},
             },
             "masquerade": {"enabled": masquerade, "clusterCIDRs": ["188.188.0.0/16"]},
+            "policy": {"enabled": policy},
         }
         self.write()
         loaded = load(self.file)
@@ -68,14 +73,20 @@ class Rig:
             config, nodes = self.inputs.config, self.inputs.nodes
             masquerading = Masquerading("worker1", config, nodes, Store({}), lambda round: None)
             self.reading = masquerading.reading
-        self.console = Console(self.file, self.inputs, routing, self.source, drainer, Parts(masquerading))
+        parts = Parts(masquerading, self._policing() if policy else None)
+        self.console = Console(self.file, self.inputs, routing, self.source, drainer, parts)
+
+    def _policing(self) -> Policing:
+        """Of a node that has heard nothing from Kubernetes."""
+        objects = Objects(self.inputs.nodes, Store({}), Store({}), Store({}))
+        return Policing("worker1", self.inputs.config, objects, Store({}), lambda round: None)
 
     def write(self) -> None:
         self.file.write_text(yaml.safe_dump(self.document))
 
-    def ask(self, command: str) -> dict[str, Any]:
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
         async def asked() -> dict[str, Any]:
-            return await self.console.handlers[command]({}, lambda text: None)
+            return await self.console.handlers[command](arguments, lambda text: None)
 
         return asyncio.run(asked())
 
@@ -204,3 +215,38 @@ def test_masquerade_that_has_not_begun_is_not_in_force(tmp_path: Path) -> None:
     assert shown.entries == {"ipv4": 0, "ipv6": 0}
     assert shown.active == {"ipv4": False, "ipv6": False}
     assert gauges.snapshot(Rig(tmp_path).console).masquerade is None
+
+
+def test_policy_that_has_not_begun_is_not_in_force(tmp_path: Path) -> None:
+    """Nothing is known of the cluster, so nothing is in the kernel."""
+    rig = Rig(tmp_path, policy=True)
+    shown = gauges.snapshot(rig.console).policy
+    assert shown is not None
+    assert shown.in_force.keys() >= {"policy_maps", "policy_links", "policy_tables"}
+    assert not any(shown.in_force.values())
+    assert (shown.policies, shown.packets(), set(shown.entries().values())) == (0, {}, {0})
+    assert shown.entries().keys() == shown.capacity.keys()
+    assert rig.ask("status")["policy"] == {"endpoints": dict.fromkeys(shown.endpoints, 0), "policies": 0}
+    assert rig.ask("flows") == {"flows": [], "lost": 0, "forgotten": 0}
+    with pytest.raises(ControlError, match="what the kernel has is not read yet"):
+        rig.ask("policy explain", client="x/a", server="x/b")
+
+
+def test_commands_of_policy_say_where_it_is_off(tmp_path: Path) -> None:
+    on, off = Rig(tmp_path, policy=True), Rig(tmp_path)
+    assert on.console.handlers.keys() == off.console.handlers.keys()
+    for command in POLICY_COMMANDS:
+        with pytest.raises(ControlError, match=r"policy\.enabled: true turns it on"):
+            off.ask(command)
+    shown = gauges.snapshot(off.console)
+    assert (shown.policy, shown.cni, off.ask("status")["policy"]) == (None, None, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"verdict": "allowed"}, "must be dropped or audited"), ({"pod": "web-0"}, "must be namespace/name")],
+)
+def test_flows_cannot_be_asked_for_like_that(tmp_path: Path, arguments: dict[str, str], said: str) -> None:
+    with pytest.raises(ControlError, match=said) as refused:
+        Rig(tmp_path, policy=True).ask("flows", **arguments)
+    assert refused.value.exit == 2

@@ -208,6 +208,20 @@ def test_removal_counts_when_it_has_settled(bench: Bench) -> None:
     assert set(bench.read(SETTLE_S)) == {"b"}
 
 
+def test_what_goes_together_is_gone_in_one_step(bench: Bench) -> None:
+    """Whoever empties a directory removes one file after the other."""
+    for name in ("a", "b"):
+        bench.write(f"{name}.yaml", node(name))
+    bench.read()
+    (bench.directory / "a.yaml").unlink()
+    assert set(bench.read(after_s=0)) == {"a", "b"}
+    (bench.directory / "b.yaml").unlink()
+    assert set(bench.read(after_s=SETTLE_S / 2)) == {"a", "b"}
+    assert set(bench.read(after_s=SETTLE_S / 2)) == {"a", "b"}
+    assert bench.wait_s == pytest.approx(SETTLE_S / 2)
+    assert set(bench.read(after_s=SETTLE_S / 2)) == set()
+
+
 def test_emptied_directory_is_published_with_a_warning(bench: Bench) -> None:
     """Whether to believe it is the reconcile loop's decision; the status says that it is strange."""
     bench.write("a.yaml", node("a"))

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from bgpd.kube.parse import NODE, Kind, Malformed, RawObject, dotted
+from bgpd.kube.parse import NODE, Kind, Malformed, RawObject
+from bgpd.model.fault import dotted
 from bgpd.model.node import Node
 
 

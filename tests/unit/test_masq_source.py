@@ -368,6 +368,20 @@ def recalled(file: Path) -> list[str] | None:
     return shown(store.newest.value)
 
 
+def test_an_entry_that_stays_is_kept_once(bench: Bench) -> None:
+    """Of 16,000 the next document has the very same, so that it costs no memory and is compared as pointers."""
+    bench.write(listing("10.0.0.0/8", "11.0.0.0/8"))
+    bench.read()
+    before = bench.store.newest.value.document
+    bench.write(listing("12.0.0.0/8", "11.0.0.0/8"))
+    assert bench.settled() == ["12.0.0.0/8", "11.0.0.0/8"]
+    after = bench.store.newest.value.document
+    assert before is not None
+    assert after is not None
+    assert after.keys[1] is before.keys[1]
+    assert {id(after.keys[1])} < {id(key) for key in after.kept[4]}
+
+
 def test_a_memory_follows_the_documents(tmp_path: Path) -> None:
     """Whoever is in the store when it looks is kept; what it keeps is what the next life recalls."""
 

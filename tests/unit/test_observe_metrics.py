@@ -7,7 +7,18 @@ import re
 from prometheus_client import generate_latest
 
 from bgpd import __version__
-from bgpd.observe.metrics import WIRE_BUCKETS_S, Masquerade, Metrics, Objects, Peer, Snapshot, Source
+from bgpd.observe.metrics import (
+    WIRE_BUCKETS_S,
+    Cni,
+    Masquerade,
+    Metrics,
+    Objects,
+    Peer,
+    Policy,
+    RequestDone,
+    Snapshot,
+    Source,
+)
 from bgpd.runtime.reconcile import Round
 
 TOR_A = Peer(
@@ -184,6 +195,61 @@ def test_masquerade_is_shown_while_it_is_on() -> None:
     assert scrape(metrics)['bgpd_masquerade_flows_total{verdict="listed"}'] == 4
     metrics.publish(Snapshot())
     assert not [name for name in scrape(metrics) if "masquerade" in name]
+
+
+def test_policy_is_shown_while_it_is_on() -> None:
+    """What is published, and what each scrape asks for anew."""
+    packets, metrics = {"allowed": 3, "denied_ingress": 4}, Metrics()
+    now = Policy(
+        endpoints={"enforced": 5, "closed": 1},
+        policies=2,
+        in_force={"policy_maps": True, "policy_tables": False},
+        events_lost=lambda: 6,
+        capacity={"policy_peers": 131072},
+        entries=lambda: {"policy_peers": 10},
+        packets=lambda: packets,
+    )
+    metrics.publish(Snapshot(policy=now))
+    expected = {
+        'bgpd_policy_endpoints{state="enforced"}': 5,
+        'bgpd_policy_endpoints{state="closed"}': 1,
+        "bgpd_policy_policies": 2,
+        'bgpd_policy_in_force{subsystem="policy_maps"}': 1,
+        'bgpd_policy_in_force{subsystem="policy_tables"}': 0,
+        "bgpd_policy_events_lost_total": 6,
+        'bgpd_policy_map_capacity{map="policy_peers"}': 131072,
+        'bgpd_policy_map_entries{map="policy_peers"}': 10,
+        'bgpd_policy_packets_total{verdict="allowed"}': 3,
+        'bgpd_policy_packets_total{verdict="denied_ingress"}': 4,
+    }
+    assert {name: value for name, value in scrape(metrics).items() if "policy" in name} == expected
+    packets["allowed"] += 1
+    assert scrape(metrics)['bgpd_policy_packets_total{verdict="allowed"}'] == 4
+    metrics.publish(Snapshot())
+    assert not [name for name in scrape(metrics) if "policy" in name]
+
+
+def test_the_plugin_is_shown_while_it_is_on() -> None:
+    waiting, metrics = [1, 2], Metrics()
+    metrics.publish(Snapshot(cni=Cni(lambda: 3, lambda: len(waiting), lambda: False)))
+    expected = {"bgpd_cni_attachments": 3, "bgpd_cni_queued_dels": 2, "bgpd_cni_published": 0}
+    assert {name: value for name, value in scrape(metrics).items() if "cni" in name} == expected
+    waiting.clear()
+    assert scrape(metrics)["bgpd_cni_queued_dels"] == 0
+
+
+def test_requests_of_the_plugin_are_counted_by_how_they_ended() -> None:
+    """From zero, so that `increase()` sees the first that fails."""
+    metrics = Metrics()
+    metrics.begin_requests(["ADD", "DEL"])
+    assert scrape(metrics)['bgpd_cni_requests_total{result="failed",verb="ADD"}'] == 0
+    for failed in (False, True, False):
+        metrics.observe_request(RequestDone("ADD", failed, 0.02))
+    shown = scrape(metrics)
+    assert shown['bgpd_cni_requests_total{result="done",verb="ADD"}'] == 2
+    assert shown['bgpd_cni_requests_total{result="failed",verb="ADD"}'] == 1
+    assert shown['bgpd_cni_request_duration_seconds_bucket{le="0.01",verb="ADD"}'] == 0
+    assert shown['bgpd_cni_request_duration_seconds_bucket{le="0.025",verb="ADD"}'] == 3
 
 
 def test_every_metric_says_what_it_is() -> None:

@@ -12,7 +12,7 @@ from bgpd.kube.feed import Feed
 from bgpd.kube.mirror import Listing, Mirror
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.objects import read_objects
-from bgpd.kube.parse import dotted
+from bgpd.model.fault import dotted
 from bgpd.model.labels import Operator, Requirement, Selector
 from bgpd.model.policy import IpBlock, NamedPort, NetworkPolicy, PodPeer, PolicyRule, PortRange, Protocol
 from bgpd.runtime.store import Store

@@ -1,19 +1,9 @@
-"""230 cases of NetworkPolicy with the truth that others worked out, through the reference and the compiled maps.
-
-The data comes from mattfenwick/cyclonus (MIT) and is not part of the project: it is looked for beside the repository
-and where BGPD_CONFORMANCE_DATA points.
-"""
+"""Every case of `tests.cyclonus` through the reference and the compiled maps."""
 
 from __future__ import annotations
 
-import gzip
-import json
-import os
 from ipaddress import ip_address
-from pathlib import Path
-from typing import Any, NamedTuple
-
-import pytest
+from typing import Any
 
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import NAMESPACE
@@ -22,28 +12,11 @@ from bgpd.model.policy import Direction, NetworkPolicy, Protocol, Snapshot
 from bgpd.policy.compile import Compiler
 from bgpd.policy.evaluate import Flow, evaluate
 from bgpd.policy.transition import changes
+from tests import cyclonus
+from tests.cyclonus import ALLOWED
 from tests.unit.policy_reader import Maps, look_up
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
-FILE = Path(os.environ.get("BGPD_CONFORMANCE_DATA", SHARED)) / "cyclonus-cases.json.gz"
-PORTS = tuple(
-    ContainerPort(f"serve-{port}-{protocol.name.lower()}", protocol, port)
-    for port in (80, 81)
-    for protocol in Protocol
-)
-ALLOWED = "a"
-ROWS = 109_956
-
-
-class Row(NamedTuple):
-    client: str
-    server: str
-    protocol: str
-    port: int
-    port_name: str
-    ingress: str
-    egress: str
-    combined: str
+PORTS = tuple(ContainerPort(name, Protocol[protocol], port) for name, protocol, port in cyclonus.CONTAINER_PORTS)
 
 
 def snapshot(step: dict[str, Any]) -> Snapshot:
@@ -77,11 +50,10 @@ def namespace(name: str, labels: dict[str, str]) -> Namespace:
     return NAMESPACE.to_model(NAMESPACE.convert({"metadata": {"name": name, "labels": labels}}))
 
 
-@pytest.mark.skipif(not FILE.exists(), reason=f"{FILE} is not there; BGPD_CONFORMANCE_DATA can say where it is")
+@cyclonus.needed
 def test_every_row_of_every_case() -> None:
     """Both directions and both together, from the reference and from maps that went from step to step."""
-    cases = json.loads(gzip.decompress(FILE.read_bytes()))["cases"]
-    assert sum(check(case) for case in cases) == ROWS
+    assert sum(check(case) for case in cyclonus.cases()) == cyclonus.ROWS
 
 
 def check(case: dict[str, Any]) -> int:
@@ -94,9 +66,7 @@ def check(case: dict[str, Any]) -> int:
             for write in changes(contents, stage) if contents else changes(type(stage)(), stage):
                 maps.apply(write)
             contents = stage
-        for row in (Row(*each) for each in step["expected"]):
-            if row.client == row.server:
-                continue
+        for row in cyclonus.rows(step):
             rows += 1
             flow = Flow(address(now, row.client), address(now, row.server), Protocol[row.protocol], row.port)
             wanted = (row.egress == ALLOWED, row.ingress == ALLOWED, row.combined == ALLOWED)

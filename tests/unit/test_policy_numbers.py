@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bgpd.datapath.layout import PeerFlag
-from bgpd.model.policy import PortRange, Protocol, RuleRef
+from bgpd.model.policy import PodPeer, PortRange, Protocol, RuleRef
 from bgpd.policy.compile import Compiler
-from bgpd.model.policy import PodPeer
-from bgpd.policy.entries import shares
+from bgpd.policy.entries import shares, shares_of
 from bgpd.policy.numbers import Numbers
 from bgpd.policy.rulebook import prefixes
 from tests.unit.test_policy_evaluate import ALL, allow, cluster, into, out
@@ -58,6 +57,8 @@ def test_what_an_entry_goes_back_to() -> None:
         ("egress", ("x/out",)),
     }
     assert shares(contents) == {"x/p": 2}
+    assert [shares_of(contents, part)["x/p"] for part in ("rules", "ports", "ranges", "cidrs")] == [1, 1, 0, 0]
+    assert shares_of(contents, "peers") == {"x/p": len(contents.peers)}
 
 
 def test_audit_is_a_matter_of_the_namespace() -> None:

@@ -87,6 +87,32 @@ def test_diff_does_not_depend_on_insertion_order(want: dict[int, int], have: dic
     )
 
 
+def test_what_is_as_wanted_is_held_once() -> None:
+    """The target's copies go once they equal what is wanted: half the memory, and compared as pointers."""
+    bench = Bench({"".join(("ke", "y")): 1, "new": 2})
+    bench.target.table = {"".join(("k", "ey")): 1}
+    bench.round()
+    wanted = {id(key) for key in bench.desired.want}
+    assert {id(key) for key in bench.loop.have} == wanted
+    assert bench.loop.have is not bench.desired.want
+
+
+def test_what_is_not_as_wanted_is_not_taken_for_it() -> None:
+    """An incomplete plan, a refused change, a removal that waits: what the target has is what was seen there."""
+    bench = Bench({"a": 1})
+    bench.target.table = {"b": 2}
+    bench.desired = Desired({"a": 1}, complete=False)
+    bench.round()
+    assert bench.loop.have == {"a": 1, "b": 2}
+    bench.target.answers["c"] = Blocked("no")
+    bench.desired = Desired({"a": 1, "c": 3}, complete=True)
+    bench.round()
+    assert bench.loop.have == {"a": 1}
+    bench.desired = Desired({}, complete=True, emptied=True)
+    bench.round()
+    assert bench.loop.have == {"a": 1}
+
+
 def test_additions_come_first_and_removals_in_reverse() -> None:
     """Make before break: in order while adding, against it while removing."""
     changes = diff({"b": 1, "a": 1}, {"y": 1, "z": 1}, str, prune=True)

@@ -145,6 +145,8 @@ enum policy_verdict {
 	POLICY_NO_TRANSPORT = 9, /* dropped: an end is isolated, and where ports should be cannot be found or read */
 	POLICY_BAD_HEADER = 10,	 /* dropped: the IP header is cut off, or contradicts the protocol or itself */
 	POLICY_NOT_IP = 11,	 /* dropped: neither IPv4 nor IPv6 */
+	POLICY_SPOOFED = 12,	 /* dropped: not an address of whoever sends it */
+	POLICY_STRANGER = 13,	 /* dropped: sent by a macvlan that nobody has told of */
 	POLICY_VERDICTS,
 };
 
@@ -213,5 +215,46 @@ _Static_assert(sizeof(struct policy_fragment_key) == 40, "no padding");
 
 #define POLICY_FLOWS 65536
 #define POLICY_FRAGMENTS 4096
+
+/*
+ * Who is behind an interface that macvlans are made on: see macvlan.bpf.c. The entry of MAC address 0 is of who gets
+ * what is addressed to nobody else: the one pod of a parent in passthru mode.
+ */
+struct macvlan_station_key {
+	__u32 parent; /* ifindex */
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
+struct macvlan_station {
+	struct policy_address v4; /* of a pod; of a family that it has no address of, zero */
+	struct policy_address v6;
+	__u64 netns; /* the cookie of the namespace that its frames come from; 0: not known */
+	__u8 mac[6];
+	__u16 flags; /* enum macvlan_station_flag */
+};
+
+enum macvlan_station_flag {
+	MACVLAN_NODE = 1 << 0,	   /* no pod: the node itself, or whom the configuration names */
+	MACVLAN_PASSTHRU = 1 << 1, /* gets whatever comes in */
+};
+
+/* Whose address it is. */
+struct macvlan_address_key {
+	__u32 parent; /* ifindex */
+	struct policy_address address;
+};
+
+struct macvlan_owner {
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
+_Static_assert(sizeof(struct macvlan_station_key) == 12, "no padding");
+_Static_assert(sizeof(struct macvlan_station) == 48, "no padding");
+_Static_assert(sizeof(struct macvlan_address_key) == 20, "no padding");
+
+#define MACVLAN_STATIONS 1024 /* gone through for every frame to a group: no more than needed */
+#define MACVLAN_ADDRESSES 4096
 
 #endif /* BGPD_LAYOUT_H */

@@ -1,0 +1,95 @@
+"""`bgpd policy list`: the NetworkPolicies that count on this node. `policy explain SRC DST[:PORT/PROTO]`: why.
+
+`explain` says what the maps in the kernel make of a flow, and holds that to what the policies say. Its exit code is 4
+where the two differ, or where what is in the maps is not in force.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from bgpd.cli.ask import ask
+from bgpd.cli.exits import DEGRADED, FINE, USAGE
+from bgpd.cli.output import print_json
+
+USAGE_TEXT = "usage: bgpd policy list | bgpd policy explain SRC DST[:PORT/PROTO]\n"
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    text = "list: those that select pods of this node; explain: whether and why SRC reaches DST"
+    parser.add_argument("what", choices=("list", "explain"), help=text)
+    end = "a pod as namespace/name, or an address"
+    parser.add_argument("client", nargs="?", metavar="SRC", help=f"for explain: {end}")
+    text = f"for explain: {end}, IPv6 in brackets; :80 is :80/tcp; without a port it is about a ping"
+    parser.add_argument("server", nargs="?", metavar="DST[:PORT/PROTO]", help=text)
+
+
+def main(options: argparse.Namespace) -> int:
+    if (options.what == "explain") != (options.server is not None) or (options.what == "list" and options.client):
+        sys.stderr.write(USAGE_TEXT)
+        return USAGE
+    return {"list": _list, "explain": _explain}[options.what](options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    answer = ask(options, "policy list")
+    if options.output == "json":
+        print_json(answer["policies"])
+    else:
+        blocks = [_policy(row) for row in answer["policies"]]
+        sys.stdout.write("\n".join(blocks) or "no policy selects a pod of this node\n")
+    for problem in answer["problems"]:
+        sys.stderr.write(f"{problem}\n")
+    return DEGRADED if answer["problems"] else FINE
+
+
+def _policy(row: dict[str, Any]) -> str:
+    lines = [f"{row['policy']}  ({row['entries']:,} entries)", f"  pods     {' '.join(row['pods'])}"]
+    for direction in ("ingress", "egress"):
+        rules = row[direction]
+        if rules is not None:
+            lines += [f"  {direction:<8} {rule}" for rule in rules or ["nothing"]]
+    lines += [f"  PROBLEM  {problem}" for problem in row["problems"]]
+    return "\n".join(lines) + "\n"
+
+
+def _explain(options: argparse.Namespace) -> int:
+    answer = ask(options, "policy explain", {"client": options.client, "server": options.server})
+    if options.output == "json":
+        print_json(answer)
+    else:
+        sys.stdout.write("\n".join(_answer(answer)) + "\n")
+    return DEGRADED if answer["disagreement"] or answer["notInForce"] else FINE
+
+
+def _answer(answer: dict[str, Any]) -> Iterator[str]:
+    if answer["disagreement"]:
+        yield f"DISAGREEMENT: {answer['disagreement']}"
+    if answer["notInForce"]:
+        yield f"NOT IN FORCE: {answer['notInForce']}"
+    yield from (f"note: {note}" for note in answer["notes"])
+    for flow in answer["flows"]:
+        port = f":{flow['port']}" if flow["port"] else ""
+        ends = f"{_end(flow['client'])} -> {_end(flow['server'])}, {flow['protocol']}{port}"
+        here = all(flow[direction]["judgedHere"] for direction in ("egress", "ingress"))
+        fate = "PASSES" if here else "PASSES as far as this node judges"
+        yield f"{ends}: {fate if flow['passes'] else 'DROPPED'}"
+        for direction in ("egress", "ingress"):
+            yield from _direction(direction, flow[direction])
+
+
+def _direction(name: str, shown: dict[str, Any]) -> Iterator[str]:
+    by = f": {shown['rule']}" if shown["rule"] else ""
+    yield f"  {name:<8} {shown['verdict'] if shown['judgedHere'] else 'not here'}, {shown['why']}{by}"
+    if shown["policies"]:
+        yield f"           isolated by {', '.join(shown['policies'])}"
+    yield from (f"           {text}" for text in shown["wouldChange"])
+    if shown["disagreement"]:
+        yield f"           DISAGREEMENT: {shown['disagreement']}"
+
+
+def _end(shown: dict[str, Any]) -> str:
+    return f"{shown['pod']} ({shown['address']})" if shown["pod"] else str(shown["address"])

@@ -1,0 +1,241 @@
+"""Pods on macvlans: who is behind their parents, and the programs that are asked there (bpf/macvlan.bpf.c).
+
+A macvlan's frames never meet the node's tables, so they are judged at the interface that it is made on. Two
+actuators: the maps that tell the programs whose MAC address and whose address it is, and the links that have the
+programs at the parents. Write the maps first: at a parent, what nobody has told of is dropped.
+
+Whose frames may leave by a parent: of the pods that were attached through us, as themselves; of the interfaces that
+the node itself has on it, whatever they say; and of the MAC addresses that the configuration names, which are other
+systems' macvlans. Anything else is a macvlan that a pod has made beside its own.
+
+This does not decide what pods may send to whom; `map` writes that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from bgpd.datapath import features, layout, links, loader, pins
+from bgpd.datapath.layout import StationFlag
+from bgpd.datapath.libbpf import DatapathError
+from bgpd.datapath.links import Hook, Link
+from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
+from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
+from bgpd.model.prefix import Address
+from bgpd.netlink.links import Links
+from bgpd.runtime.diff import Change
+
+OBJECT = "macvlan"
+_PROGRAMS = {Hook.EGRESS: "macvlan_egress", Hook.INGRESS: "macvlan_ingress"}
+_EGRESS_WITHOUT_NETNS = "macvlan_egress_v6_6"
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
+_ANY_MAC = bytes(6)
+_STATIONS, _ADDRESSES = "macvlan_stations", "macvlan_addresses"
+
+Entry: TypeAlias = tuple[str, bytes]
+"""A map, and a key in it."""
+
+
+# --- who is behind a parent -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What the node has: by the index of a parent the MAC addresses that the node sends with there, and the cookie of
+    its network namespace, 0 where the kernel has none.
+    """
+
+    macs: Mapping[int, frozenset[bytes]]
+    netns: int
+
+
+def refusal(link: MacvlanLink) -> str:
+    """Why policy cannot be enforced on it; empty: it can."""
+    if link.mode is MacvlanMode.SOURCE:
+        return "a macvlan of mode source gets copies of what others are sent, whatever their policy; use mode bridge"
+    return ""
+
+
+def is_installed(directory: Path) -> bool:
+    """Whether a parent may have our programs."""
+    return (directory / _PROGRAMS[Hook.INGRESS]).exists()
+
+
+def parents_of(endpoints: Iterable[Endpoint]) -> frozenset[int]:
+    """The interfaces that these are on."""
+    return frozenset(each.link.parent for each in endpoints if isinstance(each.link, MacvlanLink))
+
+
+def behind(have: Iterable[Entry]) -> frozenset[int]:
+    """The parents that somebody is known behind."""
+    return frozenset(layout.STATION_KEY.unpack(key)[0] for name, key in have if name == _STATIONS)
+
+
+def entries(
+    endpoints: Iterable[Endpoint], own: Own, at: Collection[int], others: Iterable[bytes] = ()
+) -> dict[Entry, bytes]:
+    """What the maps are to hold; `at` are the parents, `others` the MAC addresses of other systems' macvlans."""
+    pods = [(each, each.link) for each in endpoints if isinstance(each.link, MacvlanLink)]
+    senders = [(parent, mac, 0) for mac in others for parent in at]
+    senders += [(parent, mac, own.netns) for parent in at for mac in own.macs.get(parent, ())]
+    want = {
+        _station_key(parent, mac): layout.STATION.pack(bytes(16), bytes(16), netns, mac, StationFlag.NODE)
+        for parent, mac, netns in senders
+    }
+    for endpoint, link in pods:
+        want.update(_pod(endpoint, link))
+    return want
+
+
+def _pod(endpoint: Endpoint, link: MacvlanLink) -> Iterator[tuple[Entry, bytes]]:
+    mac, alone = bytes.fromhex(endpoint.mac.replace(":", "")), link.mode is MacvlanMode.PASSTHRU
+    first = _first(endpoint.addresses)
+    station = layout.STATION.pack(*first, 0, mac, StationFlag.PASSTHRU if alone else 0)
+    yield _station_key(link.parent, mac), station
+    if alone:
+        yield _station_key(link.parent, _ANY_MAC), station
+    owner = layout.OWNER.pack(mac, bytes(2))
+    for address in endpoint.addresses:
+        yield (_ADDRESSES, layout.ADDRESS_KEY.pack(link.parent, layout.policy_address(address))), owner
+
+
+def _station_key(parent: int, mac: bytes) -> Entry:
+    return _STATIONS, layout.STATION_KEY.pack(parent, mac, bytes(2))
+
+
+def _first(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
+    found = {address.version: layout.policy_address(address) for address in reversed(addresses)}
+    return found.get(4, bytes(16)), found.get(6, bytes(16))
+
+
+class Stations:
+    """The actuator of both maps. `own` is what the node had when they were last read: read them when it changes."""
+
+    def __init__(self, installed: loader.Installed, directory: Path) -> None:
+        self.installed, self._directory = installed, directory
+        self.own = Own({}, 0)
+
+    async def observe(self) -> Mapping[Entry, bytes]:
+        return await asyncio.to_thread(self._observe)
+
+    async def apply(self, changes: Sequence[Change[Entry, bytes]]) -> Sequence[Outcome]:
+        """Addresses before the MAC addresses that have them, and the other way round when they go."""
+        for change in changes:
+            name, key = change.key
+            if change.want is None:
+                self.installed.maps[name].delete([key])
+            else:
+                self.installed.maps[name].update({key: change.want})
+        return [DONE] * len(changes)
+
+    def _observe(self) -> dict[Entry, bytes]:
+        loader.restore(self.installed, self._directory)
+        self.own = _own()
+        return {
+            (name, key): value
+            for name in (_ADDRESSES, _STATIONS)
+            for key, value in self.installed.maps[name].entries().items()
+        }
+
+
+def _own() -> Own:
+    with Links() as found, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as here:
+        macs: dict[int, set[bytes]] = {}
+        for each in found.all_here():
+            for parent in (each.index, each.other if each.other_netns is None else None):
+                if parent is not None and each.mac:
+                    macs.setdefault(parent, set()).add(bytes.fromhex(each.mac.replace(":", "")))
+        try:
+            cookie = here.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError:
+            cookie = bytes(8)
+    return Own({parent: frozenset(each) for parent, each in macs.items()}, layout.COUNTER.unpack(cookie)[0])
+
+
+# --- the programs at it ---------------------------------------------------------------------------------------------
+
+
+Programs: TypeAlias = Mapping[Hook, int]
+"""At a parent: the id of the program that is asked at each hook."""
+
+
+def install(directory: Path) -> loader.Installed:
+    """The object, with the program for egress that this kernel can have as `macvlan_egress`."""
+    names = (_EGRESS_WITHOUT_NETNS, _PROGRAMS[Hook.EGRESS])
+    unfit = names[0] if features.can_tell_netns() else names[1]
+    return loader.install(loader.shipped(OBJECT), directory, without=[unfit])
+
+
+def programs(installed: loader.Installed) -> Mapping[Hook, loader.Program]:
+    """Those that are to be asked."""
+    egress = installed.programs.get(_PROGRAMS[Hook.EGRESS]) or installed.programs[_EGRESS_WITHOUT_NETNS]
+    return {Hook.EGRESS: egress, Hook.INGRESS: installed.programs[_PROGRAMS[Hook.INGRESS]]}
+
+
+class ParentLinks:
+    """The actuator; its objects are parents by their index. A link is pinned beside the programs, and held here: when
+    its pin is removed it is still in force, and is pinned again.
+    """
+
+    def __init__(self, installed: loader.Installed, directory: Path) -> None:
+        self._programs, self._directory = programs(installed), directory
+        self._held: dict[tuple[int, Hook], Link] = {}
+
+    async def observe(self) -> Mapping[int, Programs]:
+        return await asyncio.to_thread(self._observe)
+
+    async def apply(self, changes: Sequence[Change[int, Programs]]) -> Sequence[Outcome]:
+        return [await asyncio.to_thread(self._apply, change.key, change.want) for change in changes]
+
+    def _observe(self) -> dict[int, dict[Hook, int]]:
+        """A parent whose links are not all there, and pinned, has only those that are."""
+        found: dict[int, dict[Hook, int]] = {ifindex: {} for ifindex, _ in self._held}
+        for path in self._directory.glob(f"{OBJECT}_*_at_*"):
+            name, _, ifindex = path.name.rpartition("_at_")
+            hook = next((hook for hook, program in _PROGRAMS.items() if program == name), None)
+            if hook is not None and ifindex.isdecimal():
+                self._look(path, int(ifindex), hook, found.setdefault(int(ifindex), {}))
+        return found
+
+    def _look(self, path: Path, ifindex: int, hook: Hook, found: dict[Hook, int]) -> None:
+        link = links.pinned(path)
+        program = link.program_at(ifindex, hook) if link else None
+        if link is not None and program is not None and self._held.setdefault((ifindex, hook), link).id == link.id:
+            found[hook] = program
+
+    def _apply(self, ifindex: int, want: Programs | None) -> Outcome:
+        try:
+            for hook in Hook:
+                if want is None:
+                    self._detach(ifindex, hook)
+                else:
+                    self._attach(ifindex, hook)
+        except DatapathError as error:
+            return Blocked(str(error)) if error.code == errno.EINVAL else Retry(str(error))
+        return DONE
+
+    def _attach(self, ifindex: int, hook: Hook) -> None:
+        program, link, pin = self._programs[hook], self._held.get((ifindex, hook)), self._pin(ifindex, hook)
+        there = link.program_at(ifindex, hook) if link else None
+        if link is None or there is None:
+            link = links.attach(program.fd, ifindex, hook)
+        elif there != program.id:
+            link.update(program.fd)
+        pins.substitute(link.fd, pin)
+        self._held[ifindex, hook] = link
+
+    def _detach(self, ifindex: int, hook: Hook) -> None:
+        self._pin(ifindex, hook).unlink(missing_ok=True)
+        link = self._held.pop((ifindex, hook), None)
+        if link is not None:
+            link.detach()
+            link.close()
+
+    def _pin(self, ifindex: int, hook: Hook) -> Path:
+        return self._directory / f"{_PROGRAMS[hook]}_at_{ifindex}"

@@ -1,0 +1,387 @@
+// SPDX-License-Identifier: Apache-2.0
+/*
+ * NetworkPolicy and anti-spoofing of pods on macvlans, at the interface that these are made on, their parent. Their
+ * frames never meet netfilter of the node. Which hook sees what:
+ *
+ *   egress    a pod's frames to the wire; the node's own
+ *   ingress   frames from the wire; in bridge mode those from pod to pod too, which look like any other but for the
+ *             sender's MAC address
+ *
+ * What macvlans in bridge mode send to a group reaches each other without passing here: the kernel hands it over
+ * inside the sender's interface, and the egress hook sees but the copy that goes to the wire.
+ *
+ * Data in: who is behind a parent, written by bgpd/policy/parents.py, and the maps of verdict.h and flow.h. Data out:
+ * a counter per verdict, and an event for what a rule set denies.
+ */
+#include <linux/pkt_cls.h>
+
+#include "bgpd/flow.h"
+#include "bgpd/layout.h"
+#include "bgpd/parse.h"
+#include "bgpd/verdict.h"
+
+/* Read by the daemon before it loads anything; as a type it lands in BTF. */
+const enum bgpd_abi layout SEC("bgpd_abi") = BGPD_ABI;
+
+POLICY_HASH(macvlan_stations, struct macvlan_station_key, struct macvlan_station, MACVLAN_STATIONS);
+POLICY_HASH(macvlan_addresses, struct macvlan_address_key, struct macvlan_owner, MACVLAN_ADDRESSES);
+
+/* Goes on with the next program of the hook, if there is one: TCX_NEXT, and of clsact TC_ACT_UNSPEC. */
+#define NEXT TC_ACT_UNSPEC
+
+/* RFC 826, of Ethernet and IPv4; linux/if_arp.h wants a C library. */
+struct arp {
+	__be16 hardware_type;
+	__be16 protocol_type;
+	__u8 hardware_length;
+	__u8 protocol_length;
+	__be16 operation;
+	__u8 sender_mac[ETH_ALEN];
+	__u8 sender[4];
+} __attribute__((packed));
+
+enum icmpv6_type {
+	ICMPV6_LISTENER_QUERY = 130, /* RFC 2710 */
+	ICMPV6_LISTENER_DONE = 132,
+	ICMPV6_ROUTER_ADVERTISEMENT = 134, /* RFC 4861 */
+	ICMPV6_NEIGHBOR_ADVERTISEMENT = 136,
+	ICMPV6_REDIRECT = 137,
+	ICMPV6_LISTENER_REPORT = 143, /* RFC 3810 */
+};
+#define ADVERTISED_AT 8 /* RFC 4861 section 4.4: the target address */
+
+#define VLAN_ID 0xfff /* IEEE 802.1Q section 9.6; 0 is no VLAN */
+#define DHCP_SERVER_PORT 67
+#define DHCP_CLIENT_PORT 68
+
+struct frame {
+	struct packet packet;
+	struct ethhdr eth;
+	__u32 parent;
+	enum packet_state state;
+};
+
+/* Not a verdict: go on. */
+#define UNDECIDED POLICY_VERDICTS
+
+static __always_inline int same_mac(const __u8 *one, const __u8 *other)
+{
+	const __u16 *a = (const void *)one, *b = (const void *)other; /* as they are aligned in an Ethernet header */
+
+	return !((a[0] ^ b[0]) | (a[1] ^ b[1]) | (a[2] ^ b[2]));
+}
+
+static __always_inline int is_group(const __u8 *mac)
+{
+	return mac[0] & 1;
+}
+
+static __always_inline const struct macvlan_station *station_of(__u32 parent, const __u8 *mac)
+{
+	struct macvlan_station_key key = {.parent = parent};
+
+	if (mac)
+		__builtin_memcpy(key.mac, mac, ETH_ALEN);
+	return bpf_map_lookup_elem(&macvlan_stations, &key);
+}
+
+static __always_inline const struct macvlan_owner *owner_of(__u32 parent, const struct policy_address *address)
+{
+	struct macvlan_address_key key = {.parent = parent, .address = *address};
+
+	return bpf_map_lookup_elem(&macvlan_addresses, &key);
+}
+
+static __always_inline int is_link_local(const struct policy_address *address)
+{
+	return address->bytes[0] == 0xfe && (address->bytes[1] & 0xc0) == 0x80;
+}
+
+static __always_inline int is_zero(const struct policy_address *address)
+{
+	const __u64 *words = (const void *)address->bytes;
+
+	return words[0] == 0 && words[1] == 0;
+}
+
+/* What may be sent from a link-local address, or from none: as the bridge's table has it. */
+static __always_inline int is_on_link(const struct packet *packet)
+{
+	return packet->protocol == IPPROTO_ICMPV6 &&
+	       ((packet->icmp_type >= ICMPV6_LISTENER_QUERY && packet->icmp_type <= ICMPV6_NEIGHBOR_ADVERTISEMENT) ||
+		packet->icmp_type == ICMPV6_LISTENER_REPORT);
+}
+
+/* Of whom has no address yet. A server's answer goes where the rules let it. */
+static __always_inline int is_dhcp_request(const struct frame *frame)
+{
+	const struct packet *packet = &frame->packet;
+	const __u32 *source = (const void *)packet->source.bytes,
+		    *destination = (const void *)packet->destination.bytes;
+
+	return frame->state == PACKET_WHOLE && packet->protocol == IPPROTO_UDP && is_v4(&packet->source) &&
+	       source[3] == 0 && destination[3] == 0xffffffff && packet->source_port == bpf_htons(DHCP_CLIENT_PORT) &&
+	       packet->destination_port == bpf_htons(DHCP_SERVER_PORT);
+}
+
+/* Whether the sender may use this address: UNDECIDED, or POLICY_SPOOFED. A pod's is its own, nobody else's is a
+ * pod's. */
+static __always_inline enum policy_verdict check_owner(const struct frame *frame,
+						       const struct policy_address *address, int pod)
+{
+	const struct macvlan_owner *owner = owner_of(frame->parent, address);
+
+	if (!owner)
+		return pod ? POLICY_SPOOFED : UNDECIDED;
+	return same_mac(owner->mac, frame->eth.h_source) ? UNDECIDED : POLICY_SPOOFED;
+}
+
+static __always_inline enum policy_verdict check_arp(struct __sk_buff *skb, const struct frame *frame, int pod)
+{
+	struct policy_address sender;
+	struct arp arp;
+	__be32 address;
+
+	if (load(skb, 0, &arp, sizeof(arp)))
+		return POLICY_BAD_HEADER;
+	if (pod && !same_mac(arp.sender_mac, frame->eth.h_source))
+		return POLICY_SPOOFED;
+	__builtin_memcpy(&address, arp.sender, sizeof(address));
+	if (!address)
+		return POLICY_NEIGHBOR; /* probes, RFC 5227 */
+	map_v4(&sender, &address);
+	return check_owner(frame, &sender, pod) == UNDECIDED ? POLICY_NEIGHBOR : POLICY_SPOOFED;
+}
+
+static __always_inline enum policy_verdict check_advertised(struct __sk_buff *skb, const struct frame *frame, int pod)
+{
+	struct policy_address target;
+
+	if (load(skb, frame->packet.transport + ADVERTISED_AT, &target, sizeof(target)))
+		return POLICY_BAD_HEADER;
+	return is_link_local(&target) ? UNDECIDED : check_owner(frame, &target, pod);
+}
+
+/* As `parse_v6` not static. Whether a frame says truly who sent it. `pod`: the MAC address is one's. */
+__noinline int check_source(struct __sk_buff *skb, const struct frame *frame, int pod)
+{
+	const struct packet *packet = (const void *)frame;
+	enum policy_verdict verdict;
+
+	if (!frame)
+		return POLICY_BAD_HEADER;
+	if (pod && skb->vlan_present)
+		return POLICY_NOT_IP; /* a pod is in no VLAN */
+	if (frame->eth.h_proto == bpf_htons(ETH_P_ARP))
+		return check_arp(skb, frame, pod);
+	if (frame->state == PACKET_NOT_IP)
+		return pod ? POLICY_NOT_IP : UNDECIDED;
+	if (frame->state == PACKET_BAD_HEADER)
+		return pod ? POLICY_BAD_HEADER : UNDECIDED;
+	if (packet->protocol == IPPROTO_ICMPV6 && packet->icmp_type == ICMPV6_NEIGHBOR_ADVERTISEMENT) {
+		verdict = check_advertised(skb, frame, pod);
+		if (verdict != UNDECIDED)
+			return verdict;
+	}
+	if (!pod)
+		return check_owner(frame, &packet->source, 0);
+	if (packet->protocol == IPPROTO_ICMPV6 &&
+	    (packet->icmp_type == ICMPV6_ROUTER_ADVERTISEMENT || packet->icmp_type == ICMPV6_REDIRECT))
+		return POLICY_SPOOFED; /* pods are no routers */
+	if (is_link_local(&packet->source) || is_zero(&packet->source))
+		return is_on_link(packet) ? POLICY_NEIGHBOR : POLICY_SPOOFED;
+	if (is_dhcp_request(frame))
+		return POLICY_NEIGHBOR;
+	return check_owner(frame, &packet->source, 1);
+}
+
+/* False if the Ethernet header cannot be read. */
+static __always_inline int read_frame(struct __sk_buff *skb, struct frame *frame)
+{
+	frame->parent = skb->ifindex;
+	if (bpf_skb_load_bytes(skb, 0, &frame->eth, sizeof(frame->eth)))
+		return 0;
+	frame->state = parse(skb, frame->eth.h_proto, 0, &frame->packet);
+	return 1;
+}
+
+/* --- from pods and the node to the wire ------------------------------------------------------------------------- */
+
+/*
+ * A packet socket of a pod can send with whatever MAC address, the node's too, and can say of a frame that it is of
+ * another protocol than it is, by which others find its headers elsewhere.
+ */
+static __always_inline enum policy_verdict leave(struct __sk_buff *skb, __u64 netns)
+{
+	const struct macvlan_station *sender;
+	enum policy_verdict verdict;
+	struct frame frame = {};
+
+	if (!read_frame(skb, &frame))
+		return POLICY_BAD_HEADER;
+	sender = station_of(frame.parent, frame.eth.h_source);
+	if (sender && sender->flags & MACVLAN_NODE) {
+		if (netns && sender->netns && netns != sender->netns)
+			return POLICY_SPOOFED;
+		verdict = check_source(skb, &frame, 0);
+		return verdict == UNDECIDED || verdict == POLICY_NEIGHBOR ? POLICY_NOT_ISOLATED : verdict;
+	}
+	if (skb->protocol != frame.eth.h_proto)
+		return POLICY_NOT_IP;
+	if (!sender)
+		return is_dhcp_request(&frame) && !skb->vlan_present ? POLICY_NEIGHBOR : POLICY_STRANGER;
+	verdict = check_source(skb, &frame, 1);
+	return verdict == UNDECIDED ? track(skb, &frame.packet, frame.state) : verdict;
+}
+
+SEC("tc")
+int macvlan_egress(struct __sk_buff *skb)
+{
+	return passes(counted(leave(skb, skb->sk ? bpf_get_netns_cookie(skb) : 0))) ? NEXT : TC_ACT_SHOT;
+}
+
+/* Before Linux 6.15, where nobody says which namespace a frame comes from. */
+SEC("tc")
+int macvlan_egress_v6_6(struct __sk_buff *skb)
+{
+	return passes(counted(leave(skb, 0))) ? NEXT : TC_ACT_SHOT;
+}
+
+/* --- from the wire, and from pod to pod --------------------------------------------------------------------------
+ */
+
+/* As `parse_v6` not static. What the rules of `pod` say of what comes to it astray. `silent`: it will be asked again.
+ */
+__noinline int judge_astray(const struct packet *packet, __u32 state, const struct policy_address *pod, int silent)
+{
+	const struct policy_peer *server;
+	struct packet copy;
+	struct side side;
+	int audited;
+
+	if (!packet || !pod)
+		return POLICY_BAD_HEADER;
+	copy = *packet;
+	server = astray(&copy, pod, &side);
+	if (!server)
+		return POLICY_NOT_ISOLATED;
+	audited = !!(server->flags & POLICY_AUDIT);
+	if (silent)
+		return audited ? POLICY_AUDITED : ask(&side, &copy, state).verdict;
+	return judge_side(&side, &copy, state, 0, audited);
+}
+
+static __always_inline const struct policy_address *address_of(const struct macvlan_station *pod,
+							       const struct packet *packet)
+{
+	return is_v4(&packet->source) ? &pod->v4 : &pod->v6;
+}
+
+/* To one pod. UNDECIDED: it may, as far as it is for the receiver alone to say. */
+static __always_inline enum policy_verdict check_delivery(struct __sk_buff *skb, const struct frame *frame,
+							  const struct macvlan_station *receiver)
+{
+	const struct macvlan_owner *owner;
+	enum policy_verdict verdict;
+
+	if (skb->vlan_present && skb->vlan_tci & VLAN_ID)
+		return POLICY_NOT_IP; /* a pod is in no VLAN */
+	if (frame->state == PACKET_NOT_IP)
+		return POLICY_NOT_IP;
+	if (frame->state == PACKET_BAD_HEADER)
+		return POLICY_BAD_HEADER;
+	if (is_neighbor_discovery(&frame->packet))
+		return POLICY_NEIGHBOR;
+	owner = owner_of(frame->parent, &frame->packet.destination);
+	if (owner && same_mac(owner->mac, receiver->mac))
+		return UNDECIDED;
+	verdict = judge_astray(&frame->packet, frame->state, address_of(receiver, &frame->packet), 0);
+	return passes(verdict) ? UNDECIDED : verdict;
+}
+
+/* A frame to a group, and what becomes of it at each pod. */
+struct group {
+	struct __sk_buff *skb;
+	const struct frame *frame;
+	int deaf;   /* a pod must not get it */
+	int spread; /* give it to the others, each by itself */
+};
+
+static long hand_over(void *map, const struct macvlan_station_key *key, const struct macvlan_station *receiver,
+		      struct group *group)
+{
+	const struct frame *frame = group->frame;
+
+	(void)map;
+	if (key->parent != frame->parent || receiver->flags & MACVLAN_NODE ||
+	    same_mac(key->mac, frame->eth.h_source) || !same_mac(key->mac, receiver->mac))
+		return 0;
+	if (!passes(judge_astray(&frame->packet, frame->state, address_of(receiver, &frame->packet), 1))) {
+		group->deaf = 1;
+		return !group->spread;
+	}
+	if (group->spread && !bpf_skb_store_bytes(group->skb, 0, receiver->mac, ETH_ALEN, 0))
+		bpf_clone_redirect(group->skb, frame->parent, BPF_F_INGRESS);
+	return 0;
+}
+
+/*
+ * To the node and every pod: the kernel asks nobody which of them. If there is one that must not get it, each of the
+ * others is given a copy, addressed to it, and the frame itself goes to the node only: no macvlan has MAC address 0.
+ * As `parse_v6` not static.
+ */
+__noinline int broadcast(struct __sk_buff *skb, const struct frame *frame)
+{
+	const __u8 nobody[ETH_ALEN] = {};
+	struct group group = {.skb = skb, .frame = frame};
+
+	if (!frame)
+		return POLICY_BAD_HEADER;
+	if (frame->state == PACKET_NOT_IP)
+		return POLICY_NOT_ISOLATED;
+	if (frame->packet.protocol == IPPROTO_ICMPV6 && is_on_link(&frame->packet))
+		return POLICY_NEIGHBOR;
+	bpf_for_each_map_elem(&macvlan_stations, hand_over, &group, 0);
+	if (!group.deaf)
+		return POLICY_NOT_ISOLATED;
+	if (station_of(frame->parent, NULL))
+		return POLICY_DENIED_INGRESS; /* the one pod of this parent would get it whatever the MAC address */
+	group.spread = 1;
+	bpf_for_each_map_elem(&macvlan_stations, hand_over, &group, 0);
+	return bpf_skb_store_bytes(skb, 0, nobody, ETH_ALEN, 0) ? POLICY_DENIED_INGRESS : POLICY_NOT_ISOLATED;
+}
+
+static __always_inline enum policy_verdict arrive(struct __sk_buff *skb)
+{
+	const struct macvlan_station *sender, *receiver;
+	enum policy_verdict verdict;
+	struct frame frame = {};
+	int pod;
+
+	if (!read_frame(skb, &frame))
+		return POLICY_BAD_HEADER;
+	sender = station_of(frame.parent, frame.eth.h_source);
+	pod = sender && !(sender->flags & MACVLAN_NODE);
+	verdict = check_source(skb, &frame, pod);
+	if (verdict != UNDECIDED)
+		return verdict;
+	if (is_group(frame.eth.h_dest))
+		return broadcast(skb, &frame);
+	receiver = station_of(frame.parent, frame.eth.h_dest);
+	if (!receiver)
+		receiver = station_of(frame.parent, NULL);
+	if (receiver && !(receiver->flags & MACVLAN_NODE))
+		verdict = check_delivery(skb, &frame, receiver);
+	else if (!pod)
+		verdict = POLICY_NOT_ISOLATED;
+	return verdict == UNDECIDED ? track(skb, &frame.packet, frame.state) : verdict;
+}
+
+SEC("tc")
+int macvlan_ingress(struct __sk_buff *skb)
+{
+	return passes(counted(arrive(skb))) ? NEXT : TC_ACT_SHOT;
+}
+
+/* No helper used here is restricted to GPL-compatible programs. */
+char LICENSE[] SEC("license") = "Apache-2.0";

@@ -1,0 +1,40 @@
+"""What a node needs so that the CNI plugin is chained there, and the plugin's part in a request to the daemon.
+
+Who starts pods, and what becomes of them, is for the tests to say.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+from bgpd.cni.frame import Frame
+from tests.fabric.node import BgpdNode
+
+ANSWER_S = 10.0
+
+
+def sections(directory: Path) -> dict[str, Any]:
+    """Of bgpd.yaml, for a node whose files lie there: chained behind its only network, which is written there."""
+    places = {name: directory / name for name in ("cniConf", "cniBin", "cniCache")}
+    for place in places.values():
+        place.mkdir(parents=True)
+    main = {"cniVersion": "1.0.0", "name": "cluster", "plugins": [{"type": "bridge"}]}
+    (places["cniConf"] / "10-cluster.conflist").write_text(json.dumps(main))
+    places |= {name: directory / name for name in ("run", "state", "bpf")}
+    return {
+        "paths": {name: str(place) for name, place in places.items()},
+        "policy": {"enabled": True},
+        "cni": {"chainingMode": "auto"},
+    }
+
+
+def ask(node: BgpdNode, asked: Frame) -> int:
+    """The plugin's exit status."""
+    with socket.socket(socket.AF_UNIX) as plugin:
+        plugin.settimeout(ANSWER_S)
+        plugin.connect(str(node.directory / "run" / "cni.sock"))
+        plugin.sendall(asked.encode())
+        return int(plugin.makefile("rb").readline().split()[1])
