@@ -12,10 +12,9 @@ import argparse
 import sys
 
 from bgpd.cli.ask import ask
-from bgpd.cli.exits import FAILED, FINE, USAGE
+from bgpd.cli.clear import cleared
+from bgpd.cli.exits import FINE, USAGE
 from bgpd.cli.output import print_json, table
-from bgpd.cli.settings import without_passwords
-from bgpd.runtime.reconcile import TargetError
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,11 +62,4 @@ def _test(options: argparse.Namespace) -> int:
 def _clear(options: argparse.Namespace) -> int:
     from bgpd.masq.masquerading import clear  # brings libbpf and nf_tables
 
-    try:
-        removed = clear(without_passwords(options).paths.bpf)
-    except TargetError as error:
-        sys.stderr.write(f"{error}\n")
-        return FAILED
-    for what in removed or ["nothing was there"]:
-        sys.stdout.write(f"removed {what}\n" if removed else f"{what}\n")
-    return FINE
+    return cleared(options, clear)

@@ -1,5 +1,7 @@
 """`bgpd policy list`: the NetworkPolicies that count on this node. `policy explain SRC DST[:PORT/PROTO]`: why.
 
+`policy clear`: none of it, once the daemon is gone or has been told not to.
+
 `explain` says what the maps in the kernel make of a flow, and holds that to what the policies say. Its exit code is 4
 where the two differ, or where what is in the maps is not in force.
 """
@@ -12,15 +14,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from bgpd.cli.ask import ask
+from bgpd.cli.clear import cleared
 from bgpd.cli.exits import DEGRADED, FINE, USAGE
 from bgpd.cli.output import print_json
 
-USAGE_TEXT = "usage: bgpd policy list | bgpd policy explain SRC DST[:PORT/PROTO]\n"
+USAGE_TEXT = "usage: bgpd policy list | bgpd policy explain SRC DST[:PORT/PROTO] | bgpd policy clear\n"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    text = "list: those that select pods of this node; explain: whether and why SRC reaches DST"
-    parser.add_argument("what", choices=("list", "explain"), help=text)
+    text = (
+        "list: those that select pods of this node; explain: whether and why SRC reaches DST; "
+        "clear: take tables, programs and maps out of the kernel, once the daemon is gone"
+    )
+    parser.add_argument("what", choices=("list", "explain", "clear"), help=text)
     end = "a pod as namespace/name, or an address"
     parser.add_argument("client", nargs="?", metavar="SRC", help=f"for explain: {end}")
     text = f"for explain: {end}, IPv6 in brackets; :80 is :80/tcp; without a port it is about a ping"
@@ -28,10 +34,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    if (options.what == "explain") != (options.server is not None) or (options.what == "list" and options.client):
+    if (options.what == "explain") != (options.server is not None) or (options.what != "explain" and options.client):
         sys.stderr.write(USAGE_TEXT)
         return USAGE
-    return {"list": _list, "explain": _explain}[options.what](options)
+    return {"list": _list, "explain": _explain, "clear": _clear}[options.what](options)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -93,3 +99,9 @@ def _direction(name: str, shown: dict[str, Any]) -> Iterator[str]:
 
 def _end(shown: dict[str, Any]) -> str:
     return f"{shown['pod']} ({shown['address']})" if shown["pod"] else str(shown["address"])
+
+
+def _clear(options: argparse.Namespace) -> int:
+    from bgpd.policy.clear import clear  # brings nf_tables
+
+    return cleared(options, clear)

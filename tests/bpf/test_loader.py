@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,11 +51,17 @@ def pinned_program(directory: Path) -> int:
 
 def test_objects_are_pinned_whole(directory: Path) -> None:
     """Between them every map that the layout knows, and their programs; nothing else."""
-    masq, policy = install(directory), loader.install(loader.shipped("policy"), directory)
-    programs = {*masq.programs, *policy.programs}
+    masq = install(directory)
+    policy, macvlan = (loader.install(loader.shipped(name), directory) for name in ("policy", "macvlan"))
+    programs = {*masq.programs, *policy.programs, *macvlan.programs}
     assert {path.name for path in directory.iterdir()} == {*MAPS, *programs}
-    assert pinned(directory) == {name: each.id for name, each in {**masq.maps, **policy.maps}.items()}
-    assert programs == {"masquerade", "policy", "policy_reply", "policy_bridge", "policy_astray"}
+    maps = {**masq.maps, **policy.maps, **macvlan.maps}
+    assert pinned(directory) == {name: each.id for name, each in maps.items()}
+    assert programs == {
+        "masquerade",
+        *("policy", "policy_reply", "policy_bridge", "policy_astray"),
+        *("macvlan_egress", "macvlan_egress_v6_6", "macvlan_ingress"),
+    }
     assert masq.programs["masquerade"].replaced
 
 
@@ -173,3 +180,19 @@ def test_nothing_is_left_open(directory: Path) -> None:
         loader.restore(installed, directory)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before
     assert libbpf.map_info(installed.maps["ipmasq_v4"].fd).id == installed.maps["ipmasq_v4"].id
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in loader.OBJECTS.glob("*.o")))
+def test_every_object_loads_with_what_the_unit_grants(directory: Path, name: str) -> None:
+    """The verifier is stricter with a process that lacks CAP_PERFMON, and tests run as root with everything."""
+    unit = (loader.OBJECTS.parents[2] / "systemd/bgpd.service").read_text()
+    (granted,) = re.findall(r"^CapabilityBoundingSet=(.+)$", unit, re.MULTILINE)
+    caps = ",".join(f"+{each.removeprefix('CAP_').lower()}" for each in granted.split())
+    program = (
+        "import sys; from pathlib import Path; from bgpd.datapath import loader\n"
+        "print(*loader.install(loader.shipped(sys.argv[1]), Path(sys.argv[2])).programs)"
+    )
+    command = ["setpriv", f"--bounding-set=-all,{caps}", sys.executable, "-c", program, name, str(directory)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()

@@ -1,0 +1,170 @@
+"""Pods on macvlans through all of `bgpd.policy.policing`: attached, adopted, ended, and what the node itself does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import json
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from bgpd.config.load import load
+from bgpd.model.attachment import AttachmentKey, PodName
+from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
+from bgpd.model.labels import Selector
+from bgpd.model.node import Node
+from bgpd.model.outcome import DONE, Blocked
+from bgpd.model.pod import Namespace as PodNamespace
+from bgpd.model.pod import Pod
+from bgpd.model.policy import NetworkPolicy
+from bgpd.policy.policing import Objects, Policing
+from bgpd.runtime.store import Store
+from tests.fabric.macvlan_node import PLANS, MacvlanPlace
+from tests.fabric.netns import Lab
+from tests.fabric.reach import ping
+from tests.unit.config_values import SMALLEST
+
+pytestmark = pytest.mark.needs("mount", "nft")
+
+T = TypeVar("T")
+SILENCE_S = 0.25
+DEADLINE_S = 20.0  # two cores, and other tests beside this one
+CLOSED = {"shop/closed": NetworkPolicy("shop", "closed", "", Selector(), (), None)}
+
+
+class Daemon:
+    """Policing on the node, with what Kubernetes would have told it."""
+
+    def __init__(self, place: MacvlanPlace, directory: Path) -> None:
+        file = place.lab.directory / "bgpd.yaml"
+        file.write_text(json.dumps({**SMALLEST, "paths": {"bpf": str(directory)}}))
+        self.place = place
+        self.endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
+        self.policies: Store[Mapping[str, NetworkPolicy]] = Store({})
+        pods = {f"shop/{name}": Pod("shop", name, node="worker1") for name in place.pods}
+        nodes, namespaces = {"worker1": Node("worker1")}, {"shop": PodNamespace("shop")}
+        objects = Objects(_told(nodes), _told(pods), _told(namespaces), self.policies)
+        self.policies.publish({})
+        self.policing = Policing("worker1", _told(load(file)), objects, self.endpoints, lambda done: None)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Policing]:
+        task = asyncio.create_task(self.policing.run())
+        try:
+            yield self.policing
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    def attached(self, *names: str) -> list[Endpoint]:
+        found = [endpoint(self.place, name) for name in names]
+        self.endpoints.publish({each.key: each for each in found})
+        return found
+
+
+def _told(value: T) -> Store[T]:
+    store = Store(value)
+    store.publish(value)
+    return store
+
+
+def endpoint(place: MacvlanPlace, name: str) -> Endpoint:
+    addresses = tuple(ip_address(plan.of(name)) for plan in PLANS)
+    link = MacvlanLink(place.parent, "eth0", MacvlanMode.BRIDGE)
+    return Endpoint(
+        AttachmentKey("net", name, "eth0"), PodName("shop", name, ""), place.mac(name).hex(":"), addresses, link
+    )
+
+
+async def soon(true: Callable[[], bool]) -> bool:
+    async with asyncio.timeout(DEADLINE_S):
+        while not await asyncio.to_thread(true):  # noqa: ASYNC110 - nobody tells of what the kernel does
+            await asyncio.sleep(0.05)
+    return True
+
+
+@pytest.fixture
+def place(lab: Lab) -> Iterator[MacvlanPlace]:
+    """The connection that owns the tables is closed by the end of the process only, else they would go before it:
+    here there are several to a process."""
+    yield MacvlanPlace(lab)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
+
+
+def reaches(place: MacvlanPlace, client: str, server: str) -> bool:
+    return all(ping(place.namespace(client), plan.of(server), timeout_s=SILENCE_S) for plan in PLANS)
+
+
+def test_a_pod_that_is_attached_is_policed_when_its_add_returns(place: MacvlanPlace, bpffs: Path) -> None:
+    """And the node, whose interface it shares, goes on. The next daemon adopts; without pods nothing is left."""
+    directory = bpffs / "bgpd"
+
+    async def first() -> None:
+        daemon = Daemon(place, directory)
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            daemon.policies.publish(CLOSED)
+            for each in daemon.attached("a", "b"):
+                assert await policing.enforced(each) == DONE
+            assert not reaches(place, "a", "b")
+            assert not reaches(place, "outside", "b")
+            assert reaches(place, "node", "outside")
+            daemon.policies.publish({})
+            assert await soon(lambda: reaches(place, "a", "b") and reaches(place, "outside", "b"))
+            daemon.policies.publish(CLOSED)
+            assert await soon(lambda: not reaches(place, "a", "b"))
+
+    async def second() -> None:
+        assert not reaches(place, "a", "b"), "nobody runs"
+        daemon = Daemon(place, directory)
+        daemon.policies.publish(CLOSED)
+        daemon.attached("a", "b")
+        pins = {path: path.stat().st_ino for path in directory.glob("macvlan_*_at_*")}
+        assert len(pins) == 2
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            assert await soon(lambda: policing.parents.settled and bool(policing.parents.have))
+            assert {path: path.stat().st_ino for path in directory.glob("macvlan_*_at_*")} == pins
+            assert not reaches(place, "a", "b")
+            daemon.attached("a")
+            assert await soon(lambda: policing.stations.settled and reaches(place, "node", "outside"))
+            daemon.attached()
+            assert await soon(lambda: not list(directory.glob("macvlan_*_at_*")))
+            assert reaches(place, "node", "outside")
+
+    place.here(first)
+    place.here(second)
+
+
+def test_an_interface_that_the_node_makes_on_the_parent_may_send(place: MacvlanPlace, bpffs: Path) -> None:
+    async def run() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            (pod,) = daemon.attached("a")
+            assert await policing.enforced(pod) == DONE
+            place.node.ip("link add link eth0 name shim type macvlan mode bridge", "link set shim up")
+            place.node.add_address("shim", "198.51.100.50/32")
+            place.node.add_route("198.51.100.2/32 src 198.51.100.50", dev="shim")
+            assert await soon(lambda: ping(place.node, PLANS[0].outside, timeout_s=SILENCE_S))
+
+    place.here(run)
+
+
+def test_a_macvlan_that_hears_what_is_for_others_is_refused(place: MacvlanPlace, bpffs: Path) -> None:
+    async def run() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        pod = endpoint(place, "a")
+        outcome = await daemon.policing.enforced(
+            replace(pod, link=MacvlanLink(place.parent, "eth0", MacvlanMode.SOURCE))
+        )
+        assert isinstance(outcome, Blocked)
+
+    place.here(run)
