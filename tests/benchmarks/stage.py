@@ -63,14 +63,23 @@ class Api:
     def assign(self, place: NodePlace, pod_cidrs: Sequence[str]) -> tuple[float, float]:
         """Sets the pod CIDRs; when the request left, and how long the answer took."""
         spec = {"podCIDR": pod_cidrs[0], "podCIDRs": list(pod_cidrs)}
-        began = time.monotonic()
-        self._request("PATCH", f"{NODES}/{place.name}", {"spec": spec}, MERGE_PATCH)
-        return began, time.monotonic() - began
+        return self.patch(f"{NODES}/{place.name}", {"spec": spec})
 
     def replace(self, path: str, body: Mapping[str, Any]) -> tuple[float, float]:
         """Puts an object in the place of the one that is there; returns as `assign`."""
+        return self._timed("PUT", path, body)
+
+    def patch(self, path: str, body: Mapping[str, Any]) -> tuple[float, float]:
+        """Merges this into the object (RFC 7386); returns as `assign`."""
+        return self._timed("PATCH", path, body, MERGE_PATCH)
+
+    def create(self, path: str, body: Mapping[str, Any]) -> tuple[float, float]:
+        """`path` is the collection's; returns as `assign`."""
+        return self._timed("POST", path, body)
+
+    def _timed(self, method: str, path: str, body: Any, *content_type: str) -> tuple[float, float]:
         began = time.monotonic()
-        self._request("PUT", path, body)
+        self._request(method, path, body, *content_type)
         return began, time.monotonic() - began
 
     def _request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> None:

@@ -11,6 +11,7 @@ import os
 import platform
 import socket
 import subprocess
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,17 +76,23 @@ def call(
 
 @dataclass
 class Runtime:
-    """Runs the chain `conflist` in the node's network namespace. `results` are what it caches, by container."""
+    """Runs the chain `conflist` in the node's network namespace; None: in the caller's.
+
+    `results` are what it caches, by container; `took_s` how long each ADD took, by type of plugin.
+    """
 
     conflist: Mapping[str, Any]
     node: Path | None
     programs: Sequence[Path] = (DEBIAN,)
     results: dict[str, Any] = field(default_factory=dict)
+    took_s: dict[str, list[float]] = field(default_factory=dict)
 
     def add(self, container: str, netns: Path, pod: str = "web-0") -> Any:
         result = None
         for plugin in self.conflist["plugins"]:
+            began = time.monotonic()
             result = self._run("ADD", plugin, result, self._variables(container, netns, pod))
+            self.took_s.setdefault(plugin["type"], []).append(time.monotonic() - began)
         self.results[container] = result
         return result
 

@@ -1,0 +1,167 @@
+"""What judging a packet costs: the programs on one packet in the kernel (BPF_PROG_TEST_RUN), with few and many rules.
+
+The maps have what the daemon's own compiler makes of a tenant (`policy_cluster`), written by its own code. A number
+is the mean over many peers of the best of several runs each: whatever else the machine does only adds. Nothing is
+subtracted; what the kernel itself takes for a run is told as `test_run_ns`, by a program that only returns.
+
+Behind the kernel's connection tracking nothing is remembered, so the first packet of a flow costs what all others of
+its direction do: `known_flow` is the dearer direction, `new_flow` the first packet's. A bridge without br_netfilter
+has a program that tracks flows itself. There a first packet cannot be repeated, so it is measured in single runs,
+beside single runs of a later one, and the difference is added to what a later one costs when it is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+from bgpd.datapath import loader
+from bgpd.datapath.libbpf import check, library
+from bgpd.kube.networkpolicy import NETWORK_POLICY
+from bgpd.kube.parse import NAMESPACE, POD, Kind
+from bgpd.model.policy import Snapshot
+from bgpd.model.prefix import Address
+from bgpd.policy.compile import Compiler
+from bgpd.policy.map import KEY, PolicyMaps, Stages
+from bgpd.runtime.diff import Change
+from tests.benchmarks.masq_packet import FLAT, flatness
+from tests.benchmarks.policy_cluster import PORT, Tenant
+from tests.benchmarks.report import Result
+from tests.bpf.packets import SOURCE_V4, TCP, ipv4
+from tests.bpf.program import run
+from tests.fabric.policy_site import Object, policy
+
+T = TypeVar("T")
+
+SAMPLE, RUNS, REPEAT, SINGLE_RUNS = 100, 5, 20_000, 2_000
+KNOWN_NS, NEW_NS = 100.0, 150.0
+NODE = "worker1"
+_POD = str(SOURCE_V4)
+TENANTS: Mapping[str, Tenant] = {
+    "1_policy_10_peers": Tenant(NODE, (_POD,), 1),
+    "1_policy_10k_peers": Tenant(NODE, (_POD,), 1, peers_each=10_000),
+    "1k_policies_10k_peers": Tenant(NODE, (_POD,), 1_000),
+}
+BLOCKS = 1_000
+_Case: TypeAlias = tuple[str, str]  # what is in the maps, and the program
+_EMPTY: _Case = "", "nothing"
+_BLOCKS: _Case = "blocks", "policy"
+_ACK, _SYN = 0x10, 0x02
+_SOCKET_FILTER = 1  # enum bpf_prog_type
+_RETURN_0 = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
+
+
+def results(place: Path) -> list[Result]:
+    """With the shipped object, pinned at `place`."""
+    rand = random.Random(1)
+    programs = {name: _installed(place / name, list(it.objects())) for name, it in TENANTS.items()}
+    peers = {name: [peer for each in range(it.policies) for peer in it.peers(each)] for name, it in TENANTS.items()}
+    frames = {name: [_frame(peer) for peer in rand.choices(some, k=SAMPLE)] for name, some in peers.items()}
+    blocks = _installed(place / "blocks", list(_blocks()))
+    in_blocks = [_frame(str(each[1])) for each in rand.choices(_networks(), k=SAMPLE)]
+    cases = {(name, "policy"): (pins["policy"], frames[name]) for name, pins in programs.items()}
+    cases |= {(name, "policy_bridge"): (pins["policy_bridge"], frames[name]) for name, pins in programs.items()}
+    cases |= {
+        (name, "policy_reply"): (pins["policy_reply"], [*map(_reply, frames[name])])
+        for name, pins in programs.items()
+    }
+    cases[_EMPTY] = _returning(place / "empty"), [_frame(_POD)]
+    cases[_BLOCKS] = blocks["policy"], in_blocks
+    taken = _mean_ns(cases)
+    known = {name: max(taken[name, "policy"], taken[name, "policy_reply"]) for name in TENANTS}
+    bridged = {name: taken[name, "policy_bridge"] for name in TENANTS}
+    most = list(TENANTS)[-1]
+    first = bridged[most] + _first_ns(programs[most]["policy_bridge"], peers[most], rand)
+    return [
+        Result(name="test_run_ns", value=taken[_EMPTY], unit="ns"),
+        Result(name="known_flow_ns", value=known[most], unit="ns", goal=KNOWN_NS),
+        Result(name="new_flow_ns", value=taken[most, "policy"], unit="ns", goal=NEW_NS),
+        Result(name="bridge_known_flow_ns", value=bridged[most], unit="ns", goal=KNOWN_NS),
+        Result(name="bridge_new_flow_ns", value=first, unit="ns", goal=NEW_NS),
+        Result(name=f"known_flow_{BLOCKS}_blocks_ns", value=taken[_BLOCKS], unit="ns"),
+        *(Result(name=f"known_flow_{name}_ns", value=value, unit="ns") for name, value in known.items()),
+        flatness("known_flow_flatness", known, FLAT),
+        flatness("bridge_known_flow_flatness", bridged, FLAT),
+    ]
+
+
+# --- rules ----------------------------------------------------------------------------------------------------------
+
+
+def _networks() -> list[IPv4Network]:
+    return list(IPv4Network("203.0.0.0/8", strict=False).subnets(new_prefix=24))[:BLOCKS]
+
+
+def _blocks() -> Iterator[Object]:
+    """The same pod, with one policy of many address blocks instead."""
+    tenant = Tenant(NODE, (_POD,), 0)
+    yield from tenant.objects()
+    blocks = [{"ipBlock": {"cidr": str(each)}} for each in _networks()]
+    rule = {"to": blocks, "ports": [{"protocol": "TCP", "port": PORT}]}
+    yield policy(tenant.name, "blocks", types=["Egress"], egress=[rule])
+
+
+def _installed(directory: Path, objects: Sequence[Object]) -> Mapping[str, Path]:
+    """The pins of the programs, by name, with these objects in their maps."""
+    pods = _models(POD, objects)
+    local: dict[str, tuple[Address, ...]] = {key: () for key, each in pods.items() if each.node == NODE}
+    snapshot = Snapshot(pods, _models(NAMESPACE, objects), _models(NETWORK_POLICY, objects), local)
+    installed = loader.install(loader.shipped("policy"), directory)
+    maps = PolicyMaps(installed, directory)
+    change = Change(KEY, Stages(Compiler().advance(snapshot)), None)
+    asyncio.run(maps.apply([change]))
+    return {name: each.pin for name, each in installed.programs.items()}
+
+
+def _models(kind: Kind[T], objects: Sequence[Object]) -> dict[str, T]:
+    raw = (kind.convert(each) for each in objects if each["kind"] == kind.name)
+    return {kind.key(each): kind.to_model(each) for each in raw}
+
+
+# --- packets --------------------------------------------------------------------------------------------------------
+
+
+def _frame(to: str, port: int = 40_000, flags: int = _ACK) -> bytes:
+    """Of the pod to a peer, in the middle of a connection."""
+    header = struct.pack("!HHIIBBHHH", port, PORT, 1, 1, 5 << 4, flags, 65535, 0, 0)
+    return ipv4(IPv4Address(to), header, protocol=TCP)
+
+
+def _reply(frame: bytes) -> bytes:
+    return frame[:26] + frame[30:34] + frame[26:30] + frame[36:38] + frame[34:36] + frame[38:]
+
+
+def _mean_ns(cases: Mapping[_Case, tuple[Path, Sequence[bytes]]]) -> dict[_Case, float]:
+    """They take turns, so that what the machine does meanwhile hits them all. RuntimeError: a packet is dropped."""
+    taken: dict[_Case, list[list[int]]] = {name: [] for name in cases}
+    for _ in range(RUNS):
+        for name, (pin, frames) in cases.items():
+            runs = [run(pin, frame, REPEAT) for frame in frames]
+            if any(it.value for it in runs):
+                raise RuntimeError(f"{pin} drops a packet that it should let pass")
+            taken[name].append([it.duration_ns for it in runs])
+    return {name: statistics.fmean(map(min, zip(*rounds, strict=True))) for name, rounds in taken.items()}
+
+
+def _first_ns(pin: Path, peers: Sequence[str], rand: random.Random) -> float:
+    """What a first packet costs more than a later one, the median of single runs of each."""
+    ports = iter(rand.sample(range(1024, 65536), SINGLE_RUNS))
+    first, later = [], []
+    for port in ports:
+        peer = rand.choice(peers)
+        first.append(run(pin, _frame(peer, port, _SYN)).duration_ns)
+        later.append(run(pin, _frame(peer, port)).duration_ns)
+    return statistics.median(first) - statistics.median(later)
+
+
+def _returning(pin: Path) -> Path:
+    """The pin of a program that only returns."""
+    code = library().bpf_prog_load(_SOCKET_FILTER, b"returns", b"GPL", _RETURN_0, len(_RETURN_0) // 8, None)
+    check("pinning a program", library().bpf_obj_pin(check("loading a program", code), str(pin).encode()))
+    return pin
