@@ -1,4 +1,4 @@
-"""What `masq clear` and `policy clear` have in common: what was taken out of the kernel is said, or why it was not."""
+"""What `masq clear` and `policy clear` share: what was taken out of the kernel is said, or why it was not."""
 
 from __future__ import annotations
 
