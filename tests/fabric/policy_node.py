@@ -1,8 +1,8 @@
 """A node that enforces NetworkPolicy, two pods on its bridge, two on cables of their own, and an outside.
 
-This decides how the pieces are wired, and how rules are written into the maps by hand. What should become of packets
-is for the tests to say. The tables are those of `bgpd.policy.nft`, the programs the shipped ones in a bpffs that goes
-with the lab.
+This decides how the pieces are wired (`PolicyPlace`), and how rules are written into the maps by hand (`PolicyNode`).
+What should become of packets is for the tests to say. The tables are those of `bgpd.policy.nft`, the programs the
+shipped ones in a bpffs that goes with the lab. Or the whole daemon does it all (`policy_site`).
 
     pod-a, pod-b --- cni0 |      |
                           | node | eth0 --- outside
@@ -22,6 +22,7 @@ from pathlib import Path
 
 from bgpd.datapath import layout, loader
 from bgpd.datapath.layout import Action, Peer, PolicyVerdict, Port, Rule, RuleFlag
+from bgpd.datapath.maps import Map
 from bgpd.model.outcome import Outcome
 from bgpd.netlink.nftables import Connection
 from bgpd.netlink.owntables import can_own
@@ -32,6 +33,7 @@ from tests.fabric.masq_node import NETLINK_NETFILTER, alone
 from tests.fabric.netns import Lab, Namespace
 
 BRIDGE_NF = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
+PORT, SERVICE_PORT = 8080, 80
 POD_CLASS = {"a": 101, "b": 102, "c": 103, "d": 104, "outside": 105}
 
 
@@ -69,28 +71,18 @@ PLANS = (IPV4, IPV6)
 BRIDGED, ROUTED = ("a", "b"), ("c", "d")
 
 
-class PolicyNode:
-    """Everything open until `isolate`. `br_netfilter`: the bridge hands its frames to the inet table."""
+class PolicyPlace:
+    """Namespaces, cables, addresses and routes. Nothing is enforced.
 
-    def __init__(self, lab: Lab, bpffs: Path, *, br_netfilter: bool = True) -> None:
+    `br_netfilter`: the bridge hands its frames to the inet table.
+    """
+
+    def __init__(self, lab: Lab, *, br_netfilter: bool = True) -> None:
         self.lab, self.br_netfilter = lab, br_netfilter
         self.node = lab.namespace("node", forwarding=True)
         self.outside = lab.namespace("outside")
         self.pods = {name: lab.namespace(f"pod-{name}") for name in (*BRIDGED, *ROUTED)}
         self._wire()
-        self.directory = bpffs / "bgpd"
-        self.installed = loader.install(loader.shipped("policy"), self.directory)
-        self.connection = self.connect()
-        self.owned = can_own(self.connection)
-        self._peers: dict[str, Peer] = {name: Peer(number) for name, number in POD_CLASS.items()}
-        self._write_peers(self._peers)
-        self._write_links()
-
-    def connect(self) -> Connection:
-        return Connection(self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
-
-    def close(self) -> None:
-        self.connection.close()
 
     def _wire(self) -> None:
         lab, node = self.lab, self.node
@@ -121,6 +113,26 @@ class PolicyNode:
 
     def namespace(self, name: str) -> Namespace:
         return self.outside if name == "outside" else self.pods[name]
+
+    def connect(self) -> Connection:
+        return Connection(self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+
+
+class PolicyNode(PolicyPlace):
+    """Everything open until `isolate`."""
+
+    def __init__(self, lab: Lab, bpffs: Path, *, br_netfilter: bool = True) -> None:
+        super().__init__(lab, br_netfilter=br_netfilter)
+        self.directory = bpffs / "bgpd"
+        self.installed = loader.install(loader.shipped("policy"), self.directory)
+        self.connection = self.connect()
+        self.owned = can_own(self.connection)
+        self._peers: dict[str, Peer] = {name: Peer(number) for name, number in POD_CLASS.items()}
+        self._write_peers(self._peers)
+        self._write_links()
+
+    def close(self) -> None:
+        self.connection.close()
 
     # --- the tables -----------------------------------------------------------------------------------------------
 
@@ -200,7 +212,7 @@ class PolicyNode:
 
     def verdicts(self) -> dict[PolicyVerdict, int]:
         """How many packets each verdict has met."""
-        return verdicts(self.installed)
+        return verdicts(self.installed.maps["policy_verdicts"])
 
 
 def link(namespace: Namespace, name: str) -> tuple[int, bytes]:
@@ -209,9 +221,8 @@ def link(namespace: Namespace, name: str) -> tuple[int, bytes]:
     return shown["ifindex"], bytes.fromhex(shown["address"].replace(":", ""))
 
 
-def verdicts(installed: loader.Installed) -> dict[PolicyVerdict, int]:
-    """Summed over all CPUs; none that is zero."""
-    target = installed.maps["policy_verdicts"]
+def verdicts(target: Map) -> dict[PolicyVerdict, int]:
+    """What `policy_verdicts` has, summed over all CPUs; none that is zero."""
     found = {}
     for verdict in PolicyVerdict:
         value = target.lookup_each_cpu(struct.pack("=I", verdict))
@@ -219,3 +230,22 @@ def verdicts(installed: loader.Installed) -> dict[PolicyVerdict, int]:
         if total:
             found[verdict] = total
     return found
+
+
+def serve(node: PolicyPlace, plan: Plan, endpoint: str) -> None:
+    """As kube-proxy does: to the endpoint in PREROUTING, and a pod that reaches itself is masqueraded."""
+    ip = "ip" if plan.version == 4 else "ip6"
+    to = f"[{plan.of(endpoint)}]" if plan.version == 6 else plan.of(endpoint)
+    script = f"""
+        table {ip} services {{
+            chain prerouting {{
+                type nat hook prerouting priority dstnat;
+                {ip} daddr {plan.service} tcp dport {SERVICE_PORT} dnat to {to}:{PORT}
+            }}
+            chain postrouting {{
+                type nat hook postrouting priority srcnat;
+                {ip} saddr {plan.of(endpoint)} {ip} daddr {plan.of(endpoint)} masquerade
+            }}
+        }}
+    """
+    assert node.node.run(["nft", "-f", "-"], stdin=script).returncode == 0

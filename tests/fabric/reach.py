@@ -26,7 +26,7 @@ def ping(namespace: Namespace, address: str, *, source: str | None = None, timeo
     request_type, reply_type = _ECHO[family]
     token = struct.pack("!HH", os.getpid() & 0xFFFF, int(time.monotonic() * 1000) & 0xFFFF)
     request = struct.pack("!BBH", request_type, 0, 0) + token
-    request = struct.pack("!BBH", request_type, 0, _checksum(request)) + token
+    request = struct.pack("!BBH", request_type, 0, checksum(request)) + token
     deadline = time.monotonic() + timeout_s
     with closing(namespace.socket(family, socket.SOCK_RAW, protocol)) as raw:
         if source is not None:
@@ -76,7 +76,7 @@ def _family(address: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
     """The internet checksum of RFC 1071; `data` has an even length here."""
     total = sum(int.from_bytes(data[at : at + 2]) for at in range(0, len(data), 2))
     total = (total >> 16) + (total & 0xFFFF)

@@ -16,13 +16,12 @@ from bgpd.model.outcome import DONE
 from bgpd.policy.table import NAME
 from tests.fabric.masq_node import echoed, speaks, tcp_stream, udp_client, udp_echo
 from tests.fabric.netns import Lab, Namespace
-from tests.fabric.policy_node import PLANS, Plan, PolicyNode, link
+from tests.fabric.policy_node import PLANS, PORT, SERVICE_PORT, Plan, PolicyNode, link, serve
 from tests.fabric.reach import ping, source_seen
 
 pytestmark = pytest.mark.needs("nft", "mount")
 
 TCP, UDP = 6, 17
-PORT, SERVICE_PORT = 8080, 80
 SILENCE_S = 0.25
 NOBODY = 1
 FLIPS = 1000
@@ -35,25 +34,6 @@ def node(lab: Lab, bpffs: Path) -> Iterator[PolicyNode]:
 
 
 plans = pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"v{plan.version}")
-
-
-def serve(node: PolicyNode, plan: Plan, endpoint: str) -> None:
-    """As kube-proxy does: to the endpoint in PREROUTING, and a pod that reaches itself is masqueraded."""
-    ip = "ip" if plan.version == 4 else "ip6"
-    to = f"[{plan.of(endpoint)}]" if plan.version == 6 else plan.of(endpoint)
-    script = f"""
-        table {ip} services {{
-            chain prerouting {{
-                type nat hook prerouting priority dstnat;
-                {ip} daddr {plan.service} tcp dport {SERVICE_PORT} dnat to {to}:{PORT}
-            }}
-            chain postrouting {{
-                type nat hook postrouting priority srcnat;
-                {ip} saddr {plan.of(endpoint)} {ip} daddr {plan.of(endpoint)} masquerade
-            }}
-        }}
-    """
-    assert node.node.run(["nft", "-f", "-"], stdin=script).returncode == 0
 
 
 def answered(client: Namespace, server: Namespace, plan: Plan, endpoint: str) -> bool:

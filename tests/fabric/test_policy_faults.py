@@ -1,0 +1,224 @@
+"""What befalls NetworkPolicy on a node, each caused for real with the whole daemon at work.
+
+In every test one pod, and it alone, may reach a and d. Whatever happens, nobody else does who did not before, and
+what somebody else has broken is put right, or the daemon says what an operator shall do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bgpd.datapath import layout
+from bgpd.policy.table import NAME
+from tests.fabric.netns import Lab
+from tests.fabric.node import BIN
+from tests.fabric.policy_site import PolicySite, addresses, labelled, namespace, peers, policy
+from tests.fabric.probes import How
+from tests.fabric.process import Process, poll
+
+pytestmark = pytest.mark.needs("nft", "mount")
+
+CLIENTS = ("b", "c", "far", "world")
+SERVERS = ("a", "d")
+ONE_ONLY = {("c", server, how) for server in SERVERS for how in How}
+EVERYBODY = {(client, server, how) for client in CLIENTS for server in SERVERS for how in How}
+PROTECTED = [
+    policy("x", name, labelled(pod=name), ingress=[{"from": [peers("c")]}]) for name in SERVERS
+]  # fmt: skip
+
+
+@pytest.fixture
+def idle(lab: Lab, bpffs: Path) -> Iterator[PolicySite]:
+    """The daemon not started."""
+    with contextlib.closing(PolicySite(lab, bpffs)) as made:
+        made.put(*PROTECTED)
+        yield made
+
+
+@pytest.fixture
+def site(idle: PolicySite) -> PolicySite:
+    idle.start()
+    check(idle)
+    return idle
+
+
+def check(site: PolicySite) -> None:
+    """What the rules say is what happens, now."""
+    assert site.passing(CLIENTS, SERVERS) == ONE_ONLY
+
+
+def daemon(site: PolicySite) -> Process:
+    assert site.node.daemon is not None
+    return site.node.daemon
+
+
+def nft(site: PolicySite, script: str) -> subprocess.CompletedProcess[str]:
+    """What another administrator does."""
+    return site.node.namespace.run(["nft", "-f", "-"], stdin=script, check=False)
+
+
+# --- the kernel -----------------------------------------------------------------------------------------------------
+
+
+def test_entries_changed_behind_our_back_are_repaired_and_counted(site: PolicySite) -> None:
+    """Pods taken out and rules put in that let everybody in; then all rules gone, and what is left lets nobody in."""
+    pods, rules = site.map("policy_peers"), site.map("policy_rules")
+    (number,) = {layout.Peer._make(layout.PEER.unpack(pods.entries()[key])).ingress_set for key in addresses_of("a")}
+    pods.delete(addresses_of("d"))
+    rules.update({layout.rule_key(number, 0): layout.RULE.pack(0, layout.Action.ALLOW, 0, 0, 1)})
+    poll(lambda: site.drift("policy_maps") == 1, 15, lambda: f"drift is {site.drift('policy_maps')}")
+    check(site)
+    rules.delete(rules.entries())
+    assert site.passing(CLIENTS, SERVERS) == set()
+    poll(lambda: site.drift("policy_maps") == 2, 15, lambda: f"drift is {site.drift('policy_maps')}")
+    check(site)
+    assert not site.problems()
+
+
+def addresses_of(name: str) -> list[bytes]:
+    return [layout.policy_address(ip_address(each)) for each in addresses(name).values()]
+
+
+def test_pins_that_are_removed_are_put_back(site: PolicySite) -> None:
+    """The very maps and programs that the rules ask, which notice nothing."""
+    before = site.pinned()
+    assert {*before} >= {"policy", "policy_reply", "policy_peers", "policy_rules"}
+    shutil.rmtree(site.pins)
+    check(site)
+    poll(lambda: site.pinned() == before, 15, lambda: f"{site.pinned()}, not {before}")
+    check(site)
+
+
+def test_a_flushed_ruleset_is_as_it_was(site: PolicySite) -> None:
+    """Owned tables outlast the flush (Linux 6.9), others are put back at once."""
+    assert nft(site, "flush ruleset").returncode == 0
+    poll(site.has_tables, 5, lambda: str(site.tables()))
+    check(site)
+
+
+def test_tables_deleted_while_the_daemon_is_down_are_put_back(site: PolicySite) -> None:
+    """With their owner they have lost their protection; maps and programs are what they were."""
+    before = site.pinned()
+    daemon(site).kill()
+    check(site)
+    assert nft(site, f"delete table inet {NAME}; delete table bridge {NAME}").returncode == 0
+    site.node.start_daemon()
+    poll(site.has_tables, 10, lambda: site.node.bgpd("status", check=False))
+    check(site)
+    assert site.pinned() == before
+
+
+# --- the source -----------------------------------------------------------------------------------------------------
+
+
+def test_an_emptied_directory_opens_nothing(site: PolicySite) -> None:
+    """Be it that policies go first; neither does a daemon that finds it so. What is written again counts."""
+    for each in PROTECTED:
+        site.drop(each)
+    others = site.node.manifests / "policies.yaml"
+    others.write_text("\n---\n".join(map(yaml.safe_dump, PROTECTED)))
+    site.apply()
+    check(site)
+    others.unlink()
+    site.file.unlink()
+    site.node.wait_problem("there is no Pod any more")
+    check(site)
+    site.node.restart_daemon()
+    site.node.wait_problem("there is no Pod any more")
+    check(site)
+    site.apply(*PROTECTED, policy("x", "more", labelled(pod="d"), ingress=[{"from": [peers("b")]}]))
+    assert site.passing(CLIENTS, SERVERS) == ONE_ONLY | {("b", "d", how) for how in How}
+    assert not site.problems()
+
+
+def test_a_directory_that_is_gone_opens_nothing(site: PolicySite) -> None:
+    """Nor does a daemon that starts without it: it knows nothing, and leaves everything as it is."""
+    manifests, away = site.node.manifests, site.node.manifests.with_name("away")
+    manifests.rename(away)
+    site.node.wait_problem(f"{manifests} cannot be read")
+    check(site)
+    site.node.restart_daemon()
+    site.node.wait_problem("not every Node and Pod and Namespace and NetworkPolicy has been read")
+    check(site)
+    away.rename(manifests)
+    site.apply(namespace("z"))
+    check(site)
+
+
+def test_a_file_that_breaks_counts_as_it_was(site: PolicySite) -> None:
+    """All of it, policies and pods; the place is named."""
+    site.file.write_text(site.file.read_text() + "\n---\nkind: [")
+    site.node.wait_problem(str(site.file))
+    check(site)
+    site.apply()
+    check(site)
+
+
+def test_policies_that_do_not_fit_leave_the_old_ones_in_force_and_are_named(site: PolicySite) -> None:
+    """A range of ports takes 30 entries, and another 30 for each block that it is open to."""
+    ports = [{"port": 1, "endPort": 65534}]
+    blocks = [{"ipBlock": {"cidr": f"60.{number >> 8}.{number & 255}.0/24"}} for number in range(2_200)]
+    big = policy("x", "big", labelled(pod="d"), ingress=[{"from": [it], "ports": ports} for it in blocks])
+    site.put(big, policy("x", "more", labelled(pod="a"), ingress=[{"from": [peers("b")]}]))
+    site.write()
+    problem = site.node.wait_problem("66,000 entries and the map policy_ranges holds 65,536")
+    assert "Most are of NetworkPolicy x/big (66,000)" in problem
+    check(site)
+    site.drop(big)
+    site.apply()
+    assert site.passing(CLIENTS, SERVERS) == ONE_ONLY | {("b", "a", how) for how in How}
+
+
+# --- the machine ----------------------------------------------------------------------------------------------------
+
+
+def test_a_daemon_that_stands_still_changes_nothing_and_then_catches_up(site: PolicySite) -> None:
+    daemon(site).pause()
+    site.put(policy("x", "a", labelled(pod="a"), ingress=[{"from": [peers("b")]}]))
+    site.write()
+    check(site)
+    daemon(site).resume()
+    site.wait_in_force()
+    assert site.reached("a", *CLIENTS) == {"b"}
+
+
+def test_without_cap_bpf_the_capability_is_named(idle: PolicySite, tmp_path: Path) -> None:
+    """And nothing is enforced, for nothing can be."""
+    wrapper = tmp_path / "bgpd"
+    wrapper.write_text(f'#!/bin/sh\nexec setpriv --bounding-set=-bpf,-sys_admin {BIN / "bgpd"} "$@"\n')
+    wrapper.chmod(0o755)
+    idle.node.program = wrapper
+    idle.write()
+    idle.node.start_daemon()
+    assert "add it to the unit" in idle.node.wait_problem("CAP_BPF is missing")
+    assert not idle.tables()
+    assert idle.passing(CLIENTS, SERVERS) == EVERYBODY
+
+
+def test_without_a_bpffs_the_command_that_mounts_it_is_all_it_takes(idle: PolicySite, lab: Lab) -> None:
+    place = lab.directory / "unmounted"
+    place.mkdir()
+    idle.pins = place / "bgpd"
+    idle.node.config["paths"]["bpf"] = str(idle.pins)
+    idle.node.write_config()
+    idle.write()
+    idle.node.start_daemon()
+    (command,) = re.findall(r"mount -t bpf bpf \S+", idle.node.wait_problem("there is no bpffs"))
+    assert not idle.tables()
+    subprocess.run(shlex.split(command), check=True)
+    try:
+        poll(idle.has_tables, 20, lambda: idle.node.bgpd("status", check=False))
+        idle.wait_in_force()
+        check(idle)
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
