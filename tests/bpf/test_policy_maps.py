@@ -14,6 +14,7 @@ from bgpd.datapath import layout, loader
 from bgpd.datapath.layout import Action, Peer, Port, Rule, RuleFlag, policy_address
 from bgpd.datapath.loader import Installed
 from bgpd.model.outcome import DONE
+from bgpd.model.policy import Direction, RuleRef
 from bgpd.policy.entries import Contents, PortKey, RangeKey, RuleKey
 from bgpd.policy.map import KEY, PodLinks, PolicyMaps, Stages
 from bgpd.runtime.diff import Change
@@ -107,9 +108,11 @@ def test_a_pod_meets_the_old_rules_or_the_new_ones_at_every_moment(policy: Insta
 def test_what_does_not_fit_changes_nothing(maps: PolicyMaps) -> None:
     room = layout.MAPS["policy_ports"].max_entries
     ports = {PortKey(number, 6, 80): Port(1, 0, 0, 0) for number in range(room + 1)}
+    cookies = {number: RuleRef(f"x/{number}", Direction.INGRESS, 0) for number in range(6)}
     bring(maps, SOME)
-    with pytest.raises(TargetError, match=r"the ports .* 65,537 entries and the map policy_ports holds 65,536"):
-        bring(maps, replace(SOME, ports={**SOME.ports, **ports}, peers={}))
+    too_many = r"65,537 entries and the map policy_ports holds 65,536\. Most are of NetworkPolicy x/0 \(65,536\), x/3 "
+    with pytest.raises(TargetError, match=too_many):
+        bring(maps, replace(SOME, ports={**ports, **SOME.ports}, peers={}, cookies=cookies))
     assert there(maps) == SOME
 
 
