@@ -91,6 +91,8 @@ def test_a_restarted_daemon_stays_drained(fabric: TwoTorFabric, phase: str) -> N
     assert node.daemon is not None
     if phase == "drained":
         node.bgpd("drain", "--wait", "0")
+        for tor in fabric.tors:  # what ExaBGP has taken may not have left it yet
+            tor.speaker.wait_no_route(place.pod_cidrs[0])
     else:
         start_drain(node, "--wait", "600")
         wait_graceful_shutdown(fabric, place.pod_cidrs[0])
