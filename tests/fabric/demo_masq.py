@@ -31,7 +31,7 @@ nonMasqueradeCIDRs:
 - 11.11.248.0/21          # where health checks come from
 """
 _AFTERWARDS = 20  # connections from the pod's own address that are waited for
-_PATIENCE_S = 5.0
+_PATIENCE_S = 15.0
 
 
 class MasqueradePart:
