@@ -90,7 +90,7 @@ class MasqueradePart:
         with screen.step(f"until {node.namespace.name} has the rule for the pod CIDR that it was given just now"):
             poll(
                 lambda: source_seen(pod, outside, STRANGER6) == place.address6,
-                5,
+                _PATIENCE_S,
                 lambda: node.bgpd("status", check=False),
             )
         for ours, theirs in ((POD, F5_SNAT), (POD6, F5_SNAT6)):
