@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import compress, filterfalse
+from operator import is_not
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K")
@@ -39,10 +41,11 @@ def diff(
 
     Without `prune` nothing is removed: the wanted side may still be incomplete.
     """
-    # of 16,000 entries nearly all are the very objects that were applied
-    changed = [key for key, value in want.items() if (found := have.get(key)) is not value and found != value]
+    # of 16,000 entries nearly all are the very objects that were applied: no bytecode is run for these
+    others = compress(want, map(is_not, map(have.get, want), want.values()))
+    changed = [key for key in others if have.get(key) != want[key]]
     changes = [Change(key, want[key], have.get(key)) for key in sorted(changed, key=order)]
-    if prune:
-        gone = sorted((key for key in have if key not in want), key=order, reverse=True)
+    if prune and len(have) + sum(change.have is None for change in changes) != len(want):
+        gone = sorted(filterfalse(want.__contains__, have), key=order, reverse=True)
         changes += [Change(key, None, have[key]) for key in gone]
     return changes
