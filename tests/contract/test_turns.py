@@ -19,8 +19,12 @@ Queue = Callable[..., Any]
 
 @pytest.fixture(autouse=True)
 def _log() -> None:
-    """The queue writes to ExaBGP's log, which there is in a running ExaBGP only."""
+    """The queue writes to ExaBGP's log, which there is in a running ExaBGP only.
+
+    And it asks for an event loop, which is made, and never closed, for whoever is the first in a process to ask.
+    """
     log.init(getenv())
+    asyncio.set_event_loop(None)
 
 
 def command(name: str, steps: int, done: list[str]) -> Iterator[bool]:
