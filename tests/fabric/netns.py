@@ -152,9 +152,7 @@ class Namespace:
     def link_up(self, interface: str) -> None:
         self.ip(f"link set {interface} up")
 
-    def socket(
-        self, family: socket.AddressFamily, kind: socket.SocketKind, protocol: int = 0
-    ) -> socket.socket:
+    def socket(self, family: socket.AddressFamily, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
         """Open a socket that belongs to this namespace; the caller's own thread stays where it is.
 
         A socket keeps its namespace for life, so the test process can listen, dial and capture anywhere in
@@ -232,9 +230,7 @@ class Lab:
         self.namespaces.pop(namespace.name, None)
         run(["ip", "netns", "del", namespace.netns_name], check=False)
 
-    def link(
-        self, left: Namespace, left_name: str, right: Namespace, right_name: str, mtu: int = 1500
-    ) -> None:
+    def link(self, left: Namespace, left_name: str, right: Namespace, right_name: str, mtu: int = 1500) -> None:
         """Lay a cable (veth) between two namespaces, both ends up."""
         if left.lab is not self or right.lab is not self:
             raise ValueError("a cable joins two namespaces of the same lab")
@@ -244,12 +240,16 @@ class Lab:
         right.ip(f"link set {right_name} up")
 
     def bridge(self, namespace: Namespace, name: str = "br0") -> None:
-        """Make a switch in `namespace`: no spanning tree, so a port forwards as soon as it is up."""
-        namespace.ip(f"link add {name} type bridge stp_state 0 forward_delay 0", f"link set {name} up")
+        """Make a switch in `namespace`: no spanning tree, so a port forwards as soon as it is up.
 
-    def plug(
-        self, namespace: Namespace, interface: str, switch: Namespace, port: str, bridge: str = "br0"
-    ) -> None:
+        Its MAC address is its own: a bridge without one takes the lowest of its ports, and changes it under those who
+        have it for a gateway when a port comes that has a lower one.
+        """
+        mac = ":".join(f"{byte:02x}" for byte in (2, *os.urandom(5)))
+        made = f"link add {name} address {mac} type bridge stp_state 0 forward_delay 0"
+        namespace.ip(made, f"link set {name} up")
+
+    def plug(self, namespace: Namespace, interface: str, switch: Namespace, port: str, bridge: str = "br0") -> None:
         """Lay a cable from `interface` of a namespace to a port of the bridge in `switch`."""
         self.link(namespace, interface, switch, port)
         switch.ip(f"link set {port} master {bridge}")
