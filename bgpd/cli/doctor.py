@@ -97,7 +97,7 @@ def _datapath(masquerade: Masquerade, directory: Path) -> Iterator[Finding]:
 
 def _translation(snat: SnatAddress) -> Iterator[Finding]:
     """What the rule takes, the addresses that it gives, and room in the table where the kernel remembers them."""
-    from bgpd.masq.nft import NO_MATCH, PROGRAM_MATCH
+    from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH
 
     yield _rules("masquerade", PROGRAM_MATCH, NO_MATCH)
     here = lookup.addresses()
@@ -123,7 +123,7 @@ def _rules(what: str, match: tuple[str, int], otherwise: str) -> Finding:
 def _policy(config: Config) -> Iterator[Finding]:
     """What NetworkPolicy rests on, unless masquerade has told of the same, and where bridged pods are judged."""
     from bgpd.datapath import features
-    from bgpd.policy.nft import NO_MATCH, PROGRAM_MATCH
+    from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH
     from bgpd.policy.policing import BRIDGE_CALLS, BRIDGE_SETTINGS, unjudged
 
     facts = list(() if config.masquerade.translates else features.probe(config.paths.bpf))

@@ -6,10 +6,11 @@ keeps those for itself.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -108,3 +109,13 @@ def _differences(wanted: MapSpec, found: MapSpec) -> Iterator[str]:
         if field.name == "type":
             want, have = (_TYPE_NAMES.get(value, value) for value in (want, have))
         yield f"its {field.name} is {have}, not {want}"
+
+
+def remove(directory: Path, patterns: Iterable[str]) -> list[str]:
+    """Takes what matches away, and the directory with the last of it; what there was. OSError: it cannot be done."""
+    found = sorted(pin for pattern in patterns for pin in directory.glob(pattern))
+    for pin in found:
+        pin.unlink()
+    with contextlib.suppress(OSError):  # somebody else's pins stay
+        directory.rmdir()
+    return list(map(str, found))

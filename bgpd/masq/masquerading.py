@@ -11,8 +11,6 @@ Nothing is taken back when the daemon ends: maps, program and table do their wor
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -20,6 +18,7 @@ from pathlib import Path
 
 from bgpd.config.load import Loaded
 from bgpd.config.schema import Masquerade
+from bgpd.datapath import pins
 from bgpd.datapath.loader import Datapath
 from bgpd.masq import nft
 from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
@@ -33,9 +32,8 @@ from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Reading
 from bgpd.model.node import Node
 from bgpd.model.outcome import Blocked
-from bgpd.netlink.nftables import Connection, NftablesError
-from bgpd.netlink.owntables import OwnTables
-from bgpd.runtime.reconcile import Desired, Reconciler, Round, TargetError
+from bgpd.netlink.owntables import OwnTables, taking_out
+from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
 
 VERSIONS = (4, 6)
@@ -180,22 +178,9 @@ def clear(directory: Path) -> list[str]:
     For a node where no daemon masquerades any more. Open flows keep their translation, which is conntrack's, while
     anybody translates here: when the last such table goes (kube-proxy's is one), the kernel forgets all of them.
     """
-    removed = []
-    try:
-        with contextlib.closing(Connection()) as connection:
-            if nft.remove(connection):
-                removed.append(f"nftables {nft.KEY}")
-        for pin in sorted(pin for pattern in PINS for pin in directory.glob(pattern)):
-            pin.unlink()
-            removed.append(str(pin))
-        with contextlib.suppress(OSError):  # policy's pins stay
-            directory.rmdir()
-    except (OSError, NftablesError) as error:
-        remedy = ""
-        if error.errno == errno.EPERM:
-            remedy = "; run as root, and if a bgpd is running that owns it, stop that first"
-        raise TargetError(f"masquerade cannot be taken out of the kernel: {error}{remedy}") from None
-    return removed
+    with taking_out("masquerade") as connection:
+        removed = [f"nftables {nft.KEY}"] if nft.remove(connection) else []
+        return removed + pins.remove(directory, PINS)
 
 
 def _document_source(

@@ -17,16 +17,12 @@ from bgpd.masq.table import NAME, Table, found_in, update
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.netlink import nftmessage as nft
 from bgpd.netlink.nftables import Connection, NftablesError
-from bgpd.netlink.nftmessage import OWNER, PERSIST, Attributes, Kind, Message, attribute, number_in, text
+from bgpd.netlink.nftmessage import OWNER, PERSIST, Kind, Message, attribute, number_in
+from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH, read
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
 
 KEY = f"table inet {NAME}"
-PROGRAM_MATCH = ("bpf", 1)  # xt_bpf with pinned programs
-NO_MATCH = (
-    "this kernel cannot ask an eBPF program from a rule of nf_tables; it takes the modules xt_bpf and nft_compat "
-    "(CONFIG_NETFILTER_XT_MATCH_BPF, CONFIG_NFT_COMPAT)"
-)
 
 
 class MasqueradeTable:
@@ -49,7 +45,7 @@ class MasqueradeTable:
             shown = self._connection.get(Kind.GETTABLE, attribute(1, NAME))
             if shown is None:
                 return {}
-            found = _read(self._connection)
+            found = found_in(read(self._connection, NAME, nft.NFPROTO_INET))
         except NftablesError as error:
             raise TargetError(str(error)) from None
         owner = number_in(shown, 7)
@@ -76,7 +72,7 @@ class MasqueradeTable:
         if shown is not None:
             there = number_in(shown, 2)
             left_behind = there & (OWNER | PERSIST) == PERSIST
-            found = _read(self._connection)
+            found = found_in(read(self._connection, NAME, nft.NFPROTO_INET))
             if want is not None and not found.damage and (there == flags or left_behind):
                 if self._owned and number_in(shown, 7) != self._connection.port:
                     yield nft.adopted(NAME, flags)  # refused if it has an owner
@@ -102,17 +98,3 @@ def _with_remedy(error: NftablesError, want: Table | None) -> str:
     if error.errno in (errno.ENOENT, errno.EINVAL, errno.EACCES) and want is not None:
         return f"{error}; is {want.program} a pinned eBPF program, and does it lie where bgpd may open it?"
     return str(error)
-
-
-def _read(connection: Connection) -> Table:
-    """The table that is there."""
-    ours = attribute(1, NAME)
-    sets = {
-        name: connection.dump(Kind.GETSETELEM, ours + attribute(2, name))
-        for name in [text(each, 2) for each in connection.dump(Kind.GETSET, ours)]
-    }
-    chains = {text(each, 3): each for each in connection.dump(Kind.GETCHAIN) if text(each, 1) == NAME}
-    rules: dict[str, list[Attributes]] = {}
-    for each in connection.dump(Kind.GETRULE, ours):
-        rules.setdefault(text(each, 2), []).append(each)
-    return found_in(sets, chains, rules)

@@ -38,15 +38,14 @@ This does not decide what is listed, nor which prefixes are pods: `masq.plan` do
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Network, IPv6Network, ip_address
-from typing import TypeAlias
 
 from bgpd.model.prefix import Address, Prefix
 from bgpd.netlink import nftmessage as nft
-from bgpd.netlink.nftmessage import Attributes, Kind, Message, attributes, covers, text
+from bgpd.netlink.nftmessage import Attributes, Message
+from bgpd.netlink.nfttable import Parts, differences, programs_asked
 
 NAME = "bgpd"
 BASE = "postrouting"
@@ -83,9 +82,6 @@ class Table:
     ipv6: Side | None
     damage: str = ""
 
-
-Shown: TypeAlias = Mapping[str, Sequence[Attributes]]
-"""What the kernel shows, by the name of the set or chain that it belongs to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,54 +215,18 @@ def _translation(layout: _Layout, family: Side) -> tuple[bytes, ...]:
 # --- and back -------------------------------------------------------------------------------------------------------
 
 
-def found_in(sets: Shown, chains: Mapping[str, Attributes], rules: Shown) -> Table:
-    """What the kernel shows as a table, with all that we would have made otherwise named in `damage`.
-
-    Elements by set, rules by chain.
-    """
+def found_in(shown: Parts) -> Table:
+    """What the kernel shows as a table, with all that we would have made otherwise named in `damage`."""
     program, program_id = "", 0
     sides: dict[int, Side | None] = {4: None, 6: None}
     for layout in _LAYOUTS:
-        asked = rules.get(layout.decide, ())
-        if layout.pods in sets and layout.kept in sets:
-            pods, kept = (nft.prefixes_in(sets[name], layout.version) for name in (layout.pods, layout.kept))
+        asked = shown.rules.get(layout.decide, ())
+        if layout.pods in shown.sets and layout.kept in shown.sets:
+            pods, kept = (nft.prefixes_in(shown.sets[name], layout.version) for name in (layout.pods, layout.kept))
             sides[layout.version] = Side(pods, kept, _snat_to(asked, layout))
-        program, program_id = _program(asked) or (program, program_id)
+        program, program_id = next(programs_asked(asked, _PROGRAM_COMMENT), (program, program_id))
     found = Table(program, program_id, sides[4], sides[6])
-    return replace(found, damage=_damage(found, sets, chains, rules))
-
-
-def _damage(found: Table, sets: Shown, chains: Mapping[str, Attributes], rules: Shown) -> str:
-    """How what is there differs from what `found` would have been made of; empty: not at all."""
-    if _sets(found).keys() != sets.keys():
-        return f"its sets are {', '.join(sorted(sets)) or 'gone'}"
-    if _chains(found).keys() != chains.keys():
-        return f"its chains are {', '.join(sorted(chains)) or 'gone'}"
-    wanted: dict[str, list[Message]] = {name: [] for name in chains}
-    for message in _rules(found):
-        if message.kind is Kind.NEWRULE:
-            wanted[text(attributes(message.body), 2)].append(message)
-        elif not covers(chains[name := text(attributes(message.body), 3)], message.body):
-            return f"chain {name} is another"
-    for name, ours in wanted.items():
-        shown = rules.get(name, ())
-        if len(ours) != len(shown):
-            return f"chain {name} has {len(shown)} rules, not {len(ours)}"
-        for number, (have, want) in enumerate(zip(shown, ours, strict=True), 1):
-            if not covers(have, want.body):
-                return f"rule {number} of chain {name} is another"
-    return ""
-
-
-def _program(rules: Sequence[Attributes]) -> tuple[str, int] | None:
-    """The path and the number of the program that one of the rules asks."""
-    for rule in rules:
-        number = re.fullmatch(_PROGRAM_COMMENT.format(r"(\d+)"), nft.comment_of(rule))
-        for expression in nft.expressions_of(rule):
-            path = nft.program_asked(expression)
-            if path is not None:
-                return path, int(number[1]) if number else 0
-    return None
+    return replace(found, damage=differences(_sets(found), _rules(found), shown))
 
 
 def _snat_to(rules: Sequence[Attributes], layout: _Layout) -> Address | None:

@@ -9,18 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Generic, TypeVar
 
 from bgpd.model.outcome import Outcome
 from bgpd.netlink import nftmessage as nft
 from bgpd.netlink.nftables import Connection, NftablesError, Watch
-from bgpd.netlink.nftmessage import OWNER, PERSIST
+from bgpd.netlink.nftmessage import OWNER, PERSIST, Attributes, Kind, attribute, text
+from bgpd.netlink.nfttable import Parts
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import Actuator, TargetError
 
 V = TypeVar("V")
 
+PROGRAM_MATCH = ("bpf", 1)  # xt_bpf with pinned programs
+NO_MATCH = (
+    "this kernel cannot ask an eBPF program from a rule of nf_tables; it takes the modules xt_bpf and nft_compat "
+    "(CONFIG_NETFILTER_XT_MATCH_BPF, CONFIG_NFT_COMPAT)"
+)
 _PROBE = "bgpd-probe"
 
 
@@ -33,6 +39,34 @@ def can_own(connection: Connection) -> bool:
             return False
         raise
     return True
+
+
+def read(connection: Connection, name: str, family: int) -> Parts:
+    """All that there is of a table. NftablesError: nf_tables does not answer."""
+    ours = attribute(1, name)
+    sets = [text(each, 2) for each in connection.dump(Kind.GETSET, ours, family)]
+    chains = connection.dump(Kind.GETCHAIN, family=family)
+    rules: dict[str, list[Attributes]] = {}
+    for each in connection.dump(Kind.GETRULE, ours, family):
+        rules.setdefault(text(each, 2), []).append(each)
+    return Parts(
+        {each: connection.dump(Kind.GETSETELEM, ours + attribute(2, each), family) for each in sets},
+        {text(each, 3): each for each in chains if text(each, 1) == name},
+        rules,
+    )
+
+
+@contextlib.contextmanager
+def taking_out(what: str) -> Iterator[Connection]:
+    """A connection to take tables of an earlier life away by. TargetError: it cannot be done, and what to do."""
+    try:
+        with contextlib.closing(Connection()) as connection:
+            yield connection
+    except (OSError, NftablesError) as error:
+        remedy = ""
+        if error.errno == errno.EPERM:
+            remedy = "; run as root, and if a bgpd is running that owns it, stop that first"
+        raise TargetError(f"{what} cannot be taken out of the kernel: {error}{remedy}") from None
 
 
 class OwnTables(Generic[V]):

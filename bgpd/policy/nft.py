@@ -18,16 +18,12 @@ from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.netlink import nftmessage as nft
 from bgpd.netlink.nftables import Connection, NftablesError
 from bgpd.netlink.nftfilter import in_family
-from bgpd.netlink.nftmessage import OWNER, PERSIST, Attributes, Kind, Message, attribute, number_in, text
+from bgpd.netlink.nftmessage import OWNER, PERSIST, Kind, Message, attribute, number_in
+from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH, read
 from bgpd.policy.table import NAME, Family, Table, empty, found_in, update
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
 
-PROGRAM_MATCH = ("bpf", 1)  # xt_bpf with pinned programs
-NO_MATCH = (
-    "this kernel cannot ask an eBPF program from a rule of nf_tables; it takes the modules xt_bpf and nft_compat "
-    "(CONFIG_NETFILTER_XT_MATCH_BPF, CONFIG_NFT_COMPAT)"
-)
 _OURS = attribute(1, NAME)
 
 
@@ -60,7 +56,7 @@ class PolicyTables:
         shown = self._connection.get(Kind.GETTABLE, _OURS, family)
         if shown is None:
             return None
-        found = self._read(family)
+        found = found_in(family, read(self._connection, NAME, family))
         owner = number_in(shown, 7)
         if self._owned and owner != self._connection.port and not found.damage:
             found = replace(found, damage=f"the table belongs to {f'process {owner}' if owner else 'nobody'}")
@@ -90,7 +86,7 @@ class PolicyTables:
         if shown is not None:
             there = number_in(shown, 2)
             left_behind = there & (OWNER | PERSIST) == PERSIST
-            found = self._read(family)
+            found = found_in(family, read(self._connection, NAME, family))
             if want is not None and not found.damage and (there == flags or left_behind):
                 if self._owned and number_in(shown, 7) != self._connection.port:
                     yield from in_family([nft.adopted(NAME, flags)], family)  # refused if it has an owner
@@ -100,19 +96,6 @@ class PolicyTables:
         if want is not None:
             yield from in_family([nft.table(NAME, flags)], family)
             yield from update(empty(family), want)
-
-    def _read(self, family: Family) -> Table:
-        """The table that is there."""
-        sets = {
-            name: self._connection.dump(Kind.GETSETELEM, _OURS + attribute(2, name), family)
-            for name in [text(each, 2) for each in self._connection.dump(Kind.GETSET, _OURS, family)]
-        }
-        shown = self._connection.dump(Kind.GETCHAIN, family=family)
-        chains = {text(each, 3): each for each in shown if text(each, 1) == NAME}
-        rules: dict[str, list[Attributes]] = {}
-        for each in self._connection.dump(Kind.GETRULE, _OURS, family):
-            rules.setdefault(text(each, 2), []).append(each)
-        return found_in(family, sets, chains, rules)
 
 
 def remove(connection: Connection) -> bool:

@@ -45,7 +45,6 @@ This does not decide what is allowed, nor which links are pods'. `policy.nft` te
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -56,7 +55,8 @@ from bgpd.model.prefix import Address
 from bgpd.netlink import nftfilter as filters
 from bgpd.netlink import nftmessage as nft
 from bgpd.netlink.nftfilter import KeyType
-from bgpd.netlink.nftmessage import Attributes, Compare, Header, Kind, Message, Meta, attributes, covers, text
+from bgpd.netlink.nftmessage import Compare, Header, Message, Meta
+from bgpd.netlink.nfttable import Parts, differences, programs_asked
 
 NAME = "bgpd-policy"
 
@@ -121,9 +121,6 @@ class Table:
     sets: Mapping[str, frozenset[bytes]]
     damage: str = ""
 
-
-Shown: TypeAlias = Mapping[str, Sequence[Attributes]]
-"""What the kernel shows, by the name of the set or chain that it belongs to."""
 
 _Rules: TypeAlias = list[tuple[Sequence[bytes], str]]
 """The expressions of each rule, and its comment."""
@@ -344,56 +341,27 @@ def _judge(table: Table, program: str, number: int) -> tuple[Sequence[bytes], st
 # --- and back -------------------------------------------------------------------------------------------------------
 
 
-def found_in(family: Family, sets: Shown, chains: Mapping[str, Attributes], rules: Shown) -> Table:
-    """What the kernel shows as a table, with what we would have made otherwise named in `damage`.
-
-    Elements by set, rules by chain.
-    """
-    judged = frozenset(version for version in (4, 6) if family is Family.INET or f"judge{version}" in chains)
+def found_in(family: Family, shown: Parts) -> Table:
+    """What the kernel shows as a table, with what we would have made otherwise named in `damage`."""
+    judged = frozenset(version for version in (4, 6) if family is Family.INET or f"judge{version}" in shown.chains)
     asked = [
         found
         for name in ("forward", "replies", "to_pod", "judge4", "judge6")
-        for found in _programs(rules.get(name, ()))
+        for found in programs_asked(shown.rules.get(name, ()), _PROGRAM_COMMENT)
     ]
     found = Table(
         family,
         str(PurePath(asked[0][0]).parent) if asked else "",
         tuple(number for _, number in asked),
         judged,
-        {name: filters.keys_in(sets[name]) for name in _KEYS if name in sets},
+        {name: filters.keys_in(shown.sets[name]) for name in _KEYS if name in shown.sets},
     )
-    return replace(found, damage=_damage(found, sets, chains, rules))
+    return replace(found, damage=_damage(found, shown))
 
 
-def _damage(found: Table, sets: Shown, chains: Mapping[str, Attributes], rules: Shown) -> str:
+def _damage(found: Table, shown: Parts) -> str:
     """How what is there differs from what `found` would have been made of; empty: not at all."""
-    if sets.keys() != _KEYS.keys():
-        return f"its sets are {', '.join(sorted(sets)) or 'gone'}"
-    if len(found.ids) != (2 if found.family is Family.INET else 1 + len(found.judged)):
+    asked = 2 if found.family is Family.INET else 1 + len(found.judged)
+    if shown.sets.keys() == _KEYS.keys() and len(found.ids) != asked:
         return "its chains do not ask our programs"
-    if _chains(found).keys() != chains.keys():
-        return f"its chains are {', '.join(sorted(chains)) or 'gone'}"
-    wanted: dict[str, list[Message]] = {name: [] for name in chains}
-    for message in _rules(found):
-        if message.kind is Kind.NEWRULE:
-            wanted[text(attributes(message.body), 2)].append(message)
-        elif not covers(chains[name := text(attributes(message.body), 3)], message.body):
-            return f"chain {name} is another"
-    for name, ours in wanted.items():
-        shown = rules.get(name, ())
-        if len(ours) != len(shown):
-            return f"chain {name} has {len(shown)} rules, not {len(ours)}"
-        for number, (have, want) in enumerate(zip(shown, ours, strict=True), 1):
-            if not covers(have, want.body):
-                return f"rule {number} of chain {name} is another"
-    return ""
-
-
-def _programs(rules: Sequence[Attributes]) -> Iterator[tuple[str, int]]:
-    """Path and number of the programs that the rules ask."""
-    for rule in rules:
-        number = re.fullmatch(_PROGRAM_COMMENT.format(r"(\d+)"), nft.comment_of(rule))
-        for expression in nft.expressions_of(rule):
-            path = nft.program_asked(expression)
-            if path is not None:
-                yield path, int(number[1]) if number else 0
+    return differences(_KEYS, _rules(found), shown)

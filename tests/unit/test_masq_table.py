@@ -10,6 +10,7 @@ import pytest
 
 from bgpd.masq.table import Table, found_in, side, update
 from bgpd.netlink.nftmessage import Attributes, Kind, Message, attribute, attributes, text
+from bgpd.netlink.nfttable import Parts
 
 WANTED = Table(
     "/sys/fs/bpf/bgpd/masquerade",
@@ -58,7 +59,7 @@ class Kernel:
 
     def found(self) -> Table:
         parts = {name: attribute(3, b"".join(attribute(1, each) for each in it)) for name, it in self.sets.items()}
-        return found_in({name: [attributes(part)] for name, part in parts.items()}, self.chains, self.rules)
+        return found_in(Parts({name: [attributes(part)] for name, part in parts.items()}, self.chains, self.rules))
 
 
 TABLES = [NOTHING, ONE_FAMILY, WANTED, OTHER_PROGRAM, MORE_PODS]
