@@ -20,19 +20,17 @@ from bgpd.config.load import Loaded
 from bgpd.config.schema import Masquerade
 from bgpd.datapath import pins
 from bgpd.datapath.loader import Datapath
-from bgpd.masq import nft
 from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
 from bgpd.masq.memory import Memory
-from bgpd.masq.nft import MasqueradeTable
 from bgpd.masq.plan import FamilyPlan, MasqPlan, Rule, plan, rules_of
 from bgpd.masq.source import ConfigMapSource, FileSource
-from bgpd.masq.table import Side, Table, side
+from bgpd.masq.table import KEY, TABLES, Side, Table, side
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Reading
 from bgpd.model.node import Node
 from bgpd.model.outcome import Blocked
-from bgpd.netlink.owntables import OwnTables, taking_out
+from bgpd.netlink.owntables import OwnTables, remove, taking_out
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
 
@@ -73,7 +71,7 @@ class Masquerading:
             )
             for version in VERSIONS
         }
-        self._rule = OwnTables(lambda connection, owned: MasqueradeTable(connection, owned=owned))
+        self._rule = OwnTables(TABLES)
         self.rule: Reconciler[str, Table] = Reconciler(
             "masq_rule", self._want_rule, self._rule, str, report, resync_s=self._resync_s
         )
@@ -156,7 +154,7 @@ class Masquerading:
             return Desired({}, complete=True)
         program = self._datapath.installed().programs[PROGRAM]
         table = Table(str(program.pin), program.id, sides[4], sides[6])
-        return Desired({nft.KEY: table}, complete=True, at=max(self._nodes.newest.at, self.reading.newest.at))
+        return Desired({KEY: table}, complete=True, at=max(self._nodes.newest.at, self.reading.newest.at))
 
     def _maps(self, version: int) -> ListMaps:
         if not self._owns:
@@ -179,7 +177,7 @@ def clear(directory: Path) -> list[str]:
     anybody translates here: when the last such table goes (kube-proxy's is one), the kernel forgets all of them.
     """
     with taking_out("masquerade") as connection:
-        removed = [f"nftables {nft.KEY}"] if nft.remove(connection) else []
+        removed = [f"nftables {key}" for key in remove(connection, TABLES)]
         return removed + pins.remove(directory, PINS)
 
 

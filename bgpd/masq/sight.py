@@ -17,8 +17,8 @@ from bgpd.config.load import Loaded
 from bgpd.masq import flows
 from bgpd.masq.lint import Lint, surroundings
 from bgpd.masq.masquerading import Masquerading
-from bgpd.masq.nft import KEY
 from bgpd.masq.plan import explain
+from bgpd.masq.table import KEY
 from bgpd.model.brief import brief
 from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Finding, Reading

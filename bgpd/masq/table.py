@@ -33,7 +33,8 @@ atomic: one that meets the old base chain and the new, or a set that is exchange
 is committed may find both empty, and its flow leaves with the pod's address (13 of 8,780 flows under a storm of
 replacements on Linux 6.18, none since). Only a table that somebody else has edited is replaced as a whole.
 
-This does not decide what is listed, nor which prefixes are pods: `masq.plan` does. `masq.nft` tells the kernel.
+This does not decide what is listed, nor which prefixes are pods: `masq.plan` does. `netlink.owntables` tells the
+kernel.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 from bgpd.model.prefix import Address, Prefix
 from bgpd.netlink import nftmessage as nft
 from bgpd.netlink.nftmessage import Attributes, Message
-from bgpd.netlink.nfttable import Parts, differences, programs_asked
+from bgpd.netlink.nfttable import Parts, TableKind, differences, programs_asked
 
 NAME = "bgpd"
 BASE = "postrouting"
@@ -81,7 +82,6 @@ class Table:
     ipv4: Side | None
     ipv6: Side | None
     damage: str = ""
-
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +237,16 @@ def _snat_to(rules: Sequence[Attributes], layout: _Layout) -> Address | None:
             if data is not None and len(data) == layout.width:
                 return ip_address(data)
     return None
+
+
+KEY = f"table inet {NAME}"
+TABLES: Mapping[str, TableKind[Table]] = {
+    KEY: TableKind(
+        name=NAME,
+        family=nft.NFPROTO_INET,
+        found_in=found_in,
+        empty=lambda want: replace(want, ipv4=None, ipv6=None),
+        update=update,
+        pins=lambda table: table.program,
+    )
+}

@@ -1,13 +1,15 @@
-"""A table of ours as the kernel shows it, held against the messages that would have made it. Pure.
+"""A table of ours: what a subsystem tells of it, and what the kernel shows held against what made it. Pure.
 
-What the table should say is the subsystem's; nf_tables itself shows what is there piece by piece.
+What the table should say is the subsystem's; nf_tables itself shows what is there piece by piece. `netlink.owntables`
+reads and writes.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from bgpd.netlink import nftmessage as nft
 from bgpd.netlink.nftmessage import Attributes, Kind, Message, attributes, covers, text
@@ -22,6 +24,34 @@ class Parts(NamedTuple):
     sets: Shown
     chains: Mapping[str, Attributes]
     rules: Shown
+
+
+class Content(Protocol):
+    """What a table says, as a dataclass. `damage`: what is wrong with one that was found; a wanted one has none."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def damage(self) -> str: ...
+
+
+C = TypeVar("C", bound=Content)
+
+
+@dataclass(frozen=True, slots=True)
+class TableKind(Generic[C]):
+    """A table of ours, and how its content becomes messages and is found again.
+
+    `empty` is the content of a table that is only just there, before it says what is wanted. `pins`: where the
+    programs that its rules ask are pinned.
+    """
+
+    name: str
+    family: int
+    found_in: Callable[[Parts], C]
+    empty: Callable[[C], C]
+    update: Callable[[C, C], Iterable[Message]]
+    pins: Callable[[C], str]
 
 
 def differences(sets: Collection[str], messages: Iterable[Message], shown: Parts) -> str:

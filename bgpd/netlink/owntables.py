@@ -1,7 +1,9 @@
-"""The tables of one subsystem in nf_tables, as its reconciler's target: opened when first looked at, and watched.
+"""The tables of one subsystem in nf_tables, as its reconciler's target: read, changed, guarded, taken out.
 
 Where the kernel has it (6.9), a table is owned by this process: nobody else can flush, delete or edit it, and it
-stays when the process ends. What tables say, and how they are read and written, is the subsystem's business.
+stays when the process ends. Elsewhere it is read again when somebody else has committed something, and put right.
+
+What a table says, and why, is the subsystem's: it hands in a `TableKind` for each.
 """
 
 from __future__ import annotations
@@ -10,17 +12,17 @@ import asyncio
 import contextlib
 import errno
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Generic, TypeVar
+from dataclasses import replace
+from typing import Any, Generic
 
-from bgpd.model.outcome import Outcome
+from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.netlink import nftmessage as nft
 from bgpd.netlink.nftables import Connection, NftablesError, Watch
-from bgpd.netlink.nftmessage import OWNER, PERSIST, Attributes, Kind, attribute, text
-from bgpd.netlink.nfttable import Parts
+from bgpd.netlink.nftfilter import in_family
+from bgpd.netlink.nftmessage import OWNER, PERSIST, Attributes, Kind, Message, attribute, number_in, text
+from bgpd.netlink.nfttable import C, Parts, TableKind
 from bgpd.runtime.diff import Change
-from bgpd.runtime.reconcile import Actuator, TargetError
-
-V = TypeVar("V")
+from bgpd.runtime.reconcile import TargetError
 
 PROGRAM_MATCH = ("bpf", 1)  # xt_bpf with pinned programs
 NO_MATCH = (
@@ -69,23 +71,113 @@ def taking_out(what: str) -> Iterator[Connection]:
         raise TargetError(f"{what} cannot be taken out of the kernel: {error}{remedy}") from None
 
 
-class OwnTables(Generic[V]):
-    """`actuator` is made once a connection can be had, and told whether tables can be owned."""
+def remove(connection: Connection, kinds: Mapping[str, TableKind[Any]]) -> list[str]:
+    """Takes the tables out, whoever left them; the keys of those there were.
 
-    def __init__(self, actuator: Callable[[Connection, bool], Actuator[str, V]]) -> None:
-        self._make = actuator
+    NftablesError: one belongs to a running daemon.
+    """
+    there = [key for key, kind in kinds.items() if _shown(connection, kind) is not None]
+    for key in there:
+        connection.commit([*in_family([nft.no_table(kinds[key].name)], kinds[key].family)])
+    return there
+
+
+def _shown(connection: Connection, kind: TableKind[Any]) -> Attributes | None:
+    return connection.get(Kind.GETTABLE, attribute(1, kind.name), kind.family)
+
+
+class TableActuator(Generic[C]):
+    """Its objects are the tables of `kinds`, by their keys.
+
+    With `owned` they belong to `connection`, for as long as that is open.
+    """
+
+    def __init__(self, connection: Connection, kinds: Mapping[str, TableKind[C]], *, owned: bool) -> None:
+        self._connection, self._kinds, self._owned = connection, kinds, owned
+
+    async def observe(self) -> Mapping[str, C]:
+        return await asyncio.to_thread(self._observe)
+
+    async def apply(self, changes: Sequence[Change[str, C]]) -> Sequence[Outcome]:
+        return [await asyncio.to_thread(self._apply, change) for change in changes]
+
+    def _observe(self) -> Mapping[str, C]:
+        try:
+            return {key: found for key, kind in self._kinds.items() if (found := self._found(kind)) is not None}
+        except NftablesError as error:
+            raise TargetError(str(error)) from None
+
+    def _found(self, kind: TableKind[C]) -> C | None:
+        shown = _shown(self._connection, kind)
+        if shown is None:
+            return None
+        found = kind.found_in(read(self._connection, kind.name, kind.family))
+        owner = number_in(shown, 7)
+        if self._owned and owner != self._connection.port and not found.damage:
+            found = replace(found, damage=f"the table belongs to {f'process {owner}' if owner else 'nobody'}")
+        return found
+
+    def _apply(self, change: Change[str, C]) -> Outcome:
+        """Puts the table there, or takes it away, at one stroke."""
+        kind, want, have = self._kinds[change.key], change.want, change.have
+        try:
+            if self._owned and want is not None and have is not None and not have.damage:
+                messages = [*kind.update(have, want)]  # nobody else can have changed it: to read it takes 8 ms
+            elif want is not None and not self._connection.has_match(*PROGRAM_MATCH):
+                return Blocked(NO_MATCH)
+            else:
+                messages = [*self._steps(kind, want)]
+            if messages:
+                self._connection.commit(messages)
+        except NftablesError as error:
+            return Retry(_with_remedy(error, "" if want is None else kind.pins(want)))
+        return DONE
+
+    def _steps(self, kind: TableKind[C], want: C | None) -> Iterator[Message]:
+        """From what is there, whoever made it, to `want`."""
+        shown = _shown(self._connection, kind)
+        flags = OWNER | PERSIST if self._owned else 0
+        if shown is not None:
+            there = number_in(shown, 2)
+            left_behind = there & (OWNER | PERSIST) == PERSIST
+            found = kind.found_in(read(self._connection, kind.name, kind.family))
+            if want is not None and not found.damage and (there == flags or left_behind):
+                if self._owned and number_in(shown, 7) != self._connection.port:
+                    yield from in_family([nft.adopted(kind.name, flags)], kind.family)  # refused if it has an owner
+                yield from kind.update(found, want)
+                return
+            yield from in_family([nft.no_table(kind.name)], kind.family)
+        if want is not None:
+            yield from in_family([nft.table(kind.name, flags)], kind.family)
+            yield from kind.update(kind.empty(want), want)
+
+
+def _with_remedy(error: NftablesError, pins: str) -> str:
+    """`pins`: where the programs are pinned; empty for a table that is taken away."""
+    if error.errno == errno.EPERM:
+        return f"{error}; CAP_NET_ADMIN is missing, or another bgpd runs in this network namespace and owns the table"
+    if error.errno in (errno.ENOENT, errno.EINVAL, errno.EACCES) and pins:
+        return f"{error}; are its eBPF programs pinned at {pins}, and may bgpd open them there?"
+    return str(error)
+
+
+class OwnTables(Generic[C]):
+    """The actuator as a reconciler takes it: a connection is had when first asked for, and others are watched."""
+
+    def __init__(self, kinds: Mapping[str, TableKind[C]]) -> None:
+        self._kinds = kinds
         self._connection: Connection | None = None
-        self._actuator: Actuator[str, V] | None = None
+        self._actuator: TableActuator[C] | None = None
         self._opened = asyncio.Event()
 
-    async def observe(self) -> Mapping[str, V]:
+    async def observe(self) -> Mapping[str, C]:
         """TargetError: a node without nf_tables says so, and goes on."""
         if self._actuator is None:
             self._actuator = await asyncio.to_thread(self._open)
             self._opened.set()
         return await self._actuator.observe()
 
-    async def apply(self, changes: Sequence[Change[str, V]]) -> Sequence[Outcome]:
+    async def apply(self, changes: Sequence[Change[str, C]]) -> Sequence[Outcome]:
         assert self._actuator is not None, "the loop observes first"
         return await self._actuator.apply(changes)
 
@@ -108,9 +200,9 @@ class OwnTables(Generic[V]):
             finally:
                 loop.remove_reader(watch.fileno())
 
-    def _open(self) -> Actuator[str, V]:
+    def _open(self) -> TableActuator[C]:
         try:
             self._connection = self._connection or Connection()
-            return self._make(self._connection, can_own(self._connection))
+            return TableActuator(self._connection, self._kinds, owned=can_own(self._connection))
         except (OSError, NftablesError) as error:
             raise TargetError(f"nf_tables cannot be used: {error}; is CAP_NET_ADMIN there?") from None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from bgpd.datapath import pins
-from bgpd.netlink.owntables import taking_out
-from bgpd.policy import nft
-from bgpd.policy.table import NAME
+from bgpd.netlink.owntables import remove, taking_out
+from bgpd.policy.table import TABLES
 
 PINS = ("policy*", "macvlan*")  # maps, programs and links, whatever release has pinned them
 
@@ -18,5 +17,5 @@ def clear(directory: Path) -> list[str]:
     Pods can then be reached by everybody.
     """
     with taking_out("policy") as connection:
-        removed = [f"nftables {NAME}"] if nft.remove(connection) else []
+        removed = [f"nftables {key}" for key in remove(connection, TABLES)]
         return removed + pins.remove(directory, PINS)

@@ -35,7 +35,6 @@ from bgpd.policy import map as maps
 from bgpd.policy.compile import Compiler
 from bgpd.policy.entries import Contents
 from bgpd.policy.map import PodLinks, PolicyMaps, Stages
-from bgpd.policy.nft import PolicyTables, key
 from bgpd.policy.parents import (
     Entry,
     Own,
@@ -50,7 +49,7 @@ from bgpd.policy.parents import (
     programs,
     refusal,
 )
-from bgpd.policy.table import Source, Table, bridge_table, inet_table
+from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table, key
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
@@ -100,7 +99,7 @@ class Policing:
         self.snapshot = Snapshot(pods={}, namespaces={}, policies={}, local={})
         self.datapath = Datapath("policy", config.newest.value.config.paths.bpf)
         self._unjudged: tuple[int, ...] = ()  # versions that bridges hand to nobody
-        self._own_tables = OwnTables(lambda connection, owned: PolicyTables(connection, owned=owned))
+        self._own_tables = OwnTables(TABLES)
         self.maps: Reconciler[str, Stages] = Reconciler(
             "policy_maps", self._want_maps, _OnDemand(self._open_maps), str, report, resync_s=lambda: LOOK_BACK_S
         )

@@ -40,7 +40,7 @@ table bridge bgpd-policy {
 A bridge hands what it forwards to the first table if `bridge-nf-call-iptables` says so, as kube-proxy wants it (in
 `bridge-nf-call-ip6tables` for IPv6). Where it does not, the second one asks a program that tracks flows itself.
 
-This does not decide what is allowed, nor which links are pods'. `policy.nft` tells the kernel.
+This does not decide what is allowed, nor which links are pods'. `netlink.owntables` tells the kernel.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from pathlib import PurePath
 from typing import TypeAlias
 
@@ -56,7 +57,7 @@ from bgpd.netlink import nftfilter as filters
 from bgpd.netlink import nftmessage as nft
 from bgpd.netlink.nftfilter import KeyType
 from bgpd.netlink.nftmessage import Compare, Header, Message, Meta
-from bgpd.netlink.nfttable import Parts, differences, programs_asked
+from bgpd.netlink.nfttable import Parts, TableKind, differences, programs_asked
 
 NAME = "bgpd-policy"
 
@@ -153,11 +154,6 @@ def _sets_of(sources: Iterable[Source]) -> dict[str, frozenset[bytes]]:
 
 
 # --- the table as messages ------------------------------------------------------------------------------------------
-
-
-def empty(family: Family) -> Table:
-    """A table of which nothing is there but itself."""
-    return Table(family, "", (), frozenset(), {})
 
 
 def update(have: Table, want: Table) -> Iterator[Message]:
@@ -365,3 +361,20 @@ def _damage(found: Table, shown: Parts) -> str:
     if shown.sets.keys() == _KEYS.keys() and len(found.ids) != asked:
         return "its chains do not ask our programs"
     return differences(_KEYS, _rules(found), shown)
+
+
+def key(family: Family) -> str:
+    return f"table {family.name.lower()} {NAME}"
+
+
+TABLES: Mapping[str, TableKind[Table]] = {
+    key(family): TableKind(
+        name=NAME,
+        family=family,
+        found_in=partial(found_in, family),
+        empty=lambda want: Table(want.family, "", (), frozenset(), {}),
+        update=update,
+        pins=lambda table: table.directory,
+    )
+    for family in Family
+}

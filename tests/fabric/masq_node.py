@@ -1,8 +1,8 @@
 """A node that masquerades, two pods on its bridge, one on a cable of its own, and an outside behind the uplink.
 
 This decides how the pieces are wired and how packets are sent and looked at. What should become of them is for
-the tests to say. What masquerades is either the table as `bgpd.masq.nft` puts it there (`MasqNode`), with the shipped
-program in a bpffs that goes with the lab, or the whole daemon (`masq_site`).
+the tests to say. What masquerades is either the table as `bgpd.netlink.owntables` puts it there (`MasqNode`), with
+the shipped program in a bpffs that goes with the lab, or the whole daemon (`masq_site`).
 
     pod-a, pod-b --- cni0 |      |
                           | node | eth0 --- outside
@@ -22,13 +22,12 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 from bgpd.datapath import layout, loader
-from bgpd.masq.nft import KEY, MasqueradeTable
-from bgpd.masq.table import Side, Table, side
+from bgpd.masq.table import KEY, TABLES, Side, Table, side
 from bgpd.model.lpm import LpmKey
 from bgpd.model.outcome import Outcome
 from bgpd.model.prefix import Prefix
 from bgpd.netlink.nftables import Connection
-from bgpd.netlink.owntables import can_own
+from bgpd.netlink.owntables import TableActuator, can_own
 from bgpd.runtime.diff import Change
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.reach import ping
@@ -119,7 +118,7 @@ class MasqPlace:
     def shown(self) -> Table | None:
         """The table as the kernel has it, whoever owns it."""
         with contextlib.closing(self.connect()) as onlooker:
-            return asyncio.run(MasqueradeTable(onlooker, owned=False).observe()).get(KEY)
+            return asyncio.run(TableActuator(onlooker, TABLES, owned=False).observe()).get(KEY)
 
     def nft(self, script: str) -> subprocess.CompletedProcess[str]:
         """What another administrator does; a failure is for the test to look at."""
@@ -145,8 +144,8 @@ class MasqNode(MasqPlace):
         sides: list[Side] = [side([ip_network(it.pods)], [ip_network(it.cluster)], None) for it in PLANS]
         return replace(Table(str(program.pin), 1, sides[0], sides[1]), **changes)  # type: ignore[arg-type]
 
-    def table(self) -> MasqueradeTable:
-        return MasqueradeTable(self.connection, owned=self.owned)
+    def table(self) -> TableActuator[Table]:
+        return TableActuator(self.connection, TABLES, owned=self.owned)
 
     def apply(self, want: Table | None = None) -> Outcome:
         (outcome,) = asyncio.run(self.table().apply([Change(KEY, want or self.wanted(), None)]))

@@ -1,7 +1,7 @@
 """A node that enforces NetworkPolicy, two pods on its bridge, two on cables of their own, and an outside.
 
 This decides how the pieces are wired (`PolicyPlace`), and how rules are written into the maps by hand (`PolicyNode`).
-What should become of packets is for the tests to say. The tables are those of `bgpd.policy.nft`, the programs the
+What should become of packets is for the tests to say. The tables are those of `bgpd.policy.table`, the programs the
 shipped ones in a bpffs that goes with the lab. Or the whole daemon does it all (`policy_site`).
 
     pod-a, pod-b --- cni0 |      |
@@ -25,9 +25,8 @@ from bgpd.datapath.layout import Action, Peer, PolicyVerdict, Port, Rule, RuleFl
 from bgpd.datapath.maps import Map
 from bgpd.model.outcome import Outcome
 from bgpd.netlink.nftables import Connection
-from bgpd.netlink.owntables import can_own
-from bgpd.policy.nft import PolicyTables, key
-from bgpd.policy.table import Family, Source, Table, bridge_table, inet_table
+from bgpd.netlink.owntables import TableActuator, can_own
+from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table
 from bgpd.runtime.diff import Change
 from tests.fabric.masq_node import NETLINK_NETFILTER, alone
 from tests.fabric.netns import Lab, Namespace
@@ -148,10 +147,10 @@ class PolicyNode(PolicyPlace):
         bridge = bridge_table(
             place, programs["policy_astray"], programs["policy_bridge"], map(self.source, BRIDGED), judged
         )
-        return {key(table.family): table for table in (inet, bridge)}
+        return dict(zip(TABLES, (inet, bridge), strict=True))
 
-    def tables(self) -> PolicyTables:
-        return PolicyTables(self.connection, owned=self.owned)
+    def tables(self) -> TableActuator[Table]:
+        return TableActuator(self.connection, TABLES, owned=self.owned)
 
     def apply(self, want: Mapping[str, Table] | None = None) -> list[Outcome]:
         changes = [Change(name, table, None) for name, table in (want or self.wanted()).items()]
@@ -161,7 +160,7 @@ class PolicyNode(PolicyPlace):
         return dict(asyncio.run(self.tables().observe()))
 
     def remove(self) -> None:
-        changes: list[Change[str, Table]] = [Change(key(family), None, None) for family in Family]
+        changes: list[Change[str, Table]] = [Change(name, None, None) for name in TABLES]
         asyncio.run(self.tables().apply(changes))
 
     def enforcing(self) -> PolicyNode:

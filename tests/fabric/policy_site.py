@@ -27,8 +27,8 @@ from bgpd.datapath.layout import PolicyVerdict
 from bgpd.datapath.loader import Program
 from bgpd.datapath.maps import Map
 from bgpd.netlink.nftables import Connection
-from bgpd.policy.nft import PolicyTables
-from bgpd.policy.table import Table
+from bgpd.netlink.owntables import TableActuator
+from bgpd.policy.table import TABLES, Table
 from tests.fabric.masq_node import NETLINK_NETFILTER
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.node import BgpdNode
@@ -154,7 +154,7 @@ class Cluster:
         """As the kernel has them, whoever owns them."""
         channel = self.node.namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
         with contextlib.closing(Connection(channel)) as onlooker:
-            return dict(asyncio.run(PolicyTables(onlooker, owned=False).observe()))
+            return dict(asyncio.run(TableActuator(onlooker, TABLES, owned=False).observe()))
 
     def has_tables(self) -> bool:
         found = self.tables().values()

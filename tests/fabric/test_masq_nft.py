@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from bgpd.masq.nft import KEY, MasqueradeTable
-from bgpd.masq.table import side
+from bgpd.masq.table import KEY, TABLES, side
 from bgpd.model.outcome import DONE, Retry
 from bgpd.netlink.nftables import Watch
+from bgpd.netlink.owntables import TableActuator
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from tests.fabric.masq_node import (
@@ -439,7 +439,7 @@ def test_a_second_daemon_is_told_who_has_the_table(masq: MasqNode) -> None:
     if not masq.owned:
         pytest.skip("this kernel knows no owned tables that persist (Linux 6.9)")
     with contextlib.closing(masq.connect()) as second:
-        table = MasqueradeTable(second, owned=True)
+        table = TableActuator(second, TABLES, owned=True)
         found = asyncio.run(table.observe())[KEY]
         (outcome,) = asyncio.run(table.apply([Change(KEY, masq.wanted(), None)]))
     assert found.damage == f"the table belongs to process {masq.connection.port}"

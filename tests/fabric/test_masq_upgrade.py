@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bgpd.masq.masquerading import PROGRAM
-from bgpd.masq.nft import KEY
+from bgpd.masq.table import KEY
 from tests.bpf.source import ROOT, Source
 from tests.fabric.masq_node import IPV4, echoed, udp_client, udp_echo
 from tests.fabric.masq_site import MasqSite, open_flows
