@@ -26,6 +26,7 @@ COMMANDS = {
     "endpoints": "pods of this node: interface, addresses, which policies isolate them, and whether that is in force",
     "policy": "the NetworkPolicies that count on this node, and why a flow passes or does not",
     "flows": "packets that policy drops, or would drop in audit mode: the last ones, or as they come",
+    "cni": "take the CNI plugin and its conflist off this node, once the daemon is gone",
     "doctor": "what this node can and cannot do, and what to change",
     "drain": "announce graceful-shutdown, wait, withdraw everything, confirm",
     "undrain": "announce again after a drain",

@@ -97,7 +97,7 @@ class Publisher:
                 remove(self._places.configurations)
             elif self.plan.action is Action.WRITE:
                 install(self._places.programs)
-                _replace(self._places.configurations / OWN_FILE, self.plan.content, 0o600)
+                replace(self._places.configurations / OWN_FILE, self.plan.content, 0o600)
         except OSError as error:
             self.problem = f"{error.filename or self._places.configurations}: {error.strerror}"
         if (self.plan, self.problem) != before:
@@ -159,7 +159,7 @@ def install(directory: Path, machine: str = platform.machine()) -> None:
         built = sorted(each.suffix[1:] for each in PROGRAMS.glob(f"{PLUGIN_TYPE}.*"))
         text = f"there is no {PLUGIN_TYPE} for {machine}, only for {', '.join(built)}; see bgpd/cni/plugin/Makefile"
         raise OSError(0, text, str(source)) from None
-    _replace(directory / PLUGIN_TYPE, program, 0o755)
+    replace(directory / PLUGIN_TYPE, program, 0o755)
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -178,7 +178,7 @@ def _content(file: Path) -> bytes:
         return b""
 
 
-def _replace(file: Path, content: bytes, mode: int) -> None:
+def replace(file: Path, content: bytes, mode: int) -> None:
     """Whole, or as before; and only if it differs: a runtime reads all files again when one is written."""
     try:
         if file.read_bytes() == content and file.stat().st_mode & 0o777 == mode:

@@ -15,11 +15,12 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
+from bgpd.cni.clear import is_served
 from tests.benchmarks.masq_contenders import FORWARD_ONLY, conntrack, nothing
 from tests.benchmarks.masq_stage import FAR, POD, Wire
 from tests.benchmarks.policy_cluster import PORT, Tenant
 from tests.benchmarks.policy_stage import READY_S, Stage, node_addresses, start
-from tests.contract.cni_runtime import PLUGIN, call, is_served
+from tests.contract.cni_runtime import PLUGIN, call
 from tests.fabric.policy_node import link
 from tests.fabric.process import poll
 

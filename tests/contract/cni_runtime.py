@@ -6,10 +6,10 @@ is done about an error but to tell it.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import platform
-import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
@@ -22,12 +22,6 @@ from tests.fabric.process import inside
 
 PLUGIN = PROGRAMS / f"bgpd-cni.{platform.machine()}"
 DEBIAN = Path("/usr/lib/cni")  # containernetworking-plugins
-
-
-def is_served(path: Path) -> bool:
-    """Whether somebody answers there; a daemon that was killed leaves its socket behind."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 class PluginError(Exception):
@@ -107,6 +101,26 @@ class Runtime:
         for plugin in reversed(self.conflist["plugins"]):
             self._run("DEL", plugin, previous, self._variables(container, netns))
         self.results.pop(container, None)
+
+    def cached(self, container: str, netns: Path) -> bytes:
+        """The attachment as libcni keeps it, with the configuration that it was made with."""
+        value = {
+            "kind": "cniCacheV1",
+            "containerId": container,
+            "config": base64.b64encode(json.dumps(self.conflist).encode()).decode(),
+            "ifName": "eth0",
+            "networkName": self.conflist["name"],
+            "netns": str(netns),
+            "result": self.results[container],
+        }
+        return json.dumps(value).encode()
+
+    @classmethod
+    def replaying(cls, cached: bytes, node: Path, programs: Sequence[Path]) -> Runtime:
+        """One that deletes a pod with the chain that it was attached with, as CRI-O does."""
+        value = json.loads(cached)
+        chain = json.loads(base64.b64decode(value["config"]))
+        return cls(chain, node, programs, {value["containerId"]: value["result"]})
 
     def status(self, plugin: Mapping[str, Any]) -> None:
         self._run("STATUS", plugin, None, {"CNI_PATH": self._path})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from bgpd.cni.clear import is_served
 from bgpd.cni.conflist import Settings
 from bgpd.cni.protocol import VERSIONS
 from bgpd.cni.publish import Places, Publisher
 from bgpd.model.attachment import OWN_FILE
 from bgpd.runtime.store import Store
-from tests.contract.cni_runtime import DEBIAN, PluginError, Runtime, is_served
+from tests.contract.cni_runtime import DEBIAN, PluginError, Runtime
 from tests.fabric.netns import Lab, Namespace, missing
 from tests.fabric.process import Process, poll
 
@@ -162,6 +164,52 @@ def test_pods_go_while_the_daemon_is_down(node: Node) -> None:
     node.start()
     assert sorted(line for line in node.told if line.startswith("detach")) == ["detach c1 known", "detach c3 unknown"]
     runtime.check("c2", pods["c2"].path)
+
+
+def test_pods_go_after_an_uninstallation(node: Node) -> None:
+    """By a runtime that deletes them with the chain that it remembers, until it remembers none of ours."""
+    node.start()
+    runtime, pod = node.runtime("1.0.0", MAINS["ptp"]), node.lab.namespace("c1")
+    runtime.add("c1", pod.path)
+    caches = node.directory / "cache"
+    cached, plugin = caches / "results/cluster-c1-eth0", node.places.programs / "bgpd-cni"
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(runtime.cached("c1", pod.path))
+    cached.with_name("other-c9-eth0").write_text('{"kind": "cniCacheV1", "config": "e30="}')
+    (node.directory / "bgpd.yaml").write_text(
+        f"""
+        source: {{manifests: {caches}}}
+        bgp: {{localASN: 64512, peers: [{{name: tor, peerAddress: 192.0.2.1, peerASN: 64513}}]}}
+        paths: {{run: {node.directory}, cniConf: {node.places.configurations}, cniBin: {node.places.programs},
+                cniCache: {caches}}}
+        """
+    )
+    assert "stop that first" in bgpd_cni_clear(node, status=1)
+    assert node.daemon is not None
+    node.daemon.kill()
+    said = bgpd_cni_clear(node)
+    assert f"removed {node.places.configurations / OWN_FILE}" in said
+    assert f"rm {plugin}" in said
+    replay = Runtime.replaying(cached.read_bytes(), node.host.path, (node.places.programs, DEBIAN))
+    with pytest.raises(PluginError) as refusal:
+        replay.add("c2", node.lab.namespace("c2").path)
+    assert "take bgpd-cni out of the network configuration" in refusal.value.error["msg"]
+    replay.delete("c1", pod.path)
+    with pytest.raises(RuntimeError, match='"eth0" does not exist'):
+        addresses(pod)
+    assert not (node.directory / "cni-queue").exists() or not any((node.directory / "cni-queue").iterdir())
+    cached.unlink()
+    assert bgpd_cni_clear(node) == f"removed {plugin}\n"
+    assert not plugin.exists()
+    assert bgpd_cni_clear(node) == "nothing was there\n"
+
+
+def bgpd_cni_clear(node: Node, status: int = 0) -> str:
+    argv = [sys.executable, "-m", "bgpd", "cni", "clear", "--config", str(node.directory / "bgpd.yaml")]
+    tree = Path(__file__).parents[2]
+    done = subprocess.run(argv, cwd=tree, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == status, done.stderr
+    return done.stdout + done.stderr
 
 
 def test_gc_and_status_of_1_1_0(node: Node) -> None:

@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
+from bgpd.cni.clear import is_served
 from bgpd.cni.conflist import QUEUE, SOCKET
 from bgpd.cni.journal import read
 from bgpd.cni.protocol import VERSIONS, Verb
 from bgpd.cni.publish import PROGRAMS
 from bgpd.model.attachment import AttachmentKey
-from tests.contract.cni_runtime import PLUGIN, Answer, call, is_served
+from tests.contract.cni_runtime import PLUGIN, Answer, call
 from tests.fabric.process import Process, poll, spawn
 from tests.unit.cni_requests import CONTAINER, configuration, environment, previous
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from bgpd.cni.clear import is_served
 from bgpd.cni.journal import Queue
 from bgpd.cni.server import CniServer
 from bgpd.model.outcome import Retry
-from tests.contract.cni_runtime import DEBIAN, PLUGIN, PluginError, Runtime, is_served
+from tests.contract.cni_runtime import DEBIAN, PLUGIN, PluginError, Runtime
 from tests.fabric.attach_site import WAIT_S, Attaching, Node
 from tests.fabric.netns import Lab
 from tests.fabric.process import poll

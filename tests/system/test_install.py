@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import bgpd
+from bgpd.cni.publish import PROGRAMS
 
 SOURCE = Path(__file__).resolve().parents[2]
 LIMIT_S = 600.0  # the packages may have to come over a slow network
@@ -155,6 +156,18 @@ def test_uninstalling_leaves_nothing(tmp_path: Path, wheels: Path) -> None:
     for _ in range(2):
         run(SOURCE / "systemd/uninstall", "--root", tmp_path)
         assert everything(tmp_path) == []
+
+
+def test_what_lets_pods_go_stays(tmp_path: Path) -> None:
+    """The plugin goes, but not the script that stands in its place; how to remove that is said."""
+    plugin = tmp_path / "opt/cni/bin/bgpd-cni"
+    plugin.parent.mkdir(parents=True)
+    plugin.write_bytes(b"\x7fELF")
+    run(SOURCE / "systemd/uninstall", "--root", tmp_path)
+    assert not plugin.exists()
+    plugin.write_bytes((PROGRAMS / "uninstalled.sh").read_bytes())
+    assert f"rm {plugin}" in run(SOURCE / "systemd/uninstall", "--root", tmp_path)
+    assert plugin.exists()
 
 
 @pytest.mark.parametrize("script", ["install", "uninstall"])
