@@ -54,6 +54,15 @@ IPV6 = Plan(6, "fd50::10", "fd50::11", "fd50::12", "fd50::1", "fd50::2", 64)
 PLANS = (IPV4, IPV6)
 
 
+def macvlan(node: Namespace, parent: str, owner: Namespace, mode: str, name: str = "eth0") -> None:
+    """One of the node's interface `parent`, in another namespace, up."""
+    node.ip(
+        f"link add link {parent} name new type macvlan mode {mode}",
+        f"link set new netns {owner.netns_name} name {name}",
+    )
+    owner.link_up(name)
+
+
 class MacvlanPlace:
     """Namespaces and what joins them."""
 
@@ -73,11 +82,7 @@ class MacvlanPlace:
 
     def macvlan(self, owner: Namespace, mode: str, name: str = "eth0") -> None:
         """One of the uplink, in another namespace, up."""
-        self.node.ip(
-            f"link add link eth0 name new type macvlan mode {mode}",
-            f"link set new netns {owner.netns_name} name {name}",
-        )
-        owner.link_up(name)
+        macvlan(self.node, "eth0", owner, mode, name)
 
     def namespace(self, name: str) -> Namespace:
         return {"outside": self.outside, "node": self.node, **self.pods}[name]

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from bgpd.cni.frame import Frame
+from tests.fabric.netns import Namespace
 from tests.fabric.node import BgpdNode
+from tests.unit.cni_requests import frame
 
 ANSWER_S = 10.0
 
@@ -38,3 +41,18 @@ def ask(node: BgpdNode, asked: Frame) -> int:
         plugin.connect(str(node.directory / "run" / "cni.sock"))
         plugin.sendall(asked.encode())
         return int(plugin.makefile("rb").readline().split()[1])
+
+
+def add(
+    node: BgpdNode, pod: Namespace, mac: bytes, addresses: Iterable[str], *, interface: str = "eth0", names: str = ""
+) -> int:
+    """As `ask`, of an ADD; `addresses` with their lengths, `names` as CNI_ARGS has those of the pod."""
+    told = [{"name": interface, "mac": mac.hex(":"), "sandbox": str(pod.path)}]
+    result = {
+        "cniVersion": "1.0.0",
+        "interfaces": told,
+        "ips": [{"address": address, "interface": 0} for address in addresses],
+    }
+    values = {"cniVersion": "1.0.0", "name": "cluster", "type": "bgpd-cni", "prevResult": result}
+    key = {"CNI_CONTAINERID": pod.name, "CNI_IFNAME": interface}
+    return ask(node, frame("ADD", values, CNI_NETNS=str(pod.path), CNI_ARGS=names, **key))

@@ -29,6 +29,7 @@ from bgpd.datapath.maps import Map
 from bgpd.netlink.nftables import Connection
 from bgpd.netlink.owntables import TableActuator
 from bgpd.policy.table import TABLES, Table
+from tests.fabric import plugin
 from tests.fabric.masq_node import NETLINK_NETFILTER
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.node import BgpdNode
@@ -120,6 +121,12 @@ class Cluster:
         poll((self.pins / "policy_peers").exists, IN_FORCE_S, lambda: self.node.bgpd("status", check=False))
         self.wait_in_force()
         poll(self.has_tables, IN_FORCE_S, lambda: self.node.bgpd("status", check=False))
+
+    def chain(self) -> None:
+        """Before it starts: the plugin too, behind the node's only network."""
+        self.node.config |= plugin.sections(self.node.directory)
+        self.node.config["paths"]["bpf"] = str(self.pins)
+        self.node.write_config()
 
     def drift(self, loop: str) -> float:
         """How many differences nobody asked for this loop has found so far."""

@@ -16,7 +16,6 @@ from tests.fabric.netns import Lab
 from tests.fabric.policy_node import PLANS, PORT, link
 from tests.fabric.policy_site import OTHER_PORT, PolicySite, addresses, labelled, namespace, peers, policy
 from tests.fabric.process import Process, poll
-from tests.unit.cni_requests import frame
 
 pytestmark = pytest.mark.needs("nft", "mount")
 
@@ -175,25 +174,17 @@ def test_what_cannot_be_read_of_a_policy_is_told_beside_it(site: PolicySite) -> 
 def chained(lab: Lab, bpffs: Path) -> Iterator[PolicySite]:
     """Chained to a network of the node's; its pods came before it."""
     with contextlib.closing(PolicySite(lab, bpffs)) as made:
-        made.node.config |= plugin.sections(made.node.directory)
-        made.node.config["paths"]["bpf"] = str(made.pins)
-        made.node.write_config()
+        made.chain()
         made.start()
         yield made
 
 
 def add(site: PolicySite, name: str, *, interface: str = "eth0") -> int:
     """The plugin's exit status for an ADD of pod x/`name`."""
-    pod = site.place.pods[name]
-    _, mac = link(pod, "eth0")
-    told = [{"name": interface, "mac": mac.hex(":"), "sandbox": str(pod.path)}]
-    ips = [{"address": f"{address}/{24 if version == 4 else 64}", "interface": 0}
-           for version, address in addresses(name).items()]  # fmt: skip
-    result = {"cniVersion": "1.0.0", "interfaces": told, "ips": ips}
-    values = {"cniVersion": "1.0.0", "name": "cluster", "type": "bgpd-cni", "prevResult": result}
+    pod, lengths = site.place.pods[name], {4: 24, 6: 64}
+    at = [f"{address}/{lengths[version]}" for version, address in addresses(name).items()]
     names = f"K8S_POD_NAMESPACE=x;K8S_POD_NAME={name}"
-    asked = frame("ADD", values, CNI_CONTAINERID=name, CNI_NETNS=str(pod.path), CNI_IFNAME=interface, CNI_ARGS=names)
-    return plugin.ask(site.node, asked)
+    return plugin.add(site.node, pod, link(pod, "eth0")[1], at, interface=interface, names=names)
 
 
 def test_what_came_through_the_plugin_is_enforced(chained: PolicySite) -> None:
