@@ -25,6 +25,7 @@ CONFIG_MAP_KEY = "cni-config"
 SOCKET = Path("/run/bgpd/cni.sock")
 QUEUE = Path("/var/lib/bgpd/cni-queue")
 
+_KEPT = f"{OWN_FILE} stays as it is"
 _READ_BY_RUNTIMES = (".conf", ".conflist", ".json")
 _KINDS = {
     "bridge": InterfaceKind.VETH,
@@ -105,7 +106,7 @@ def chained(files: Mapping[str, bytes], settings: Settings) -> Plan:
         chain["plugins"] = [*chain["plugins"], settings.entry]
     except _ChainError as error:
         # it may be half written; what was made from it before goes on to work
-        return Plan(Action.KEEP, target, warnings=warnings, problem=f"{target}: {error}")
+        return Plan(Action.KEEP, target, warnings=warnings, problem=f"{target}: {error}; {_KEPT}")
     content = json.dumps(chain, indent=2, ensure_ascii=False).encode() + b"\n"
     return Plan(Action.WRITE, target, content, warnings + _contradictions(chain, settings))
 
@@ -113,7 +114,8 @@ def chained(files: Mapping[str, bytes], settings: Settings) -> Plan:
 def verbatim(text: str | None, origin: str, settings: Settings) -> Plan:
     """From what an operator wrote; None: there is no such ConfigMap, or not that key in it."""
     if text is None:
-        problem = f"{origin}: there is no key {CONFIG_MAP_KEY}; give the whole conflist in it, or drop cni.configMap"
+        text = f"there is no key {CONFIG_MAP_KEY}; give the whole conflist in it, or drop cni.configMap"
+        problem = f"{origin}: {text}; {_KEPT}"
         return Plan(Action.KEEP, origin, problem=problem)
     content = text.encode("utf-8", "surrogatepass")
     try:
@@ -124,7 +126,7 @@ def verbatim(text: str | None, origin: str, settings: Settings) -> Plan:
                 f'no plugin has the type {PLUGIN_TYPE}; add {{"type": "{PLUGIN_TYPE}"}} as the last{hint}'
             )
     except _ChainError as error:
-        return Plan(Action.KEEP, origin, problem=f"{origin}: {error}")
+        return Plan(Action.KEEP, origin, problem=f"{origin}: {error}; {_KEPT}")
     return Plan(Action.WRITE, origin, content, _contradictions(chain, settings))
 
 
@@ -132,8 +134,8 @@ def _chain(data: bytes, name: str) -> Json:
     """The configuration as a list, in a version that can be chained and that we speak."""
     try:
         value: Any = json.loads(data)
-    except (ValueError, RecursionError):
-        raise _ChainError("it is no JSON; it may be being written") from None
+    except (ValueError, RecursionError) as error:
+        raise _ChainError(f"it is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise _ChainError("it is no JSON object")
     if "plugins" not in value:

@@ -25,8 +25,6 @@ from .node import NODES, Cluster
 from .pods import BRIDGE, PLUGINS, host_local
 from .rest import ApiError, JsonObject
 
-PODS: Final = "/api/v1/namespaces/default/pods"
-EVENTS: Final = "/api/v1/namespaces/default/events"
 PROGRAMS: Final = ("containerd", "ctr", "runc", "iptables", str(PLUGINS / "bridge"))
 CNI_CONF: Final = Path("/etc/cni/net.d")
 CNI_BIN: Final = Path("/opt/cni/bin")
@@ -176,15 +174,16 @@ class KubeletNode:
             "nodeStatusUpdateFrequency": "1s",
         }
 
-    # --- pods -----------------------------------------------------------------------------------------------
+    # --- pods: `name` is of the namespace default, or `namespace/name` ----------------------------------------
 
     def run(self, name: str, **container: Any) -> JsonObject:
         """Makes a pod on this node, which need not run yet; `container` is added to the specification of its own."""
-        return self.cluster.control_plane.admin.create(PODS, pod(name, self.place.name, **container))
+        made = pod(name.rpartition("/")[2], self.place.name, **container)
+        return self.cluster.control_plane.admin.create(_resource("pods", name), made)
 
     def pod(self, name: str) -> JsonObject | None:
         try:
-            return self.cluster.control_plane.admin.get(f"{PODS}/{name}")
+            return self.cluster.control_plane.admin.get(_path(name))
         except ApiError as error:
             if error.status != 404:
                 raise
@@ -207,7 +206,7 @@ class KubeletNode:
         """As `kubectl delete pod` does it, and waits until the kubelet has ended them."""
         for name in names:
             with contextlib.suppress(ApiError):
-                self.cluster.control_plane.admin.delete(f"{PODS}/{name}")
+                self.cluster.control_plane.admin.delete(_path(name))
         for name in names:
             poll(partial(self._is_gone, name), POD_S, partial(self.story, name), POLL_S)
 
@@ -221,16 +220,17 @@ class KubeletNode:
         container = found["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")
         return self.ctr("tasks", "exec", "--exec-id", f"test-{abs(hash(argv)):x}", container, *argv)
 
-    def asks(self, name: str, protocol: str, address: str) -> bool:
-        """Whether the pod is answered by what serves at this address."""
+    def asks(self, name: str, protocol: str, address: str, port: int = PORT) -> bool:
+        """Whether the pod is answered by what serves at this address; `ping` has no port."""
         try:
-            return self.execute(name, *asking(protocol, address)) != ""
+            return self.execute(name, *asking(protocol, address, port)) != ""
         except RuntimeError:
             return False
 
     def events(self, name: str) -> list[str]:
         """What was told of the pod, as "Reason: message", each once."""
-        found = self.cluster.control_plane.admin.get(EVENTS, fieldSelector=f"involvedObject.name={name}")
+        selector = f"involvedObject.name={name.rpartition('/')[2]}"
+        found = self.cluster.control_plane.admin.get(_resource("events", name), fieldSelector=selector)
         return [f"{each['reason']}: {each['message']}" for each in found["items"]]
 
     def story(self, name: str) -> str:
@@ -261,10 +261,20 @@ def pod(name: str, node: str, **container: Any) -> JsonObject:
     return {"metadata": {"name": name, "labels": {"app": name}}, "spec": spec}
 
 
-def asking(protocol: str, address: str) -> list[str]:
+def _resource(kind: str, name: str) -> str:
+    return f"/api/v1/namespaces/{name.rpartition('/')[0] or 'default'}/{kind}"
+
+
+def _path(name: str) -> str:
+    return f"{_resource('pods', name)}/{name.rpartition('/')[2]}"
+
+
+def asking(protocol: str, address: str, port: int = PORT) -> list[str]:
     """The command in a pod that asks whoever serves at this address, and fails without an answer."""
+    if protocol == "ping":
+        return [PROGRAM, "ping", address]
     host = f"[{address}]" if ":" in address else address
-    return [PROGRAM, "ask", protocol, f"{host}:{PORT}"]
+    return [PROGRAM, "ask", protocol, f"{host}:{port}"]
 
 
 def is_ready(found: JsonObject) -> bool:

@@ -27,15 +27,19 @@ _COUNTED: Final = re.compile(r"counter packets \d+ bytes \d+|\b\d+ packets \d+ b
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """Where a Service is reached, by IP version, and at which port of every node."""
+    """Where a Service is reached, by IP version, and at which port of every node; the first of them, if several.
+
+    `targets` are the ports of its endpoints by name.
+    """
 
     name: str
     addresses: dict[int, str]
     node_port: int
+    targets: dict[str, int]
 
 
 def make_service(cluster: Cluster, name: str, **spec: Any) -> Service:
-    """A dual-stack Service of one port, without endpoints; `spec` is added to it."""
+    """A dual-stack Service, without endpoints; `spec` is added to it. By default it has one port."""
     body = {
         "type": "NodePort",
         "ipFamilyPolicy": "RequireDualStack",
@@ -43,10 +47,12 @@ def make_service(cluster: Cluster, name: str, **spec: Any) -> Service:
         **spec,
     }
     made = cluster.control_plane.admin.create(SERVICES, {"metadata": {"name": name}, "spec": body})["spec"]
-    for family in ("IPv4", "IPv6"):
-        cluster.control_plane.admin.create(SLICES, _slice(name, family, []))
     addresses = {6 if ":" in each else 4: each for each in made["clusterIPs"]}
-    return Service(name, addresses, made["ports"][0]["nodePort"])
+    targets = {each.get("name", ""): each["targetPort"] for each in made["ports"]}
+    service = Service(name, addresses, made["ports"][0]["nodePort"], targets)
+    for family in ("IPv4", "IPv6"):
+        cluster.control_plane.admin.create(SLICES, _slice(service, family, []))
+    return service
 
 
 def give_endpoints(cluster: Cluster, service: Service, node: str, addresses: Sequence[str]) -> None:
@@ -54,16 +60,16 @@ def give_endpoints(cluster: Cluster, service: Service, node: str, addresses: Seq
     for family in ("IPv4", "IPv6"):
         wanted = [each for each in addresses if (":" in each) == (family == "IPv6")]
         endpoints = [{"addresses": [each], "conditions": {"ready": True}, "nodeName": node} for each in wanted]
-        body = _slice(service.name, family, endpoints)
+        body = _slice(service, family, endpoints)
         cluster.control_plane.admin.replace(f"{SLICES}/{body['metadata']['name']}", body)
 
 
-def _slice(service: str, family: str, endpoints: list[JsonObject]) -> JsonObject:
-    labels = {"kubernetes.io/service-name": service}
+def _slice(service: Service, family: str, endpoints: list[JsonObject]) -> JsonObject:
+    labels = {"kubernetes.io/service-name": service.name}
     return {
-        "metadata": {"name": f"{service}-{family.lower()}", "labels": labels},
+        "metadata": {"name": f"{service.name}-{family.lower()}", "labels": labels},
         "addressType": family,
-        "ports": [{"name": "", "port": PORT, "protocol": "TCP"}],
+        "ports": [{"name": name, "port": port, "protocol": "TCP"} for name, port in service.targets.items()],
         "endpoints": endpoints,
     }
 

@@ -8,7 +8,6 @@ pods of other nodes too; with the daemon it is the list that says who sees a pod
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -18,91 +17,20 @@ from typing import Final
 import pytest
 
 from tests.fabric.netns import missing
-from tests.fabric.process import Process, poll
+from tests.fabric.process import poll
 from tests.fabric.reach import source_seen
-from tests.fabric.topology import CABLE, HEALTH_CHECKER, POD_SUPERNETS, STRANGER, NodePlace
+from tests.fabric.topology import HEALTH_CHECKER, STRANGER, NodePlace
 
+from .flanneld import MODES, READY_S, Flannel, Mode
 from .kubeproxy import ruleset
 from .masq import masquerading_node, write_document
-from .node import NODES, Cluster
-from .pods import BRIDGE, PLUGINS, Pod, add_pod, host_local
+from .node import Cluster
+from .pods import PLUGINS, Pod, add_pod
 from .rest import ApiError
 
 LISTED: Final = {4: HEALTH_CHECKER, 6: "fd00:11:11:250::12"}
 UNLISTED: Final = {4: STRANGER, 6: "fd00:198:51:100::10"}
 DOCUMENT: Final = "nonMasqueradeCIDRs: [11.11.248.0/21, 'fd00:11:11:250::/64']\n"
-READY_S: Final = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class Mode:
-    """Who masquerades besides: flannel (with nf_tables or iptables), or its bridge plugin."""
-
-    name: str
-    ip_masq: bool
-    nf_tables: bool
-
-
-MODES: Final = (
-    Mode("flannel-iptables", ip_masq=True, nf_tables=False),
-    Mode("flannel-nftables", ip_masq=True, nf_tables=True),
-    Mode("bridge-plugin", ip_masq=False, nf_tables=False),
-)
-
-
-class Flannel:
-    """flanneld on one node, with the kube subnet manager; `environment` is what its CNI plugin reads."""
-
-    def __init__(self, cluster: Cluster, place: NodePlace, binaries: Path, mode: Mode) -> None:
-        self.place = place
-        directory = cluster.fabric.lab.directory / f"{place.namespace.name}-flannel-{mode.name}"
-        directory.mkdir()
-        network = {
-            "Network": POD_SUPERNETS[0],
-            "EnableIPv6": True,
-            "IPv6Network": POD_SUPERNETS[1],
-            "EnableNFTables": mode.nf_tables,
-            "Backend": {"Type": "host-gw"},
-        }
-        (directory / "net-conf.json").write_text(json.dumps(network))
-        self.environment = directory / "subnet.env"
-        self._argv = [
-            str(binaries / "flanneld"),
-            "--kube-subnet-mgr",
-            f"--kubeconfig-file={cluster.control_plane.kubeconfig('flannel', 'system:masters')}",
-            f"--net-config-path={directory / 'net-conf.json'}",
-            f"--subnet-file={self.environment}",
-            f"--iface={CABLE}",
-            f"--ip-masq={str(mode.ip_masq).lower()}",
-            "--iptables-resync=1",
-        ]
-        self.process: Process | None = None
-
-    def start(self) -> None:
-        """Starts it anew, if it is running, and waits until it has read its Node and made its rules."""
-        self.stop()
-        self.environment.unlink(missing_ok=True)
-        environment = {"NODE_NAME": self.place.name, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
-        self.process = self.place.namespace.popen(self._argv, name="flanneld", env=environment)
-        poll(self.environment.exists, READY_S, self.process.log_tail)
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.stop()
-
-    def log(self) -> str:
-        return "(never started)" if self.process is None else self.process.log_tail()
-
-    def plugin(self, leases: Path) -> dict[str, object]:
-        """What the flannel CNI plugin makes of its environment for its delegate."""
-        settings = dict(line.split("=") for line in self.environment.read_text().splitlines())
-        masquerades = settings["FLANNEL_IPMASQ"] == "false"
-        return {
-            **BRIDGE,
-            "ipMasq": masquerades,
-            "mtu": int(settings["FLANNEL_MTU"]),
-            "ipam": host_local(self.place, leases),
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,9 +69,6 @@ def site(request: pytest.FixtureRequest, cluster: Cluster, control_plane_binarie
     places = cluster.fabric.nodes[:2]
     for place in places:
         cluster.make(place, *place.pod_cidrs)
-        # as every Node has some; flannel panics on one without
-        annotations = {"metadata": {"annotations": {"node.alpha.kubernetes.io/ttl": "0"}}}
-        cluster.control_plane.admin.patch(f"{NODES}/{place.name}", annotations)
     fabric = cluster.fabric
     fabric.outside.ip(f"addr replace {UNLISTED[6]}/128 dev lo")
     fabric.fabric.add_route(f"{UNLISTED[6]}/128", via=LISTED[6])

@@ -1,11 +1,12 @@
 """config/rbac.yaml grants what the daemon does: take a verb away and it says which; and it asks for nothing else.
 
-The daemon masquerades by a ConfigMap, for which the Role is, and enforces policy. Without these it asks for Nodes
-only: `test_daemon`.
+The daemon masquerades by a ConfigMap, enforces policy, and has its conflist from another ConfigMap: for these two the
+Role is. Without all that it asks for Nodes only: `test_daemon`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -14,10 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
+from bgpd.model.attachment import OWN_FILE
 from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
 from tests.fabric.topology import NodePlace
 
+from . import conflist
 from .masq import CONFIG_MAP, CONFIG_MAPS, delete_document, masquerading_node, write_document
 from .node import NODES, RBAC, Cluster, announcing
 from .rest import ApiError, Rest
@@ -43,6 +46,9 @@ class Right:
     verb: str
     namespace: str = ""
     name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.verb} {self.resource} {self.name}".rstrip()
 
     @property
     def rule(self) -> dict[str, Any]:
@@ -93,13 +99,14 @@ def node(cluster: Cluster, place: NodePlace) -> Iterator[BgpdNode]:
     """The product, not started, with its ConfigMap."""
     write_document(cluster, "nonMasqueradeCIDRs: [11.8.37.4/32]\n")
     with masquerading_node(cluster, place) as made:
-        made.config["policy"] = {"enabled": True}
-        made.write_config()
+        conflist.configure(made)
+        conflist.write_config_map(cluster, json.dumps(conflist.chain(made)))
         yield made
     delete_document(cluster)
+    conflist.delete_config_map(cluster)
 
 
-@pytest.mark.parametrize("right", granted(), ids=lambda right: f"{right.verb} {right.resource}")
+@pytest.mark.parametrize("right", granted(), ids=str)
 def test_right_that_is_missing(cluster: Cluster, place: NodePlace, node: BgpdNode, right: Right) -> None:
     """The status names verb and resource as a rule has them, and all is well by itself once it is granted."""
     control_plane = cluster.control_plane
@@ -126,31 +133,33 @@ def test_right_that_is_missing(cluster: Cluster, place: NodePlace, node: BgpdNod
     for tor in cluster.fabric.tors:
         tor.speaker.wait_route(place.pod_cidrs[0])
     poll(lambda: "11.8.37.4/32" in node.bgpd("masq", "list"), 10, lambda: node.bgpd("status", check=False))
+    poll((node.directory / "net.d" / OWN_FILE).exists, 10, lambda: node.bgpd("status", check=False))
 
 
 def test_every_right_is_used_and_no_other_asked_for(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
     """The audit log of a whole life has exactly what config/rbac.yaml grants, and every request was allowed."""
     cluster.forget_asked()
     announcing(cluster, node, place)
-    rights = {(it.group, it.resource, it.verb): it.name for it in granted()}
+    selected = {"nodes": f"metadata.name={place.name}"}
+    rights = {
+        (it.group, it.resource, it.verb, f"metadata.name={it.name}" if it.name else selected.get(it.resource, ""))
+        for it in granted()
+    }
     poll(lambda: len(cluster.asked()) >= len(rights), 10, lambda: str(cluster.asked()))
     asked = cluster.asked()
-    assert {(it.group, it.resource, it.verb) for it in asked} == rights.keys()
+    assert {(it.group, it.resource, it.verb, it.selector) for it in asked} == rights
     assert {it.status for it in asked} == {200}
-    selected = {"nodes": place.name, "configmaps": CONFIG_MAP}
-    for it in asked:
-        name = selected.get(it.resource)
-        assert it.selector == (f"metadata.name={name}" if name else "")
 
 
 def test_other_config_maps_are_refused(cluster: Cluster) -> None:
-    """The one that is named, and it only by a selector; not written, and not one of another namespace."""
+    """Those that are named, and they only by a selector; not written, and not one of another namespace."""
     admin, client = cluster.control_plane.admin, cluster.control_plane.token_client(cluster.token())
     write_document(cluster, "nonMasqueradeCIDRs: []\n")
     admin.create(CONFIG_MAPS, {"metadata": {"name": "other"}, "data": {"config": "nonMasqueradeCIDRs: []"}})
     try:
         for verb in ("list", "watch"):
-            assert is_allowed(client, "configmaps", verb, f"metadata.name={CONFIG_MAP}")
+            for name in (CONFIG_MAP, conflist.CONFIG_MAP):
+                assert is_allowed(client, "configmaps", verb, f"metadata.name={name}")
             assert not is_allowed(client, "configmaps", verb, "metadata.name=other")
             assert not is_allowed(client, "configmaps", verb)
         elsewhere = CONFIG_MAPS.replace("kube-system", "default")

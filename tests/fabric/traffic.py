@@ -14,7 +14,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from tests.fabric.netns import Namespace
 
@@ -27,8 +27,17 @@ _PENDING = 200  # connections of which nobody hears
 class Allowed:
     """New connections one after the other, `rate` a second, and some that stay; a byte goes over each and back."""
 
-    def __init__(self, client: Namespace, server: Namespace, source: str, to: str, port: int, rate: int) -> None:
-        self._source, self._rate = source, rate
+    def __init__(
+        self,
+        client: Namespace,
+        server: Namespace,
+        source: str,
+        to: str,
+        port: int,
+        rate: int,
+        dialed: tuple[str, int],
+    ) -> None:
+        self._source, self._rate, self._to = source, rate, dialed
         self.made, self.broken = 0, list[str]()
         self._over = threading.Event()
         family = socket.AF_INET6 if ":" in to else socket.AF_INET
@@ -85,7 +94,7 @@ class Allowed:
         dialer.settimeout(TIMEOUT_S)
         dialer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         dialer.bind((self._source, 0))
-        dialer.connect(self._listener.getsockname()[:2])
+        dialer.connect(self._to)
         return dialer
 
     def _exchange(self, dialer: socket.socket) -> None:
@@ -131,13 +140,22 @@ class Allowed:
 class Forbidden:
     """As many connections to a port that nobody is allowed to; nobody hears of them."""
 
-    def __init__(self, client: Namespace, server: Namespace, source: str, to: str, port: int, rate: int) -> None:
+    def __init__(
+        self,
+        client: Namespace,
+        server: Namespace,
+        source: str,
+        port: int,
+        rate: int,
+        dialed: tuple[str, int],
+    ) -> None:
         self._server = server
-        self._source, self._to, self._port, self._rate = source, to, port, rate
+        self._source, self._to, self._rate = source, dialed, rate
         self.tried = 0
         self._over = threading.Event()
+        self._table = ["ip6" if ":" in dialed[0] else "ip", "arrived"]
         chain = f"chain packets {{\n type filter hook prerouting priority raw;\n tcp dport {port} counter\n}}"
-        server.run(["nft", "-f", "-"], stdin=f"table inet arrived {{\n{chain}\n}}\n")
+        server.run(["nft", "-f", "-"], stdin=f"table {' '.join(self._table)} {{\n{chain}\n}}\n")
         self._thread = threading.Thread(target=client.call, args=(self._dial,), name="knocking")
         self._thread.start()
 
@@ -145,8 +163,8 @@ class Forbidden:
         """AssertionError: something arrived."""
         self._over.set()
         self._thread.join()
-        shown = self._server.run(["nft", "list", "table", "inet", "arrived"]).stdout
-        self._server.run(["nft", "delete", "table", "inet", "arrived"])
+        shown = self._server.run(["nft", "list", "table", *self._table]).stdout
+        self._server.run(["nft", "delete", "table", *self._table])
         assert "counter packets 0 " in shown, f"of {self.tried} connections: {shown}"
         assert self.tried
 
@@ -154,10 +172,10 @@ class Forbidden:
         pending: collections.deque[socket.socket] = collections.deque()
         started = time.monotonic()
         while not self._over.is_set():
-            dialer = socket.socket(socket.AF_INET6 if ":" in self._to else socket.AF_INET, socket.SOCK_STREAM)
+            dialer = socket.socket(socket.AF_INET6 if ":" in self._to[0] else socket.AF_INET, socket.SOCK_STREAM)
             dialer.setblocking(False)
             dialer.bind((self._source, 0))
-            dialer.connect_ex((self._to, self._port))
+            dialer.connect_ex(self._to)
             pending.append(dialer)
             if len(pending) > _PENDING:
                 pending.popleft().close()
@@ -169,12 +187,24 @@ class Forbidden:
 
 @contextlib.contextmanager
 def traffic(
-    client: Namespace, server: Namespace, source: str, to: str, allowed: int, forbidden: int, rate: int
+    client: Namespace,
+    server: Namespace,
+    source: str,
+    to: str,
+    allowed: int,
+    forbidden: int,
+    rate: int,
+    *,
+    through: Mapping[int, tuple[str, int]] | None = None,
 ) -> Iterator[Allowed]:
-    """To both ports at once, `rate` a second; at the end nothing must have been noticed, and nothing have passed."""
-    knocking = Forbidden(client, server, source, to, forbidden, rate)
+    """To both ports at once, `rate` a second; at the end nothing must have been noticed, and nothing have passed.
+
+    `through`: what clients dial for each of the ports, where that is not the server itself.
+    """
+    dialed = through or {port: (to, port) for port in (allowed, forbidden)}
+    knocking = Forbidden(client, server, source, forbidden, rate, dialed[forbidden])
     try:
-        dialing = Allowed(client, server, source, to, allowed, rate)
+        dialing = Allowed(client, server, source, to, allowed, rate, dialed[allowed])
         try:
             yield dialing
         finally:

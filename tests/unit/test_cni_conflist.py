@@ -107,8 +107,8 @@ def test_nothing_to_chain_to_is_told(there: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        (b'{"name": "cb', "it is no JSON; it may be being written"),
-        (b"", "it is no JSON; it may be being written"),
+        (b'{"name": "cb', "it is no JSON: Unterminated string starting at: line 1 column 10 (char 9)"),
+        (b"", "it is no JSON: Expecting value: line 1 column 1 (char 0)"),
         (b"[]", "it is no JSON object"),
         (b"{}", "it has no list 'plugins'"),
         (json.dumps(BRIDGE).encode(), "it has no list 'plugins'"),
@@ -124,7 +124,7 @@ def test_nothing_to_chain_to_is_told(there: dict[str, bytes]) -> None:
 def test_what_cannot_be_chained_to_leaves_ours_as_it_was(content: bytes, problem: str) -> None:
     """A file that is being written comes good; until then the chain from before goes on to work."""
     plan = chained({"10-x.conflist": content, "20-flannel.conflist": json.dumps(FLANNEL).encode()}, Settings())
-    assert (plan.action, plan.problem) == (Action.KEEP, f"10-x.conflist: {problem}")
+    assert (plan.action, plan.problem) == (Action.KEEP, f"10-x.conflist: {problem}; 05-bgpd.conflist stays as it is")
 
 
 def test_0_3_0_is_raised_to_its_twin_and_unknown_versions_are_not_promised() -> None:
@@ -155,7 +155,7 @@ def test_what_an_operator_wrote_counts_to_the_letter() -> None:
     ("text", "problem"),
     [
         (None, "there is no key cni-config; give the whole conflist in it, or drop cni.configMap"),
-        (WRITTEN[:-1], "it is no JSON; it may be being written"),
+        (WRITTEN[:-1], "it is no JSON: Expecting ',' delimiter: line 8 column 1 (char 183)"),
         (WRITTEN.replace("bgpd-cni", "cilium-cni"),
          'no plugin has the type bgpd-cni; add {"type": "bgpd-cni"} as the last, in the place of cilium-cni'),
         (json.dumps(FLANNEL), 'no plugin has the type bgpd-cni; add {"type": "bgpd-cni"} as the last'),
@@ -163,7 +163,7 @@ def test_what_an_operator_wrote_counts_to_the_letter() -> None:
 )  # fmt: skip
 def test_what_an_operator_wrote_wrongly_leaves_ours_as_it_was(text: str | None, problem: str) -> None:
     plan = verbatim(text, "ConfigMap x/y", Settings())
-    assert (plan.action, plan.problem) == (Action.KEEP, f"ConfigMap x/y: {problem}")
+    assert (plan.action, plan.problem) == (Action.KEEP, f"ConfigMap x/y: {problem}; 05-bgpd.conflist stays as it is")
 
 
 @pytest.mark.parametrize(

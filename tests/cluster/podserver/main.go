@@ -2,11 +2,13 @@
 //
 //	podserver 8080/tcp 5353/udp
 //	podserver ask udp 188.188.0.2:5353	prints the answer of another; fails if there is none within a second
+//	podserver ping 188.188.0.2	sends two requests; fails if neither is answered within a second
 //
 // A TCP port speaks HTTP, so that the kubelet can probe it. It ends at once when the kubelet asks it to.
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"log"
@@ -19,11 +21,18 @@ import (
 	"time"
 )
 
-const patience = time.Second
+const (
+	patience = time.Second
+	pings    = 2
+)
 
 func main() {
 	if len(os.Args) == 4 && os.Args[1] == "ask" {
 		ask(os.Args[2], os.Args[3])
+		return
+	}
+	if len(os.Args) == 3 && os.Args[1] == "ping" {
+		ping(net.ParseIP(os.Args[2]))
 		return
 	}
 	name, err := os.Hostname()
@@ -63,6 +72,57 @@ func ask(protocol, address string) {
 		log.Fatal(err)
 	}
 	os.Stdout.Write(answer[:count])
+}
+
+// ping speaks RFC 792 and RFC 4443; of the latter the kernel writes the checksum.
+func ping(address net.IP) {
+	network, request, reply := "ip4:icmp", byte(8), byte(0)
+	if address.To4() == nil {
+		network, request, reply = "ip6:ipv6-icmp", 128, 129
+	}
+	socket, err := net.ListenPacket(network, "")
+	if err != nil {
+		log.Fatal(err)
+	}
+	echo := []byte{request, 0, 0, 0, byte(os.Getpid() >> 8), byte(os.Getpid()), 0, 0}
+	for sequence := byte(1); sequence <= pings; sequence++ {
+		echo[7], echo[2], echo[3] = sequence, 0, 0
+		checksum := checksum(echo)
+		echo[2], echo[3] = byte(checksum>>8), byte(checksum)
+		if _, err := socket.WriteTo(echo, &net.IPAddr{IP: address}); err != nil {
+			log.Fatal(err)
+		}
+	}
+	if err := socket.SetDeadline(time.Now().Add(patience)); err != nil {
+		log.Fatal(err)
+	}
+	received, heard := 0, make([]byte, 1500)
+	for received < pings {
+		count, sender, err := socket.ReadFrom(heard)
+		if err != nil {
+			break
+		}
+		theirs := sender.(*net.IPAddr).IP
+		if theirs.Equal(address) && count == len(echo) && heard[0] == reply && bytes.Equal(heard[4:6], echo[4:6]) {
+			received++
+		}
+	}
+	fmt.Printf("%d packets transmitted, %d packets received\n", pings, received)
+	if received == 0 {
+		os.Exit(1)
+	}
+}
+
+// checksum is RFC 1071's of an even number of bytes.
+func checksum(data []byte) uint16 {
+	sum := uint32(0)
+	for at := 0; at < len(data); at += 2 {
+		sum += uint32(data[at])<<8 | uint32(data[at+1])
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	return ^uint16(sum)
 }
 
 func serveTCP(address, name string) {
