@@ -21,7 +21,7 @@ from bgpd.datapath import layout, loader, pins
 from bgpd.datapath.maps import Map
 from bgpd.model.lpm import LpmKey
 from bgpd.model.outcome import DONE, Outcome
-from bgpd.runtime.diff import Change
+from bgpd.runtime.diff import Change, Uniform
 from bgpd.runtime.reconcile import TargetError
 
 CILIUM = Path("/sys/fs/bpf/tc/globals")  # where Cilium pins its maps
@@ -36,7 +36,7 @@ class Held(NamedTuple):
 
 _NOTHING = Held(listed=False, counted=False)
 _LISTED = Held(listed=True, counted=False)
-_COUNTED = Held(listed=True, counted=True)  # the very same for all entries: to compare 16,000 is to compare pointers
+_COUNTED = Held(listed=True, counted=True)
 
 EntryChange: TypeAlias = Change[LpmKey, Held]
 
@@ -61,9 +61,9 @@ def cilium_maps(directory: Path, version: int) -> ListMaps:
     return ListMaps(pins.open_or_create(directory / spec.name, spec, exact=False), None)
 
 
-def wanted(keys: frozenset[LpmKey], *, counted: bool) -> Mapping[LpmKey, Held]:
+def wanted(keys: frozenset[LpmKey], *, counted: bool) -> Uniform[LpmKey, Held]:
     """What should be there for a list, with hits or without."""
-    return dict.fromkeys(keys, _COUNTED if counted else _LISTED)
+    return Uniform(keys, _COUNTED if counted else _LISTED)
 
 
 class MasqList:

@@ -27,7 +27,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from bgpd.model.outcome import DONE, Blocked, Done, Outcome, Retry
 from bgpd.runtime.backoff import Backoff
-from bgpd.runtime.diff import Change, Kind, diff
+from bgpd.runtime.diff import Change, Kind, Uniform, diff
 from bgpd.runtime.store import Revision
 
 K = TypeVar("K", bound=Hashable)
@@ -114,7 +114,7 @@ class Reconciler(Generic[K, V]):
         self._plan, self._actuator, self._order, self._report = plan, actuator, order, report
         self._clock, self._rand, self._resync_s = clock, rand, resync_s
         self._backoff = Backoff()
-        self._have: dict[K, V] | None = None
+        self._have: Mapping[K, V] | None = None
         self._trouble: dict[K, _Trouble[V]] = {}
         self._target_attempt = 0
         self._target_error = ""
@@ -219,9 +219,12 @@ class Reconciler(Generic[K, V]):
             self._target_failed(error, started)
             return
         self._target_error, self._target_attempt = "", 0
-        self._absorb(changes, outcomes)
+        self._note_trouble(changes, outcomes)
         if desired.complete and not self._trouble and self._empty_since is None:
-            self._have = dict(desired.want)  # equal by now, and its very objects: the next diff compares pointers
+            # equal by now, and its very objects: the next diff compares pointers
+            self._have = desired.want if isinstance(desired.want, Uniform) else dict(desired.want)
+        else:
+            self._have = _applied(self.have, changes, outcomes)
         self._finish(revision, started, desired, changes, outcomes, drift, suspicious)
 
     async def _read(self) -> int:
@@ -238,7 +241,7 @@ class Reconciler(Generic[K, V]):
         self._read_at, self._read_took_s = now, now - started
         if told or before is None:
             return 0  # somebody said that it changed: that is news, not drift
-        return sum(1 for key in before.keys() | observed.keys() if before.get(key) != observed.get(key))
+        return len(diff(before, observed, self._order, prune=True))
 
     def _due(self, desired: Desired[K, V]) -> tuple[list[Change[K, V]], str]:
         """The changes to apply now, and a warning if the plan became empty without saying why."""
@@ -271,17 +274,12 @@ class Reconciler(Generic[K, V]):
             return changes, ""
         return [change for change in changes if change.kind is not Kind.REMOVE], warning
 
-    def _absorb(self, changes: Sequence[Change[K, V]], outcomes: Sequence[Outcome]) -> None:
-        """Takes the outcomes over into what the target is known to have."""
-        assert self._have is not None
+    def _note_trouble(self, changes: Sequence[Change[K, V]], outcomes: Sequence[Outcome]) -> None:
+        """What was not done, and when it is due again."""
         now = self._clock()
         for change, outcome in zip(changes, outcomes, strict=True):
             if isinstance(outcome, Done):
                 self._trouble.pop(change.key, None)
-                if change.want is None:
-                    self._have.pop(change.key, None)
-                else:
-                    self._have[change.key] = change.want
                 continue
             before = self._trouble.get(change.key)
             attempt = before.attempt + 1 if before else 1
@@ -354,3 +352,18 @@ class Reconciler(Generic[K, V]):
         if self._stale and not due:
             due.append(now + self._backoff.first_s)
         return min([self._resync_at, *due])
+
+
+def _applied(
+    have: Mapping[K, V], changes: Sequence[Change[K, V]], outcomes: Sequence[Outcome]
+) -> Mapping[K, V]:
+    """What the target is known to have after that."""
+    now = dict(have)
+    for change, outcome in zip(changes, outcomes, strict=True):
+        if not isinstance(outcome, Done):
+            continue
+        if change.want is None:
+            now.pop(change.key, None)
+        else:
+            now[change.key] = change.want
+    return now

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
-from bgpd.runtime.diff import Change, Kind, diff
+from bgpd.runtime.diff import Change, Kind, Uniform, diff
 from bgpd.runtime.reconcile import EMPTY_GRACE_S, Desired, Reconciler, Round, TargetError
 
 TABLES = st.dictionaries(st.integers(0, 20), st.integers(0, 3), max_size=12)
@@ -85,6 +85,48 @@ def test_diff_does_not_depend_on_insertion_order(want: dict[int, int], have: dic
     assert diff(want, have, int, prune=True) == diff(
         dict(reversed(want.items())), dict(reversed(have.items())), int, prune=True
     )
+
+
+KEYS = st.frozensets(st.integers(0, 20), max_size=12)
+
+
+@given(KEYS, st.integers(0, 1), KEYS, st.integers(0, 1), st.booleans())
+def test_keys_of_one_value_differ_as_any_table_does(
+    want: frozenset[int], value: int, have: frozenset[int], before: int, prune: bool
+) -> None:
+    """However the two sides are held, the changes are those of two dicts."""
+    uniform, there = Uniform(want, value), Uniform(have, before)
+    expected = diff(dict(uniform), dict(there), int, prune=prune)
+    assert diff(uniform, there, int, prune=prune) == expected
+    assert diff(uniform, dict(there), int, prune=prune) == expected
+    assert diff(dict(uniform), there, int, prune=prune) == expected
+
+
+def test_a_list_goes_on_being_known_where_some_of_it_is_refused() -> None:
+    """What was done counts, what was refused does not, and the resync finds no difference to that."""
+    bench = Bench()
+    bench.desired = Desired(Uniform(frozenset("ab"), 1), complete=True)
+    bench.round()
+    assert bench.loop.have == bench.target.table == {"a": 1, "b": 1}
+    bench.target.answers["c"] = Blocked("no")
+    bench.desired = Desired(Uniform(frozenset("bcd"), 1), complete=True)
+    bench.round()
+    assert bench.loop.have == bench.target.table == {"b": 1, "d": 1}
+    bench.desired = Desired(Uniform(frozenset("be"), 1), complete=True)
+    bench.round(after_s=3600.0)
+    assert bench.loop.have == bench.target.table == {"b": 1, "e": 1}
+    assert not any(each.drift for each in bench.reports)
+
+
+def test_what_left_a_long_list_by_itself_is_found_at_the_resync() -> None:
+    """That the loop holds only the keys does not keep it from reading what there is."""
+    bench = Bench()
+    bench.desired = Desired(Uniform(frozenset("abc"), 1), complete=True)
+    bench.round()
+    bench.target.table = {"a": 1, "b": 2, "x": 1}
+    bench.round(after_s=3600.0)
+    assert bench.target.table == {"a": 1, "b": 1, "c": 1}
+    assert bench.reports[-1].drift == 3
 
 
 def test_what_is_as_wanted_is_held_once() -> None:
