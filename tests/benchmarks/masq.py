@@ -36,9 +36,10 @@ def run(screen: Screen) -> list[Result]:
             found += masq_flow.results(lab, place)
         with screen.step(f"set up {', '.join(masq_traffic.CONNECTION_WAYS)}"):
             wires = masq_contenders.wires(lab, place, masq_traffic.CONNECTION_WAYS)
-        with screen.step(f"{masq_traffic.ROUNDS} rounds of new connections"):
-            found += masq_traffic.connection_results(masq_traffic.connections_measured(wires))
-        with screen.step(f"{masq_traffic.ROUNDS} rounds of one stream"):
-            few = {name: wires[name] for name in masq_traffic.STREAM_WAYS}
-            found += masq_traffic.stream_results(masq_traffic.streams_measured(few))
+        with screen.step(f"{masq_traffic.SERIAL_ROUNDS} rounds of connections one after the other"):
+            found += masq_traffic.serial_results(masq_traffic.serial_measured(wires))
+        with screen.step(f"{masq_traffic.HTTP_ROUNDS} rounds of HTTP connections"):
+            found += masq_traffic.http_results(masq_traffic.http_measured(wires))
+        with screen.step(f"{masq_traffic.STREAM_ROUNDS} rounds of one stream"):
+            found += masq_traffic.stream_results(masq_traffic.streams_measured(wires))
     return found

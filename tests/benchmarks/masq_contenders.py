@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from ipaddress import IPv4Network
 from pathlib import Path
 
-from tests.benchmarks.masq_stage import CLUSTER, FAR, POD, POD_CIDR, MasqDaemon, Wire, prefixes
+from tests.benchmarks.masq_stage import CLUSTER, FAR, LISTED, NODE, POD, POD_CIDR, MasqDaemon, Wire, prefixes
 from tests.fabric.netns import Lab
 
 LONG, SHORT = 16_000, 1_000
@@ -70,7 +70,7 @@ def _jump(rest: str) -> str:
 
 
 def bgpd(wire: Wire, pins: Path) -> None:
-    MasqDaemon(wire, pins).start(prefixes(LONG))
+    MasqDaemon(wire, pins).start((*prefixes(LONG - 1), LISTED))
 
 
 def wires(lab: Lab, pins: Path, names: Sequence[str]) -> dict[str, Wire]:
@@ -89,6 +89,13 @@ def wires(lab: Lab, pins: Path, names: Sequence[str]) -> dict[str, Wire]:
         found[name] = Wire(lab, name)
         setups[name](found[name])
         seen = found[name].source_seen(str(FAR[1]))
-        if (seen == POD) != (name in FORWARD_ONLY):
+        if seen != source(name):
             raise RuntimeError(f"with {name} the outside sees {seen}")
+        if (found[name].flows() == 0) != (name == "nothing"):
+            raise RuntimeError(f"with {name} conntrack knows {found[name].flows()} flows")
     return found
+
+
+def source(name: str) -> str:
+    """Who the outside takes the other end of a flow for, if no list has the outside's address."""
+    return POD if name in FORWARD_ONLY else NODE

@@ -28,6 +28,7 @@ POD, POD_CIDR, CLUSTER = "10.244.1.10", "10.244.1.0/24", "10.244.0.0/16"
 POD_GATEWAY = "10.244.1.1"
 NODE, OUTSIDE, CABLE = "192.0.2.1", "192.0.2.2", IPv4Network("192.0.2.0/24")
 FAR = IPv4Network("198.18.0.0/15")  # all of it is the outside's (RFC 2544)
+LISTED = IPv4Network("198.19.0.0/24")  # of these, for who is to have some in his list
 ROOM = IPv4Network("192.0.0.0/3")  # where the entries of a long list lie, around everything that is sent to
 LENGTHS = (24, 28, 32)
 NODE_NAME = "worker1"
@@ -75,6 +76,10 @@ class Wire:
     def forget_flows(self) -> None:
         """What conntrack knows of them, so that nobody has to look for an entry among another's."""
         self.node.run(["conntrack", "-F"])
+
+    def flows(self) -> int:
+        """How many conntrack knows on the node."""
+        return int(self.node.run(["conntrack", "-C"]).stdout)
 
     def source_seen(self, destination: str) -> str:
         """The source address of a new flow from the pod to `destination`, of UDP."""

@@ -1,12 +1,14 @@
 """What masquerading costs the traffic: new connections per second, throughput of one that is open.
 
-The contenders take turns, in another order each time, so that what the machine does meanwhile hits them all; a ratio
-is the median over the rounds of ours divided by theirs of the same round. The destination of all traffic is in no
-list: it is looked for in the whole list and masqueraded.
+Connections are made in two ways: one after the other (`serial`), which is all of what the kernel does for one and
+nothing else, and as a web client makes them (`http`), ten at a time with programs at both ends that do their part,
+on all processors. Their destinations are in no list: they are looked for in the whole list and masqueraded. A stream
+goes to what is listed, and so keeps its address, or to what is not.
 
 `nothing` is the same forwarding with nothing in the way, not even conntrack, which every way to masquerade needs and
-a node with kube-proxy has anyway. So ours is also divided by `masquerade`, a rule without a list: what is between
-those two is conntrack's and NAT's, and what is left is ours.
+a node with kube-proxy has anyway. So ours is also divided by `conntrack`, which translates nothing, and by
+`masquerade`, a rule without a list: what is between those and `nothing` is conntrack's and NAT's, what is left is
+ours.
 
 What a connection costs its two ends is in the rate, and the more they do, the better everybody looks beside
 `nothing`. So the processor time is told too: on these cables all that the kernel does for a packet is done in the
@@ -16,48 +18,54 @@ time of the process that sends it, but for one part in a hundred.
 from __future__ import annotations
 
 import json
-import random
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from ipaddress import IPv4Address
-from typing import TypeAlias
 
-from tests.benchmarks import connections
-from tests.benchmarks.connections import Sample
-from tests.benchmarks.masq_stage import FAR, Wire
+from tests.benchmarks import http, serial
+from tests.benchmarks.masq_contenders import source
+from tests.benchmarks.masq_stage import FAR, LISTED, Wire
 from tests.benchmarks.report import Result
+from tests.benchmarks.turns import Sample, Samples, costs, in_turns, rates, share, value
 
 CONNECTION_WAYS = ("nothing", "conntrack", "masquerade", "iptables-1k", "iptables-16k", "ipset-16k", "bgpd")
-STREAM_WAYS = ("nothing", "conntrack", "masquerade", "bgpd")
-ROUNDS = 20
-STREAM_S = 1
-STREAM_PORT = 5201
-PROGRAMS = ("iperf3", *connections.PROGRAMS)
+KEPT, TRANSLATED = "kept", "translated"  # our two in place of one
+STREAM_WAYS = ("nothing", "conntrack", "masquerade")
+SERIAL_ROUNDS, HTTP_ROUNDS, STREAM_ROUNDS = 40, 12, 40
+STREAM_BYTES = 500_000_000
+STREAM_PORT, SERIAL_PORT = 5201, 8080
+PROGRAMS = ("iperf3", *http.PROGRAMS)
 
-Samples: TypeAlias = Mapping[str, Sequence[Sample]]
 
-
-def connections_measured(wires: Mapping[str, Wire], rounds: int = ROUNDS) -> Samples:
-    """Each time to another address: no connection meets what is left of one before."""
-    servers = {name: connections.serve(wire) for name, wire in wires.items()}
+def serial_measured(wires: Mapping[str, Wire], rounds: int = SERIAL_ROUNDS) -> Samples:
+    """RuntimeError: a connection was not translated, or was and should not be."""
+    listeners = {name: serial.listen(wire, SERIAL_PORT) for name, wire in wires.items()}
     addresses = FAR.hosts()
-    return in_turns(wires, lambda name, wire: connections.measured(wire, servers[name], next(addresses)), rounds)
+
+    def measure(name: str, wire: Wire) -> Sample:
+        return serial.measured(wire, listeners[name], next(addresses), source(name))
+
+    taken = in_turns(wires, measure, rounds)
+    for listener in listeners.values():
+        listener.close()
+    return taken
 
 
-def streams_measured(wires: Mapping[str, Wire], rounds: int = ROUNDS) -> Samples:
+def http_measured(wires: Mapping[str, Wire], rounds: int = HTTP_ROUNDS) -> Samples:
+    """Each time to another address: no connection meets what is left of one before."""
+    servers = {name: http.serve(wire) for name, wire in wires.items()}
+    addresses = FAR.hosts()
+    taken = in_turns(wires, lambda name, wire: http.measured(wire, servers[name], next(addresses)), rounds)
+    for server in servers.values():
+        server.stop()
+    return taken
+
+
+def streams_measured(wires: Mapping[str, Wire], rounds: int = STREAM_ROUNDS) -> Samples:
     for wire in wires.values():
         take_streams(wire)
-    return in_turns(wires, lambda _, wire: stream(wire), rounds)
-
-
-def in_turns(wires: Mapping[str, Wire], measure: Callable[[str, Wire], Sample], rounds: int) -> Samples:
-    taken: dict[str, list[Sample]] = {name: [] for name in wires}
-    rand = random.Random(1)
-    for _ in range(rounds):
-        for name in rand.sample(list(wires), len(wires)):
-            taken[name].append(measure(name, wires[name]))
-            wires[name].forget_flows()
-    return taken
+    contenders = {name: wires[name] for name in STREAM_WAYS}
+    contenders |= dict.fromkeys((KEPT, TRANSLATED), wires["bgpd"])
+    return in_turns(contenders, lambda name, wire: stream(wire, LISTED[1] if name == KEPT else FAR[1]), rounds)
 
 
 def take_streams(wire: Wire, port: int = STREAM_PORT) -> None:
@@ -65,45 +73,59 @@ def take_streams(wire: Wire, port: int = STREAM_PORT) -> None:
     server.wait_log("Server listening")
 
 
-def stream(wire: Wire, destination: IPv4Address = FAR[1], port: int = STREAM_PORT) -> Sample:
-    words = ["--client", str(destination), "--port", str(port), "--time", str(STREAM_S), "--json"]
-    end = json.loads(wire.pod.run(["iperf3", *words]).stdout)["end"]
-    share = end["cpu_utilization_percent"]
-    used_s = (share["host_total"] + share["remote_total"]) / 100 * end["sum_received"]["seconds"]
+def stream(wire: Wire, destination: IPv4Address, port: int = STREAM_PORT) -> Sample:
+    """A fraction of a second of it: of a busy machine's many short moments some are quiet."""
+    words = ["--client", str(destination), "--port", str(port), "--bytes", str(STREAM_BYTES), "--json"]
+    return read_stream(wire.pod.run(["iperf3", *words]).stdout)
+
+
+def read_stream(said: str) -> Sample:
+    """What iperf3 tells of one."""
+    end = json.loads(said)["end"]
+    share_percent = end["cpu_utilization_percent"]
+    used_s = (share_percent["host_total"] + share_percent["remote_total"]) / 100 * end["sum_received"]["seconds"]
     return Sample(end["sum_received"]["bits_per_second"] / 1e9, 1e6 * used_s / (end["sum_received"]["bytes"] / 1e6))
 
 
 # --- results --------------------------------------------------------------------------------------------------------
 
 
-def connection_results(taken: Samples) -> list[Result]:
-    rates = {name: statistics.median(it.rate for it in samples) for name, samples in taken.items()}
-    costs = {name: statistics.median(it.cpu_us for it in samples) for name, samples in taken.items()}
+def serial_results(taken: Samples) -> list[Result]:
     return [
-        _more("cps", rates.pop("bgpd"), "/s", rates),
-        _share("cps_vs_none", taken, "nothing", 0.9),
-        _share("cps_vs_masquerade", taken, "masquerade"),
-        _share("cps_vs_iptables_16k", taken, "iptables-16k", 4.0),
-        Result(name="connection_cpu_us", value=costs.pop("bgpd"), unit="us", beside=costs),
+        value("cps", rates(taken), "bgpd", _others(taken), "/s"),
+        share("cps_vs_none", taken, "bgpd", "nothing", 0.9),
+        share("cps_vs_conntrack", taken, "bgpd", "conntrack"),
+        share("cps_vs_masquerade", taken, "bgpd", "masquerade"),
+        share("cps_vs_iptables_16k", taken, "bgpd", "iptables-16k", 4.0),
+        value("connection_cpu_us", costs(taken), "bgpd", _others(taken), "us"),
+    ]
+
+
+def http_results(taken: Samples) -> list[Result]:
+    return [
+        value("http_cps", rates(taken), "bgpd", _others(taken), "/s"),
+        share("http_cps_vs_nothing", taken, "bgpd", "nothing"),
+        share("http_cps_vs_conntrack", taken, "bgpd", "conntrack"),
+        share("http_cps_vs_masquerade", taken, "bgpd", "masquerade"),
+        share("http_cps_vs_iptables_16k", taken, "bgpd", "iptables-16k"),
+        value("http_connection_cpu_us", costs(taken), "bgpd", _others(taken), "us"),
     ]
 
 
 def stream_results(taken: Samples) -> list[Result]:
-    rates = {name: statistics.median(it.rate for it in samples) for name, samples in taken.items()}
-    costs = {name: statistics.median(it.cpu_us for it in samples) for name, samples in taken.items()}
+    """The goal is for what is listed: that is what the list is for."""
+    without = ("nothing", "conntrack")
     return [
-        _more("throughput", rates.pop("bgpd"), "Gbit/s", rates),
-        _share("throughput_vs_none", taken, "nothing", 0.95),
-        Result(name="throughput_cpu_ms_per_gb", value=costs.pop("bgpd"), unit="ms", beside=costs),
+        value("throughput", rates(taken), KEPT, without, "Gbit/s"),
+        share("throughput_vs_none", taken, KEPT, "nothing", 0.95),
+        share("throughput_vs_conntrack", taken, KEPT, "conntrack"),
+        value("throughput_cpu_ms_per_gb", costs(taken), KEPT, without, "ms"),
+        value("throughput_translated", rates(taken), TRANSLATED, STREAM_WAYS, "Gbit/s"),
+        share("throughput_translated_vs_none", taken, TRANSLATED, "nothing"),
+        share("throughput_translated_vs_masquerade", taken, TRANSLATED, "masquerade"),
+        value("throughput_translated_cpu_ms_per_gb", costs(taken), TRANSLATED, STREAM_WAYS, "ms"),
     ]
 
 
-def _more(name: str, value: float, unit: str, beside: Mapping[str, float]) -> Result:
-    return Result(name=name, value=value, unit=unit, beside=beside, more_is_better=True)
-
-
-def _share(name: str, taken: Samples, other: str, goal: float | None = None) -> Result:
-    """Ours divided by the other's, the median of the rounds."""
-    pairs = zip(taken["bgpd"], taken[other], strict=True)
-    ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
-    return Result(name=name, value=ratio, unit="x", goal=goal, more_is_better=True)
+def _others(taken: Samples) -> list[str]:
+    return [name for name in taken if name != "bgpd"]

@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from ipaddress import IPv4Address
 
-from tests.benchmarks import connections
-from tests.benchmarks.connections import Sample
+from tests.benchmarks import http
 from tests.benchmarks.masq_stage import Wire
-from tests.benchmarks.masq_traffic import Samples, in_turns, stream, take_streams
+from tests.benchmarks.masq_traffic import stream, take_streams
 from tests.benchmarks.policy_cluster import PORT, Tenant
 from tests.benchmarks.report import Result
+from tests.benchmarks.turns import Sample, Samples, in_turns
 
 ROUNDS = 10
-PROGRAMS = ("iperf3", *connections.PROGRAMS)
+PROGRAMS = ("iperf3", *http.PROGRAMS)
 FEW, MANY = 10, 1_000
 ROUTED = "routed"
 GOALS = {FEW: 1.0, MANY: 2.0}
@@ -33,11 +33,11 @@ GOALS = {FEW: 1.0, MANY: 2.0}
 
 def connections_measured(wires: Mapping[str, Wire], tenants: Mapping[int, Tenant], rounds: int = ROUNDS) -> Samples:
     """RuntimeError: not every connection was answered."""
-    servers = {name: connections.serve(wire) for name, wire in wires.items()}
+    servers = {name: http.serve(wire) for name, wire in wires.items()}
     destinations = {name: _allowed(name, tenants) for name in wires}
 
     def measure(name: str, wire: Wire) -> Sample:
-        return connections.measured(wire, servers[name], next(destinations[name]))
+        return http.measured(wire, servers[name], next(destinations[name]))
 
     taken = in_turns(wires, measure, rounds)
     for server in servers.values():

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.benchmarks import connections
+from tests.benchmarks import http
 from tests.benchmarks.masq_apply import edits
 from tests.benchmarks.masq_contenders import iptables_chain
 from tests.benchmarks.masq_stage import CABLE, FAR, document, prefixes
@@ -53,7 +53,7 @@ Transfer/sec:     10.96MB
 
 
 def test_what_wrk_tells_is_read() -> None:
-    assert connections.read(WRK + RATE) == connections.Load(14913, 13557.17, 283.3)
+    assert http.read(WRK + RATE) == http.Load(14913, 13557.17, 283.3)
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_what_wrk_tells_is_read() -> None:
 def test_a_run_with_errors_is_none(more: str) -> None:
     """Refused connections would be the fastest of all."""
     with pytest.raises(RuntimeError, match="answers only"):
-        connections.read(WRK + more + RATE)
+        http.read(WRK + more + RATE)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from tests.benchmarks.footprint import cpu_s
 from tests.benchmarks.masq_stage import FAR, Wire
+from tests.benchmarks.turns import Sample
 from tests.fabric.process import Process, poll
 
 PROGRAMS = ("nginx", "wrk")
@@ -32,18 +33,6 @@ class Load:
     requests: int
     per_second: float
     latency_us: float
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """`rate` in connections or gigabits per second, `cpu_us` of both ends per connection or megabyte.
-
-    `latency_us` is of a connection.
-    """
-
-    rate: float
-    cpu_us: float
-    latency_us: float = 0.0
 
 
 def serve(wire: Wire) -> Process:
