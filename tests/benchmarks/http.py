@@ -10,17 +10,19 @@ from __future__ import annotations
 import re
 import resource
 import socket
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
 
 from tests.benchmarks.footprint import cpu_s
 from tests.benchmarks.masq_stage import FAR, Wire
-from tests.benchmarks.turns import Sample
+from tests.benchmarks.turns import Sample, Samples, in_turns
 from tests.fabric.process import Process, poll
 
 PROGRAMS = ("nginx", "wrk")
 PORT = 80
+ROUNDS = 12
 _SECONDS = 1  # the shortest that wrk takes
 _UNITS_US = {"us": 1.0, "ms": 1e3, "s": 1e6}
 _PAGES = "/usr/share/nginx/html"
@@ -35,7 +37,16 @@ class Load:
     latency_us: float
 
 
-def serve(wire: Wire) -> Process:
+def taken(wires: Mapping[str, Wire], destination: Callable[[str], IPv4Address], rounds: int = ROUNDS) -> Samples:
+    """Where each contender's next turn goes. RuntimeError: not every connection was answered."""
+    servers = {name: _serve(wire) for name, wire in wires.items()}
+    found = in_turns(wires, lambda name, wire: _turn(wire, servers[name], destination(name)), rounds)
+    for server in servers.values():
+        server.stop()
+    return found
+
+
+def _serve(wire: Wire) -> Process:
     """nginx in the outside, on all addresses that are its."""
     directory = wire.outside.lab.directory / f"{wire.name}-nginx"
     directory.mkdir()
@@ -49,8 +60,7 @@ def serve(wire: Wire) -> Process:
     return server
 
 
-def measured(wire: Wire, server: Process, destination: IPv4Address) -> Sample:
-    """RuntimeError: not every connection was answered."""
+def _turn(wire: Wire, server: Process, destination: IPv4Address) -> Sample:
     before = _used_s(server)
     target = f"http://{destination}:{PORT}/"
     said = wire.pod.run(["wrk", "--duration", f"{_SECONDS}s", "--header", "Connection: close", target]).stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.benchmarks import (
+    http,
     masq_apply,
     masq_contenders,
     masq_flow,
@@ -10,6 +11,7 @@ from tests.benchmarks import (
     masq_memory,
     masq_packet,
     masq_traffic,
+    serial,
 )
 from tests.benchmarks.masq_stage import MasqDaemon, Wire, bpffs
 from tests.benchmarks.report import Result
@@ -36,9 +38,9 @@ def run(screen: Screen) -> list[Result]:
             found += masq_flow.results(lab, place)
         with screen.step(f"set up {', '.join(masq_traffic.CONNECTION_WAYS)}"):
             wires = masq_contenders.wires(lab, place, masq_traffic.CONNECTION_WAYS)
-        with screen.step(f"{masq_traffic.SERIAL_ROUNDS} rounds of connections one after the other"):
+        with screen.step(f"{serial.ROUNDS} rounds of connections one after the other"):
             found += masq_traffic.serial_results(masq_traffic.serial_measured(wires))
-        with screen.step(f"{masq_traffic.HTTP_ROUNDS} rounds of HTTP connections"):
+        with screen.step(f"{http.ROUNDS} rounds of HTTP connections"):
             found += masq_traffic.http_results(masq_traffic.http_measured(wires))
         with screen.step(f"{masq_traffic.STREAM_ROUNDS} rounds of one stream"):
             found += masq_traffic.stream_results(masq_traffic.streams_measured(wires))

@@ -30,34 +30,22 @@ from tests.benchmarks.turns import Sample, Samples, costs, in_turns, rates, shar
 CONNECTION_WAYS = ("nothing", "conntrack", "masquerade", "iptables-1k", "iptables-16k", "ipset-16k", "bgpd")
 KEPT, TRANSLATED = "kept", "translated"  # our two in place of one
 STREAM_WAYS = ("nothing", "conntrack", "masquerade")
-SERIAL_ROUNDS, HTTP_ROUNDS, STREAM_ROUNDS = 40, 12, 40
+STREAM_ROUNDS = 40
 STREAM_BYTES = 500_000_000
 STREAM_PORT, SERIAL_PORT = 5201, 8080
 PROGRAMS = ("iperf3", *http.PROGRAMS)
 
 
-def serial_measured(wires: Mapping[str, Wire], rounds: int = SERIAL_ROUNDS) -> Samples:
+def serial_measured(wires: Mapping[str, Wire]) -> Samples:
     """RuntimeError: a connection was not translated, or was and should not be."""
-    listeners = {name: serial.listen(wire, SERIAL_PORT) for name, wire in wires.items()}
     addresses = FAR.hosts()
-
-    def measure(name: str, wire: Wire) -> Sample:
-        return serial.measured(wire, listeners[name], next(addresses), source(name))
-
-    taken = in_turns(wires, measure, rounds)
-    for listener in listeners.values():
-        listener.close()
-    return taken
+    return serial.taken(wires, lambda _: next(addresses), source, SERIAL_PORT)
 
 
-def http_measured(wires: Mapping[str, Wire], rounds: int = HTTP_ROUNDS) -> Samples:
+def http_measured(wires: Mapping[str, Wire]) -> Samples:
     """Each time to another address: no connection meets what is left of one before."""
-    servers = {name: http.serve(wire) for name, wire in wires.items()}
     addresses = FAR.hosts()
-    taken = in_turns(wires, lambda name, wire: http.measured(wire, servers[name], next(addresses)), rounds)
-    for server in servers.values():
-        server.stop()
-    return taken
+    return http.taken(wires, lambda _: next(addresses))
 
 
 def streams_measured(wires: Mapping[str, Wire], rounds: int = STREAM_ROUNDS) -> Samples:

@@ -6,12 +6,14 @@ import contextlib
 from collections.abc import Mapping, Sequence
 
 from tests.benchmarks import (
+    http,
     policy_cni,
     policy_contenders,
     policy_latency,
     policy_packet,
     policy_sync,
     policy_traffic,
+    serial,
 )
 from tests.benchmarks.masq_stage import Wire, bpffs
 from tests.benchmarks.policy_contenders import WHO, tenant, wires
@@ -19,10 +21,12 @@ from tests.benchmarks.policy_stage import BareBridgedWire, BridgedWire, stage, w
 from tests.benchmarks.policy_traffic import (
     FEW,
     MANY,
-    ROUNDS,
     ROUTED,
-    connection_results,
-    connections_measured,
+    STREAM_ROUNDS,
+    http_measured,
+    http_results,
+    serial_measured,
+    serial_results,
     stream_results,
     streams_measured,
 )
@@ -72,10 +76,12 @@ def _traffic(screen: Screen) -> list[Result]:
     with Lab() as lab, bpffs(lab) as place, stage(lab, place, objects) as ready:
         with screen.step(f"set up {', '.join(CONNECTION_WAYS)}"):
             contenders = wires(ready, tenants.values(), Wire, CONNECTION_WAYS)
-        with screen.step(f"{ROUNDS} rounds of new connections"):
-            found = [*connection_results(connections_measured(contenders, tenants))]
+        with screen.step(f"{serial.ROUNDS} rounds of connections one after the other"):
+            found = [*serial_results(serial_measured(contenders, tenants))]
+        with screen.step(f"{http.ROUNDS} rounds of HTTP connections"):
+            found += http_results(http_measured(contenders, tenants))
         for where, (make, names) in STREAM_WAYS.items():
-            with screen.step(f"{ROUNDS} rounds of one stream, {where}"):
+            with screen.step(f"{STREAM_ROUNDS} rounds of one stream, {where}"):
                 few = wires(ready, tenants.values(), make, names, where)
                 found += stream_results(where, streams_measured(few, tenants[MANY]))
     return found

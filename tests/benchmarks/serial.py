@@ -12,29 +12,48 @@ looks for others, and in a second the fastest of the contenders would use them u
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from ipaddress import IPv4Address
 
 from tests.benchmarks.masq_stage import Wire
-from tests.benchmarks.turns import Sample
+from tests.benchmarks.turns import Sample, Samples, in_turns
 
+ROUNDS = 40
 CONNECTIONS = 1_000  # of 14,116 ports that connect() takes first
 
 
-def listen(wire: Wire, port: int) -> socket.socket:
+def taken(
+    wires: Mapping[str, Wire],
+    destination: Callable[[str], IPv4Address],
+    source: Callable[[str], str],
+    port: int,
+    rounds: int = ROUNDS,
+) -> Samples:
+    """Where each contender's next turn goes, and who it is to come from. RuntimeError: it comes from elsewhere."""
+    with contextlib.ExitStack() as stack:
+        listeners = {name: stack.enter_context(_listen(wire, port)) for name, wire in wires.items()}
+
+        def measure(name: str, wire: Wire) -> Sample:
+            return _turn(wire, listeners[name], (str(destination(name)), port), source(name))
+
+        return in_turns(wires, measure, rounds)
+
+
+def _listen(wire: Wire, port: int) -> socket.socket:
     """In the outside, on all addresses that are its."""
     listener = wire.outside.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("", port))
     listener.listen()
     return listener
 
 
-def measured(wire: Wire, listener: socket.socket, destination: IPv4Address, source: str) -> Sample:
-    """RuntimeError: the outside sees one of them come from elsewhere than `source`."""
-    port = listener.getsockname()[1]
-    used_s, sources = wire.pod.call(partial(_connect, listener, (str(destination), port)))
+def _turn(wire: Wire, listener: socket.socket, destination: tuple[str, int], source: str) -> Sample:
+    used_s, sources = wire.pod.call(partial(_connect, listener, destination))
     if sources != {source}:
         raise RuntimeError(f"with {wire.name} connections come from {', '.join(sorted(sources))}, not {source}")
     return Sample(CONNECTIONS / used_s, 1e6 * used_s / CONNECTIONS)
