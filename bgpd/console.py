@@ -52,7 +52,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
         config.masquerade.ipv6_wanted,
         config.masquerade.nomasq_all_reserved_ranges,
     ),
-    "policy": lambda config: config.policy,
+    "policy.enabled": lambda config: config.policy.enabled,
     "cni": lambda config: config.cni,
     "log": lambda config: config.log,
 }

@@ -47,6 +47,7 @@ from bgpd.config.selector import NodeSelector
 from bgpd.model.attachment import ChainingMode
 from bgpd.model.bgp import ASN, Family
 from bgpd.model.masq import Compat
+from bgpd.model.policy import Overflow
 from bgpd.model.prefix import Address, Prefix, PrefixError, parse_address
 
 _PORT = whole(1, 65535)
@@ -423,6 +424,10 @@ class Policy(Section):
     """NetworkPolicy of Kubernetes, enforced on the pods of this node."""
 
     enabled: Annotated[bool, BOOLEAN] = False
+
+    on_overflow: Annotated[Overflow, one_of(Overflow)] = Overflow.KEEP
+    """What becomes of pods whose rules do not fit into the kernel's maps: keep their last good rules, or close. keep,
+    because an edit that went wrong then breaks nothing that worked. A pod that has no good rules yet is closed."""
 
 
 class Cni(Section):

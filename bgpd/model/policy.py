@@ -32,6 +32,13 @@ class Direction(StrEnum):
     EGRESS = "egress"
 
 
+class Overflow(StrEnum):
+    """What becomes of a pod whose rules do not fit: the rules that it had stay, or nothing passes."""
+
+    KEEP = "keep"
+    CLOSE = "close"
+
+
 @dataclass(frozen=True, slots=True)
 class PortRange:
     """Both ends belong to it."""

@@ -103,12 +103,15 @@ class Masquerade:
 class Policy:
     """`endpoints` by state, `in_force` by subsystem, `capacity` and `entries` by map; `policies` isolate pods here.
 
+    `blocked` counts those of them that do not fit, by the map that is too small.
+
     `events_lost` counts since the daemon started, `packets` those that the kernel has judged, by verdict. What can be
     called is called by each scrape, in its thread.
     """
 
     endpoints: Mapping[str, int]
     policies: int
+    blocked: Mapping[str, int]
     in_force: Mapping[str, bool]
     events_lost: Callable[[], int]
     capacity: Mapping[str, int]
@@ -465,6 +468,11 @@ def _policy(now: Policy | None) -> Iterator[Family]:
         ["state"],
     )
     policies = _gauge("bgpd_policy_policies", "Desired: NetworkPolicies that isolate a pod of this node.")
+    blocked = _gauge(
+        "bgpd_policy_blocked",
+        "Observed: NetworkPolicies that do not fit into a map, their pods held back; `bgpd policy list` names them.",
+        ["map"],
+    )
     in_force = _gauge(
         "bgpd_policy_in_force",
         "Observed: 1 while the kernel has what is wanted (maps, links, tables), else 0; `bgpd status` says why.",
@@ -485,6 +493,8 @@ def _policy(now: Policy | None) -> Iterator[Family]:
         for state, count in now.endpoints.items():
             endpoints.add_metric((state,), count)
         policies.add_metric((), now.policies)
+        for name, count in now.blocked.items():
+            blocked.add_metric((name,), count)
         for subsystem, is_in_force in now.in_force.items():
             in_force.add_metric((subsystem,), is_in_force)
         for name, count in now.entries().items():
@@ -494,7 +504,7 @@ def _policy(now: Policy | None) -> Iterator[Family]:
         for verdict, count in now.packets().items():
             packets.add_metric((verdict,), count)
         lost.add_metric((), now.events_lost())
-    yield from (endpoints, policies, in_force, entries, capacity, packets, lost)
+    yield from (endpoints, policies, blocked, in_force, entries, capacity, packets, lost)
 
 
 def _cni(now: Cni | None) -> Iterator[Family]:

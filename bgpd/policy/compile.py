@@ -11,15 +11,20 @@ verdict in either direction what the old snapshot or the new one says, at every 
 
 The compiler keeps what it worked out, so that a change costs what it touches. Numbers are drawn from what they stand
 for (`numbers`), so that nothing it returns depends on what it was asked before, but for the stages on the way.
+
+A pod that is held (`Hold`) is judged by other policies than those that select it; who is held, and why, is decided
+in `fit`.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import chain
-from typing import Generic, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Generic, NamedTuple, Self, TypeVar
 
 from bgpd.datapath.layout import Peer, PeerFlag
 from bgpd.model.pod import Pod
@@ -36,6 +41,30 @@ _NOTHING = Snapshot(pods={}, namespaces={}, policies={}, local={})
 _CIDRS = {Direction.EGRESS: PeerFlag.EGRESS_CIDRS, Direction.INGRESS: PeerFlag.INGRESS_CIDRS}
 
 
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """What a pod is judged by in place of the policies that select it: these, by a name that each version has alone.
+
+    Their selectors do not matter, and their peers are those of the moment. None: it is closed, in the directions that
+    the policies which select it speak of.
+    """
+
+    policies: Mapping[str, NetworkPolicy] | None
+
+    @classmethod
+    def on(cls, policies: Iterable[NetworkPolicy]) -> Self:
+        return cls({_version(policy): policy for policy in policies})
+
+
+CLOSED = Hold(None)
+NO_HOLDS: Mapping[str, Hold] = MappingProxyType({})
+
+
+def _version(policy: NetworkPolicy) -> str:
+    """No name of an object has a `@`."""
+    return f"{policy.key}@{blake2b(repr(policy).encode(), digest_size=8).hexdigest()}"
+
+
 class Compiler:
     """Ask it with each snapshot in turn, and apply all stages of one answer before the next.
 
@@ -45,6 +74,8 @@ class Compiler:
 
     def __init__(self) -> None:
         self._snapshot = _NOTHING
+        self._held = NO_HOLDS
+        self._versions: dict[str, NetworkPolicy] = {}  # of policies that pods are held on
         self._selection = Selection()
         self._vocabulary = Vocabulary()
         self._rulebook = Rulebook()
@@ -59,8 +90,11 @@ class Compiler:
         self._cidrs: Mapping[Prefix, int] = {}
         self._contents = Contents()
 
-    def advance(self, snapshot: Snapshot) -> tuple[Contents, ...]:
-        """The stages that lead from the last snapshot to this one; the last of them is what is wanted."""
+    def advance(self, snapshot: Snapshot, held: Mapping[str, Hold] = NO_HOLDS) -> tuple[Contents, ...]:
+        """The stages that lead from the last snapshot to this one; the last of them is what is wanted.
+
+        `held` has pods of this node that Kubernetes shows.
+        """
         before, self._snapshot = self._snapshot, snapshot
         pods = _changed(before.pods, snapshot.pods) | _changed(before.local, snapshot.local)
         policies = _changed(before.policies, snapshot.policies)
@@ -69,6 +103,8 @@ class Compiler:
         touched = self._selection.update(snapshot, pods, policies)
         audited = before.audited ^ snapshot.audited
         touched |= {key for key in snapshot.local if key.partition("/")[0] in audited}
+        touched |= _changed(self._held, held)
+        self._held = held
         self._renew(policies)
         groups, named = self._groups.settle(), self._named.settle()
 
@@ -89,13 +125,25 @@ class Compiler:
         """The pod that has the address in the last snapshot, as struct policy_address has it; None: none has."""
         return self._vocabulary.owner(address)
 
+    def policies_of(self, pod: str) -> tuple[NetworkPolicy, ...]:
+        """Those that select a pod of this node, held or not, by name."""
+        return tuple(self._snapshot.policies[each] for each in sorted(self._selection.of(pod)))
+
+    def sets_of(self, pod: str) -> tuple[int, ...]:
+        """The sets of rules that judge a pod of this node, by their numbers."""
+        judged = self._judged[pod]
+        return tuple(number for number in (judged.egress_set, judged.ingress_set) if number)
+
     # --- policies -----------------------------------------------------------------------------------------
 
     def _renew(self, changed: set[str]) -> None:
         """Reads the rules of policies that count here and changed, or began to count; drops those that ceased to."""
-        relevant = self._selection.relevant
+        self._versions = {
+            name: policy for hold in self._held.values() for name, policy in (hold.policies or {}).items()
+        }
+        relevant = self._selection.relevant(self._snapshot.local.keys() - self._held.keys()) | self._versions.keys()
         for key in (self._rules.keys() ^ relevant) | (changed & relevant):
-            policy = self._snapshot.policies[key] if key in relevant else None
+            policy = (self._versions.get(key) or self._snapshot.policies[key]) if key in relevant else None
             self._rules.pop(key, None)
             self._groups.replace(key, () if policy is None else tuple(groups_of(policy)))
             self._named.replace(key, () if policy is None else tuple(named_ports(policy)))
@@ -140,13 +188,20 @@ class Compiler:
         pod = self._snapshot.pods.get(key)
         if pod is None:
             return SetContent(RuleSet(direction, ()), ())
-        policies = tuple(sorted(each for each in self._selection.of(key) if direction in self._rules[each]))
+        hold = self._held.get(key)
+        if hold is not None and hold.policies is None:
+            selecting = (self._snapshot.policies[each] for each in self._selection.of(key))
+            names = tuple(sorted(policy.key for policy in selecting if policy.rules(direction) is not None))
+            return SetContent(RuleSet(direction, names), ()) if names else None
+        judging = self._selection.of(key) if hold is None or hold.policies is None else hold.policies
+        policies = sorted(each for each in judging if direction in self._rules[each])
         if not policies:
             return None
         rules = tuple(chain.from_iterable(self._rules[each][direction] for each in policies))
         if direction is Direction.INGRESS:
             rules = tuple(_at(pod, rule) for rule in rules)
-        return SetContent(RuleSet(direction, policies), rules)
+        names = tuple(policies if hold is None else (self._versions[each].key for each in policies))
+        return SetContent(RuleSet(direction, names), rules)
 
     # --- stages -------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ again and goes on from there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -24,7 +24,17 @@ from bgpd.datapath.grace import GracePeriod
 from bgpd.datapath.layout import Peer, Port, Rule
 from bgpd.model.lpm import LpmKey
 from bgpd.model.outcome import DONE, Outcome
-from bgpd.policy.entries import Contents, PortKey, RangeKey, RuleKey, shares_of
+from bgpd.policy.entries import (
+    PLACES,
+    Contents,
+    PortKey,
+    RangeKey,
+    RuleKey,
+    entries_in,
+    largest,
+    needed_in,
+    place_of,
+)
 from bgpd.policy.transition import Write, changes
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
@@ -49,56 +59,40 @@ class Stages:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """How the entries of one part of `Contents` are written as bytes, and read. `map_of`: where a key lies."""
+    """How the entries of one part of `Contents` are written as bytes, and read."""
 
-    maps: tuple[str, ...]
-    map_of: Callable[[Any], str]
     key: Callable[[Any], bytes]
     value: Callable[[Any], bytes]
     read_key: Callable[[bytes], Any]
     read_value: Callable[[bytes], Any]
 
 
-def _in(name: str) -> Callable[[Any], str]:
-    return lambda key: name
-
-
 _KINDS: Mapping[str, _Kind] = {
     "peers": _Kind(
-        ("policy_peers",),
-        _in("policy_peers"),
         bytes,
         lambda peer: layout.PEER.pack(*peer),
         bytes,
         lambda value: Peer._make(layout.PEER.unpack(value)),
     ),
     "cidrs": _Kind(
-        ("policy_cidrs_v4", "policy_cidrs_v6"),
-        lambda prefix: f"policy_cidrs_v{prefix.version}",
         LpmKey.of,
         layout.CLASS.pack,
         lambda key: LpmKey.read(key).prefix,
         lambda value: layout.CLASS.unpack(value)[0],
     ),
     "rules": _Kind(
-        ("policy_rules",),
-        _in("policy_rules"),
         lambda key: layout.rule_key(*key),
         lambda rule: layout.RULE.pack(*rule),
         lambda key: RuleKey._make(layout.RULE_KEY.unpack(key)),
         lambda value: Rule._make(layout.RULE.unpack(value)),
     ),
     "ports": _Kind(
-        ("policy_ports",),
-        _in("policy_ports"),
         lambda key: layout.port_key(*key),
         lambda port: layout.PORT.pack(*port),
         lambda key: PortKey._make(layout.read_port_key(key)),
         lambda value: Port._make(layout.PORT.unpack(value)),
     ),
     "ranges": _Kind(
-        ("policy_ranges",),
-        _in("policy_ranges"),
         lambda key: layout.range_key(*key),
         lambda port: layout.PORT.pack(*port),
         lambda key: RangeKey._make(layout.read_range_key(key)),
@@ -135,21 +129,25 @@ class PolicyMaps:
 
     def _read(self) -> Contents:
         loader.restore(self._installed, self._directory)
-        parts = {}
-        for name, kind in _KINDS.items():
-            raw = {key: value for each in kind.maps for key, value in self._installed.maps[each].entries().items()}
-            parts[name] = {kind.read_key(key): kind.read_value(value) for key, value in raw.items()}
+        parts: dict[str, dict[Any, Any]] = {}
+        for place, name in PLACES.items():
+            kind, raw = _KINDS[name], self._installed.maps[place].entries()
+            found = {kind.read_key(key): kind.read_value(value) for key, value in raw.items()}
+            parts[name] = {**parts.get(name, {}), **found}
         return Contents(**parts)
 
     def _check_room(self, stages: Iterable[Contents]) -> None:
         """A stage is written before what it replaces goes, so both must fit."""
         at = self._have
         for stage in stages:
-            for name, kind in _KINDS.items():
-                for place in kind.maps:
-                    room = self._installed.maps[place].spec.max_entries
-                    if len(getattr(at, name)) + len(getattr(stage, name)) > room:  # else there is nothing to count
-                        _check_map(place, room, name, {*_keys(at, name, place), *_keys(stage, name, place)}, stage)
+            for place in PLACES:
+                room, needed = self._installed.maps[place].spec.max_entries, needed_in(place, at, stage)
+                if needed > room:
+                    raise TargetError(
+                        f"the {PLACES[place]} of all policies come to {needed:,} entries and the map {place} holds "
+                        f"{room:,}. Most are of NetworkPolicy {largest(stage, place)}: let it tell less apart for "
+                        "this node's pods. The old rules stay in force"
+                    )
             at = stage
 
     def _write(self, want: Contents) -> None:
@@ -168,7 +166,7 @@ class PolicyMaps:
 
     @staticmethod
     def _place(write: Write) -> tuple[bool, str]:
-        return write.value is None, _KINDS[write.map].map_of(write.key)
+        return write.value is None, place_of(write.map, write.key)
 
 
 class PodLinks:
@@ -195,28 +193,9 @@ class PodLinks:
 
 def sizes(contents: Contents) -> Mapping[str, int]:
     """How many entries of it each of the kernel's maps has."""
-    return {
-        place: len(getattr(contents, name)) if len(kind.maps) == 1 else sum(1 for _ in _keys(contents, name, place))
-        for name, kind in _KINDS.items()
-        for place in kind.maps
-    }
-
-
-def _check_map(place: str, room: int, name: str, needed: Collection[Any], stage: Contents) -> None:
-    if len(needed) > room:
-        largest = ", ".join(f"{policy} ({count:,})" for policy, count in shares_of(stage, name).most_common(3))
-        raise TargetError(
-            f"the {name} of all policies come to {len(needed):,} entries and the map {place} holds {room:,}. "
-            f"Most are of NetworkPolicy {largest}: let it tell less apart for this node's pods. "
-            "The old rules stay in force"
-        )
+    return {place: len(entries_in(contents, place)) for place in PLACES}
 
 
 def _packed(write: Write) -> tuple[bytes, bytes]:
     kind = _KINDS[write.map]
     return kind.key(write.key), kind.value(write.value)
-
-
-def _keys(contents: Contents, name: str, place: str) -> Iterator[Any]:
-    kind = _KINDS[name]
-    return (key for key in getattr(contents, name) if kind.map_of(key) == place)

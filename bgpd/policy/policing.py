@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +33,8 @@ from bgpd.model.prefix import Address
 from bgpd.netlink.links import Watch
 from bgpd.netlink.owntables import OwnTables
 from bgpd.policy import map as maps
-from bgpd.policy.compile import Compiler
-from bgpd.policy.entries import Contents
+from bgpd.policy.entries import PLACES, Contents
+from bgpd.policy.fit import Fitting, Misfit
 from bgpd.policy.map import PodLinks, PolicyMaps, Stages
 from bgpd.policy.parents import (
     Entry,
@@ -59,6 +60,9 @@ BRIDGE_CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
 LOOK_S = 1.0  # how long bridged pods may reach each other unjudged when somebody turns these settings off
 LOOK_BACK_S = 5.0  # how long what somebody else has done to the maps may last: nobody is told of it
 _ASK_S = 0.2
+AGAIN_S = 10.0  # how long a policy waits for room that has come without a change of policies or of pods here
+AGAIN_ANYHOW_S = 600.0  # for one that needs less room because of pods elsewhere
+AGAIN_SHARE = 1 / 20  # to find out is a whole compilation, which costs at most this share of the time
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +98,10 @@ class Policing:
         report: Callable[[Round], None],
     ) -> None:
         self._node_name, self._config, self.objects, self.endpoints = node_name, config, objects, endpoints
-        self._compiler = Compiler()
+        self._fitting = Fitting({name: layout.MAPS[name].max_entries for name in PLACES})
         self._compiled: tuple[tuple[Revision, ...], tuple[Contents, ...]] | None = None
+        self._tried: tuple[Revision, ...] = ()  # what may make room at once, when it was last tried
+        self._tried_at = self._again_s = 0.0
         self.snapshot = Snapshot(pods={}, namespaces={}, policies={}, local={})
         self.datapath = Datapath("policy", config.newest.value.config.paths.bpf)
         self._unjudged: tuple[int, ...] = ()  # versions that bridges hand to nobody
@@ -124,7 +130,7 @@ class Policing:
         self.tables: Reconciler[str, Table] = Reconciler(
             "policy_tables", self._want_tables, self._own_tables, str, report
         )
-        for store in self._stores:
+        for store in (*self._stores, config):
             store.on_change(self._inputs_changed)
 
     @property
@@ -143,7 +149,12 @@ class Policing:
 
     def owner(self, address: bytes) -> str | None:
         """The pod that has the address, as struct policy_address has it; None: none has."""
-        return self._compiler.owner(address)
+        return self._fitting.owner(address)
+
+    @property
+    def misfits(self) -> tuple[Misfit, ...]:
+        """The policies that are not in force on some pods of this node, for want of room."""
+        return self._fitting.misfits
 
     def unready(self) -> str:
         """Why the policy of no pod can be put into the kernel at present; empty: it can, and has been once."""
@@ -183,6 +194,7 @@ class Policing:
         if strangers:
             names = ", ".join(strangers[:10])
             yield f"policy: there is no Namespace {names}, but pods of it: no namespaceSelector selects them"
+        yield from (f"policy: {misfit.reason}" for misfit in self.misfits)
         for loop in self.loops:
             reasons = dict.fromkeys(outcome.reason for outcome in loop.trouble.values())
             yield from (f"policy: {loop.name}: {reason}" for reason in (*reasons, *filter(None, [loop.error])))
@@ -245,11 +257,23 @@ class Policing:
         return not self.objects.pods.newest.value and policed is not None and bool(policed.steps[-1].peers)
 
     def _stages(self) -> tuple[Contents, ...]:
-        """All stages once; they are what is wanted until an input changes."""
-        revisions = tuple(store.newest.revision for store in self._stores)
-        if self._compiled is None or self._compiled[0] != revisions:
-            self.snapshot = snapshot(self._node_name, self.objects, self.endpoints.newest.value)
-            self._compiled = revisions, self._compiler.advance(self.snapshot)
+        """All stages once; they are what is wanted until an input changes, or what did not fit is tried again."""
+        revisions = tuple(store.newest.revision for store in (*self._stores, self._config))
+        objects, policed = self.objects, self.maps.have.get(maps.KEY)
+        have = policed.steps[-1] if policed is not None else Contents()
+        started = time.monotonic()
+        wait_s = self._again_s if self._fitting.has_room_come(have) else AGAIN_ANYHOW_S
+        is_due = bool(self.misfits) and started - self._tried_at >= wait_s
+        if self._compiled is None or self._compiled[0] != revisions or is_due:
+            stores: tuple[Store[Any], ...] = (self.endpoints, objects.namespaces, objects.policies, self._config)
+            at = tuple(store.newest.revision for store in stores)
+            again = is_due or not self.misfits or at != self._tried
+            self.snapshot = snapshot(self._node_name, objects, self.endpoints.newest.value)
+            overflow = self._config.newest.value.config.policy.on_overflow
+            self._compiled = revisions, self._fitting.advance(self.snapshot, have, overflow, again=again)
+            if again:
+                self._tried, self._tried_at = at, time.monotonic()
+                self._again_s = max(AGAIN_S, (self._tried_at - started) / AGAIN_SHARE)
         return self._compiled[1]
 
     def _want_links(self) -> Desired[int, tuple[bytes, bytes]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,7 @@ from bgpd.model.policy import Direction, Snapshot
 from bgpd.model.prefix import Address
 from bgpd.policy import wording
 from bgpd.policy.entries import Contents, shares
+from bgpd.policy.fit import Misfit
 
 
 class State(StrEnum):
@@ -69,15 +70,17 @@ def rows(
     endpoints: Mapping[AttachmentKey, Endpoint],
     blocked: Mapping[AttachmentKey, str],
     unready: str,
+    misfits: Sequence[Misfit] = (),
 ) -> Iterator[Row]:
     """By pod. `blocked`: why single endpoints cannot be policed; `unready`: why nothing gets into the kernel."""
+    held = {pod: misfit.reason for misfit in misfits for pod in misfit.pods}
     by_pod: dict[str, list[Endpoint]] = {key: [] for key in snapshot.local}
     for endpoint in endpoints.values():
         by_pod.setdefault(str(endpoint.pod or ""), []).append(endpoint)
     for pod, attached in sorted(by_pod.items()):
         for each in sorted(attached, key=lambda it: it.key) or (None,):
             addresses = each.addresses if each is not None else snapshot.addresses(pod)
-            reason = unready or (blocked.get(each.key, "") if each is not None else "")
+            reason = unready or (blocked.get(each.key, "") if each is not None else "") or held.get(pod, "")
             state, why = _state(snapshot, pod, each, reason)
             yield Row(pod, each, addresses, _isolated(contents, addresses), state, why)
 
@@ -107,8 +110,9 @@ def _isolated(contents: Contents, addresses: tuple[Address, ...]) -> dict[Direct
     return {direction: contents.sets[number].policies if number else None for direction, number in sets.items()}
 
 
-def policies(snapshot: Snapshot, contents: Contents) -> list[dict[str, Any]]:
+def policies(snapshot: Snapshot, contents: Contents, misfits: Sequence[Misfit] = ()) -> list[dict[str, Any]]:
     """Those that select a pod of this node, as `bgpd policy list -o json` prints them."""
+    blocked = {misfit.policy: misfit for misfit in misfits}
     local: dict[str, list[str]] = {}
     for key in sorted(snapshot.local):
         local.setdefault(key.partition("/")[0], []).append(key)
@@ -118,12 +122,23 @@ def policies(snapshot: Snapshot, contents: Contents) -> list[dict[str, Any]]:
         inside = ((key, snapshot.pods.get(key)) for key in local.get(policy.namespace, ()))
         pods = [key for key, pod in inside if pod is not None and policy.pods.selects(pod.labels)]
         if pods:
-            rules = wording.sentences(policy)
+            rules, misfit = wording.sentences(policy), blocked.get(name)
             found.append(
                 {"policy": name, "pods": pods, **rules, "entries": entries[name],
-                 "problems": brief(policy.faults, _fault)}
+                 "problems": [*([misfit.reason] if misfit else []), *brief(policy.faults, _fault)],
+                 "blocked": _blocked(misfit) if misfit else None}
             )  # fmt: skip
     return found
+
+
+def _blocked(misfit: Misfit) -> dict[str, Any]:
+    return {
+        "map": misfit.place,
+        "entries": misfit.entries,
+        "needed": misfit.needed,
+        "capacity": misfit.capacity,
+        "pods": {pod: fate.name.lower() for pod, fate in sorted(misfit.pods.items())},
+    }
 
 
 def _fault(fault: FieldFault) -> str:

@@ -12,6 +12,7 @@ is for: what they answer depends on nothing but the snapshot and the groups they
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple, TypeAlias
 
 from bgpd.datapath.layout import policy_address
@@ -71,6 +72,12 @@ def groups_of(policy: NetworkPolicy) -> Iterator[Group]:
                 yield group
 
 
+def prefixes_of(policy: NetworkPolicy) -> set[Prefix]:
+    """Those of its ipBlocks, and what they leave out."""
+    blocks = chain.from_iterable(_blocks_of(group) for group in groups_of(policy))
+    return {prefix for block in blocks for prefix in (block.cidr, *block.excepts)}
+
+
 def named_ports(policy: NetworkPolicy) -> Iterator[NamedPort]:
     """Those that are looked up at the peers: the destination is one only in egress."""
     for rule in policy.rules(Direction.EGRESS) or ():
@@ -87,9 +94,9 @@ class Selection:
     def of(self, pod: str) -> Collection[str]:
         return self._selecting.get(pod, ())
 
-    @property
-    def relevant(self) -> set[str]:
-        return set().union(*self._selecting.values())
+    def relevant(self, pods: Iterable[str]) -> set[str]:
+        """The policies that select one of these."""
+        return set().union(*(self._selecting.get(pod, ()) for pod in pods))
 
     def update(self, snapshot: Snapshot, pods: Collection[str], policies: Collection[str]) -> set[str]:
         """Takes in pods and policies that changed; returns the pods of this node that this may mean something to."""

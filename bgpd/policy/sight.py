@@ -22,7 +22,7 @@ from bgpd.model.policy import RuleRef, Snapshot
 from bgpd.observe import metrics
 from bgpd.observe.control import USAGE, ControlError, Handler, Progress
 from bgpd.policy import explain, report
-from bgpd.policy.entries import Contents
+from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.events import Event, Events
 from bgpd.policy.explain import Answer, Question, QuestionError
 from bgpd.policy.map import KEY, sizes
@@ -66,14 +66,15 @@ class Sight:
 
     def status(self) -> dict[str, Any]:
         """How many endpoints are in which state, and of how many policies."""
-        return {"endpoints": self._states(), "policies": len(self._counting())}
+        blocked = [misfit.policy for misfit in self._policing.misfits]
+        return {"endpoints": self._states(), "policies": len(self._counting()), "blocked": blocked}
 
     async def _endpoints(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         return {"endpoints": [row.shown() for row in self._rows()]}
 
     async def _list(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         snapshot, contents = self._policing.snapshot, self._policing.contents
-        rows = await asyncio.to_thread(report.policies, snapshot, contents)
+        rows = await asyncio.to_thread(report.policies, snapshot, contents, self._policing.misfits)
         return {"policies": rows, "problems": list(self._policing.problems())}
 
     async def _explain(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
@@ -104,7 +105,9 @@ class Sight:
     ) -> dict[str, Any]:
         flows = [explain.shown(answer, asked, cookies, snapshot) for answer in found]
         differs = any(verdict.disagreement for answer in found for verdict in answer.verdicts)
-        reason = self._policing.unready()
+        ends = {asked.client.pod, asked.server.pod}
+        held = (misfit.reason for misfit in self._policing.misfits if not ends.isdisjoint(misfit.pods))
+        reason = self._policing.unready() or next(held, "")
         pending = reason or ("" if settled else "the newest policies are still being written")
         text = ""
         if differs:
@@ -136,7 +139,8 @@ class Sight:
     def _rows(self) -> Iterator[Row]:
         policing = self._policing
         endpoints = policing.endpoints.newest.value
-        return report.rows(policing.snapshot, policing.contents, endpoints, self._blocked(), policing.unready())
+        told = policing.unready(), policing.misfits
+        return report.rows(policing.snapshot, policing.contents, endpoints, self._blocked(), *told)
 
     def _states(self) -> dict[str, int]:
         counted = Counter(row.state for row in self._rows())
@@ -162,6 +166,7 @@ class Sight:
         return metrics.Policy(
             endpoints=self._states(),
             policies=len(self._counting()),
+            blocked={place: sum(each.place == place for each in policing.misfits) for place in PLACES},
             in_force=self._in_force(),
             events_lost=lambda: self.events.lost,
             capacity={name: layout.MAPS[name].max_entries for name in (*sizes(Contents()), *others)},

@@ -7,6 +7,7 @@ what somebody else has broken is put right, or the daemon says what an operator 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import shutil
@@ -14,6 +15,7 @@ import subprocess
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,7 +24,7 @@ from bgpd.datapath import layout
 from bgpd.policy.table import NAME
 from tests.fabric.netns import Lab
 from tests.fabric.node import BIN
-from tests.fabric.policy_site import PolicySite, addresses, labelled, namespace, peers, policy
+from tests.fabric.policy_site import Object, PolicySite, addresses, labelled, namespace, peers, policy
 from tests.fabric.probes import How
 from tests.fabric.process import Process, poll
 
@@ -60,6 +62,11 @@ def check(site: PolicySite) -> None:
 def daemon(site: PolicySite) -> Process:
     assert site.node.daemon is not None
     return site.node.daemon
+
+
+def asked(site: PolicySite, *words: str) -> Any:
+    """What a command prints as JSON, in whatever state the node is."""
+    return json.loads(site.node.try_bgpd(*words, "-o", "json").stdout)
 
 
 def nft(site: PolicySite, script: str) -> subprocess.CompletedProcess[str]:
@@ -164,19 +171,49 @@ def test_a_file_that_breaks_counts_as_it_was(site: PolicySite) -> None:
     check(site)
 
 
-def test_policies_that_do_not_fit_leave_the_old_ones_in_force_and_are_named(site: PolicySite) -> None:
-    """A range of ports takes 30 entries, and another 30 for each block that it is open to."""
+def too_big(name: str) -> Object:
+    """For the pod of that name. A range of ports takes 30 entries, and another 30 for each block it is open to."""
     ports = [{"port": 1, "endPort": 65534}]
     blocks = [{"ipBlock": {"cidr": f"60.{number >> 8}.{number & 255}.0/24"}} for number in range(2_200)]
-    big = policy("x", "big", labelled(pod="d"), ingress=[{"from": [it], "ports": ports} for it in blocks])
-    site.put(big, policy("x", "more", labelled(pod="a"), ingress=[{"from": [peers("b")]}]))
-    site.write()
-    problem = site.node.wait_problem("66,000 entries and the map policy_ranges holds 65,536")
-    assert "Most are of NetworkPolicy x/big (66,000)" in problem
+    return policy("x", "big", labelled(pod=name), ingress=[{"from": [it], "ports": ports} for it in blocks])
+
+
+MORE = policy("x", "more", labelled(pod="a"), ingress=[{"from": [peers("b")]}])
+MORE_OPEN = {("b", "a", how) for how in How}
+
+
+def test_a_policy_that_does_not_fit_holds_its_own_pods_back_and_is_named(site: PolicySite) -> None:
+    """d keeps its rules and then, by the setting, is closed; a gets its new ones. What fits again is in force."""
+    big = too_big("d")
+    site.apply(big, MORE)
+    assert site.passing(CLIENTS, SERVERS) == ONE_ONLY | MORE_OPEN
+    (problem,) = site.problems()
+    assert "x/big does not fit: with its 66,000 new entries the map policy_ranges would need 66,000" in problem
+    assert "it holds 65,536; x/d keeps its last good rules" in problem
+    assert {row["pod"]: row["why"] for row in asked(site, "endpoints") if row["state"] == "blocked"} == {
+        "x/d": problem.removeprefix("policy: ")
+    }
+    (row,) = (row for row in asked(site, "policy", "list") if row["blocked"])
+    assert (row["policy"], row["blocked"]["pods"]) == ("x/big", {"x/d": "kept"})
+    assert site.node.metric('bgpd_policy_blocked{map="policy_ranges"}') == 1
+    assert asked(site, "policy", "explain", "x/c", "x/d")["notInForce"] == problem.removeprefix("policy: ")
+    site.node.config["policy"]["onOverflow"] = "close"
+    site.node.write_config()
+    site.node.bgpd("reload")
+    poll(lambda: "x/d is closed" in site.problems()[0], 10, lambda: str(site.problems()))
+    assert site.passing(CLIENTS, SERVERS) == {each for each in ONE_ONLY if each[1] == "a"} | MORE_OPEN
+    site.remove(big)
+    assert site.passing(CLIENTS, SERVERS) == ONE_ONLY | MORE_OPEN
+    assert not site.problems()
+
+
+def test_a_pod_that_is_blocked_is_closed_when_the_daemon_starts_and_nobody_else_is(site: PolicySite) -> None:
+    """What it had before nobody knows any more; the rules of the others are in the kernel, and so came first."""
+    site.apply(too_big("d"))
     check(site)
-    site.drop(big)
-    site.apply()
-    assert site.passing(CLIENTS, SERVERS) == ONE_ONLY | {("b", "a", how) for how in How}
+    site.node.restart_daemon()
+    poll(lambda: "x/d is closed" in str(site.problems()), 20, lambda: str(site.problems()))
+    assert site.passing(CLIENTS, SERVERS) == {each for each in ONE_ONLY if each[1] == "a"}
 
 
 # --- the machine ----------------------------------------------------------------------------------------------------

@@ -156,6 +156,7 @@ def test_policies_that_count_here(site: PolicySite) -> None:
         "egress": None,
         "entries": rows["x/p"]["entries"],
         "problems": [],
+        "blocked": None,
     }
     assert rows["x/p"]["entries"] > 0
     assert f"ingress  from pods pod=c: tcp {PORT}" in site.node.bgpd("policy", "list")

@@ -47,6 +47,7 @@ EVERYTHING = Snapshot(
     policy=Policy(
         endpoints={"enforced": 1},
         policies=1,
+        blocked={"policy_peers": 0},
         in_force={"policy_maps": True},
         events_lost=lambda: 0,
         capacity={"policy_peers": 1},

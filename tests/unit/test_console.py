@@ -226,7 +226,8 @@ def test_policy_that_has_not_begun_is_not_in_force(tmp_path: Path) -> None:
     assert not any(shown.in_force.values())
     assert (shown.policies, shown.packets(), set(shown.entries().values())) == (0, {}, {0})
     assert shown.entries().keys() == shown.capacity.keys()
-    assert rig.ask("status")["policy"] == {"endpoints": dict.fromkeys(shown.endpoints, 0), "policies": 0}
+    expected = {"endpoints": dict.fromkeys(shown.endpoints, 0), "policies": 0, "blocked": []}
+    assert rig.ask("status")["policy"] == expected
     assert rig.ask("flows") == {"flows": [], "lost": 0, "forgotten": 0}
     with pytest.raises(ControlError, match="what the kernel has is not read yet"):
         rig.ask("policy explain", client="x/a", server="x/b")

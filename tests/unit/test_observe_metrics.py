@@ -203,6 +203,7 @@ def test_policy_is_shown_while_it_is_on() -> None:
     now = Policy(
         endpoints={"enforced": 5, "closed": 1},
         policies=2,
+        blocked={"policy_ranges": 1},
         in_force={"policy_maps": True, "policy_tables": False},
         events_lost=lambda: 6,
         capacity={"policy_peers": 131072},
@@ -214,6 +215,7 @@ def test_policy_is_shown_while_it_is_on() -> None:
         'bgpd_policy_endpoints{state="enforced"}': 5,
         'bgpd_policy_endpoints{state="closed"}': 1,
         "bgpd_policy_policies": 2,
+        'bgpd_policy_blocked{map="policy_ranges"}': 1,
         'bgpd_policy_in_force{subsystem="policy_maps"}': 1,
         'bgpd_policy_in_force{subsystem="policy_tables"}': 0,
         "bgpd_policy_events_lost_total": 6,

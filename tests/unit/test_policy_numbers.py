@@ -57,8 +57,9 @@ def test_what_an_entry_goes_back_to() -> None:
         ("egress", ("x/out",)),
     }
     assert shares(contents) == {"x/p": 2}
-    assert [shares_of(contents, part)["x/p"] for part in ("rules", "ports", "ranges", "cidrs")] == [1, 1, 0, 0]
-    assert shares_of(contents, "peers") == {"x/p": len(contents.peers)}
+    found = [shares_of(contents, f"policy_{part}")["x/p"] for part in ("rules", "ports", "ranges", "cidrs_v4")]
+    assert found == [1, 1, 0, 0]
+    assert shares_of(contents, "policy_peers") == {"x/p": len(contents.peers)}
 
 
 def test_audit_is_a_matter_of_the_namespace() -> None:
