@@ -27,7 +27,15 @@ STRUCTS: Mapping[str, Mapping[str, str]] = {
     "policy_range_key": {"prefixlen": "I", "portset": "I", "protocol": "B", "pad": "B", "port": "2s"},
     "policy_port": {"verdict": "B", "flags": "B", "proxy_port": "H", "cookie": "I"},
     "policy_link": {"v4": "16s", "v6": "16s"},
-    "policy_flow_key": {"client": "16s", "server": "16s", "ports": "4s", "protocol": "B", "pad": "3s"},
+    "policy_flow_key": {
+        "low": "16s",
+        "high": "16s",
+        "low_port": "2s",
+        "high_port": "2s",
+        "protocol": "B",
+        "pad": "3s",
+    },
+    "policy_flow": {"until": "8s"},
     "policy_fragment_key": {"source": "16s", "destination": "16s", "id": "I", "protocol": "B", "pad": "3s"},
     "macvlan_station_key": {"parent": "I", "mac": "6s", "pad": "2s"},
     "macvlan_station": {"v4": "16s", "v6": "16s", "netns": "Q", "mac": "6s", "flags": "H"},
@@ -54,9 +62,8 @@ STRUCTS: Mapping[str, Mapping[str, str]] = {
 _KEY_V4 = struct.Struct("".join(STRUCTS["lpm_key_v4"].values()))
 _KEY_V6 = struct.Struct("".join(STRUCTS["lpm_key_v6"].values()))
 
-_FLOW_KEY_BYTES, _FRAGMENT_KEY_BYTES = (
-    struct.calcsize("".join(STRUCTS[name].values())) for name in ("policy_flow_key", "policy_fragment_key")
-)
+FLOW_KEY, FLOW = (struct.Struct("".join(STRUCTS[name].values())) for name in ("policy_flow_key", "policy_flow"))
+_FRAGMENT_KEY_BYTES = struct.calcsize("".join(STRUCTS["policy_fragment_key"].values()))
 PEER, RULE, PORT, RULE_KEY, PORT_KEY, RANGE_KEY, EVENT = (
     struct.Struct("".join(STRUCTS[f"policy_{name}"].values()))
     for name in ("peer", "rule", "port", "rule_key", "port_key", "range_key", "event")
@@ -149,7 +156,7 @@ MAPS = {
         MapSpec("policy_verdicts", MapType.PERCPU_ARRAY, struct.calcsize("I"), COUNTER.size, len(PolicyVerdict)),
         MapSpec("policy_paces", MapType.LRU_HASH, _ADDRESS_BYTES, struct.calcsize("QQ"), 4096),
         MapSpec("policy_links", MapType.HASH, IFINDEX.size, LINK.size, 4096, NO_PREALLOC),
-        MapSpec("policy_flows", MapType.LRU_HASH, _FLOW_KEY_BYTES, COUNTER.size, 65536),
+        MapSpec("policy_tracked", MapType.LRU_HASH, FLOW_KEY.size, FLOW.size, 65536),
         MapSpec("policy_fragments", MapType.LRU_HASH, _FRAGMENT_KEY_BYTES, struct.calcsize("HH"), 4096),
         MapSpec("macvlan_stations", MapType.HASH, STATION_KEY.size, STATION.size, 1024, NO_PREALLOC),
         MapSpec("macvlan_addresses", MapType.HASH, ADDRESS_KEY.size, OWNER.size, 4096, NO_PREALLOC),

@@ -103,9 +103,21 @@ def test_a_flow_that_began_before_anybody_was_isolated_goes_on(policy: Installed
     assert said(policy, back(tcp(address, 80, 4000, ACK)), BRIDGE) is PolicyVerdict.NOT_ISOLATED
 
 
+@both
+def test_both_ends_may_begin_a_flow_of_the_same_ports(policy: Installed, address: Address) -> None:
+    """Each is judged as its own: what the rules take from one is not the other's."""
+    ours, theirs = tcp(address, 4000, 80, SYN), back(tcp(address, 80, 4000, SYN))
+    assert [ask(policy, each, BRIDGE) for each in (ours, theirs)] == [PASS, PASS]
+    ((_, flow),) = policy.maps["policy_tracked"].entries().items()
+    assert all(struct.unpack("=2I", flow))
+    peers(policy, Peer(CLIENT, ingress_set=99), Peer(SERVER))
+    assert said(policy, theirs, BRIDGE) is PolicyVerdict.DENIED_INGRESS
+    assert said(policy, back(tcp(address, 80, 4000, ACK)), BRIDGE) is PolicyVerdict.NOT_ISOLATED, "a reply to ours"
+
+
 def test_what_was_denied_is_not_remembered(closed_client: Installed) -> None:
     assert ask(closed_client, udp(V4, 4000, 54), BRIDGE) == DROP
-    assert closed_client.maps["policy_flows"].entries() == {}
+    assert closed_client.maps["policy_tracked"].entries() == {}
 
 
 def error(frame: bytes) -> bytes:
@@ -143,8 +155,8 @@ def test_later_fragments_follow_the_first(closed_client: Installed, address: Add
 
 def test_a_flow_that_ends_is_remembered_for_less(closed_client: Installed) -> None:
     def left() -> int:
-        ((_, until),) = closed_client.maps["policy_flows"].entries().items()
-        return int.from_bytes(until, "little")
+        ((_, flow),) = closed_client.maps["policy_tracked"].entries().items()
+        return int(max(struct.unpack("=2I", flow)))
 
     assert ask(closed_client, tcp(V4, 4000, 80, SYN), BRIDGE) == PASS
     opening = left()

@@ -18,9 +18,9 @@
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__type(key, struct policy_flow_key);
-	__type(value, __u64); /* when it is forgotten, CLOCK_MONOTONIC in ns */
+	__type(value, struct policy_flow);
 	__uint(max_entries, POLICY_FLOWS);
-} policy_flows SEC(".maps");
+} policy_tracked SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -29,12 +29,12 @@ struct {
 	__uint(max_entries, POLICY_FRAGMENTS);
 } policy_fragments SEC(".maps");
 
-#define SECOND_NS 1000000000ULL
+#define SECONDS(count) (((count)*1000000000ULL) >> POLICY_TICK_SHIFT)
 /* The defaults of net.netfilter.nf_conntrack_*_timeout_*. */
-#define FLOW_ESTABLISHED_NS (432000 * SECOND_NS)
-#define FLOW_OPENING_NS (120 * SECOND_NS)
-#define FLOW_CLOSING_NS (120 * SECOND_NS)
-#define FLOW_STREAM_NS (120 * SECOND_NS)
+#define FLOW_ESTABLISHED SECONDS(432000)
+#define FLOW_OPENING SECONDS(120)
+#define FLOW_CLOSING SECONDS(120)
+#define FLOW_STREAM SECONDS(120)
 
 /* RFC 9293 section 3.1 */
 #define TCP_FLAGS_AT 13
@@ -77,44 +77,54 @@ static __always_inline int is_echo(const struct packet *packet, __u8 v4, __u8 v6
 	       (packet->protocol == IPPROTO_ICMPV6 && packet->icmp_type == v6);
 }
 
-/* What tells the flow from others. Echoes have an identifier for ports. */
-static __always_inline void flow_of(struct __sk_buff *skb, const struct packet *packet, struct policy_flow_key *flow)
-{
-	__be16 id = 0;
+/* Who of a key's two ends. */
+enum flow_end {
+	FLOW_LOW,
+	FLOW_HIGH,
+};
 
-	flow->client = packet->source;
-	flow->server = packet->destination;
-	flow->ports.client = packet->source_port;
-	flow->ports.server = packet->destination_port;
+static __always_inline enum flow_end lower_of(const struct packet *packet)
+{
+	const __u64 *source = (const void *)packet->source.bytes,
+		    *destination = (const void *)packet->destination.bytes;
+
+	if (source[1] != destination[1])
+		return source[1] > destination[1];
+	return source[0] > destination[0];
+}
+
+/* Which flow it is of, and which end has sent it. Echoes have an identifier for ports. */
+static __always_inline enum flow_end flow_of(struct __sk_buff *skb, const struct packet *packet,
+					     struct policy_flow_key *flow)
+{
+	enum flow_end sender = lower_of(packet);
+
 	flow->protocol = packet->protocol;
-	if (is_echo(packet, ICMP_ECHO, ICMPV6_ECHO) || is_echo(packet, ICMP_ECHO_REPLY, ICMPV6_ECHO_REPLY)) {
-		load(skb, packet->transport + ICMP_ID_AT, &id, sizeof(id));
-		flow->ports.client = flow->ports.server = id;
+	if (sender == FLOW_LOW) {
+		flow->low = packet->source;
+		flow->high = packet->destination;
+		flow->low_port = packet->source_port;
+		flow->high_port = packet->destination_port;
+	} else {
+		flow->low = packet->destination;
+		flow->high = packet->source;
+		flow->low_port = packet->destination_port;
+		flow->high_port = packet->source_port;
 	}
-}
+	if (is_echo(packet, ICMP_ECHO, ICMPV6_ECHO) || is_echo(packet, ICMP_ECHO_REPLY, ICMPV6_ECHO_REPLY)) {
+		__be16 id = 0;
 
-static __always_inline void turn_flow(struct policy_flow_key *flow)
-{
-	struct policy_address address = flow->client;
-	__be16 port = flow->ports.client;
-
-	flow->client = flow->server;
-	flow->server = address;
-	flow->ports.client = flow->ports.server;
-	flow->ports.server = port;
-}
-
-static __always_inline __u64 *known(const struct policy_flow_key *flow, __u64 now_ns)
-{
-	__u64 *until = bpf_map_lookup_elem(&policy_flows, flow);
-
-	return until && *until > now_ns ? until : NULL;
+		load(skb, packet->transport + ICMP_ID_AT, &id, sizeof(id));
+		flow->low_port = flow->high_port = id;
+	}
+	return sender;
 }
 
 /* As `parse_v6` not static. The packet in an ICMP error was sent by whom the error is for. */
-__noinline int is_related(struct __sk_buff *skb, const struct packet *packet, __u64 now_ns)
+__noinline int is_related(struct __sk_buff *skb, const struct packet *packet, __u32 now)
 {
-	struct policy_flow_key flow = {};
+	const struct policy_flow *flow;
+	struct policy_flow_key key = {};
 	struct packet inner = {};
 	enum packet_state state;
 	__u32 ethertype;
@@ -125,11 +135,9 @@ __noinline int is_related(struct __sk_buff *skb, const struct packet *packet, __
 	state = parse(skb, ethertype, packet->transport + ICMP_HEADER, &inner);
 	if (state != PACKET_WHOLE || !same_address(&inner.source, &packet->destination))
 		return 0;
-	flow_of(skb, &inner, &flow);
-	if (known(&flow, now_ns))
-		return 1;
-	turn_flow(&flow);
-	return known(&flow, now_ns) != NULL;
+	flow_of(skb, &inner, &key);
+	flow = bpf_map_lookup_elem(&policy_tracked, &key);
+	return flow && (flow->until[FLOW_LOW] > now || flow->until[FLOW_HIGH] > now);
 }
 
 /* As `parse_v6` not static. Gives a later fragment the ports of the first one, and keeps those of a first one. */
@@ -168,58 +176,70 @@ static __always_inline __u8 tcp_flags(struct __sk_buff *skb, const struct packet
 }
 
 /* For how long the flow of this packet is remembered. */
-static __always_inline __u64 lifetime_ns(const struct packet *packet, __u8 flags)
+static __always_inline __u32 lifetime(const struct packet *packet, __u8 flags)
 {
 	if (packet->protocol != IPPROTO_TCP)
-		return FLOW_STREAM_NS;
+		return FLOW_STREAM;
 	if (flags & (TCP_FIN | TCP_RST))
-		return FLOW_CLOSING_NS;
-	return flags & TCP_SYN ? FLOW_OPENING_NS : FLOW_ESTABLISHED_NS;
+		return FLOW_CLOSING;
+	return flags & TCP_SYN ? FLOW_OPENING : FLOW_ESTABLISHED;
 }
 
-/* Isolated or not: its pod may become so, or be so for what it does not ask for. Written seldom, so that CPUs do not
- * take the entry from each other with every packet. */
-static __always_inline void remember(const struct policy_flow_key *flow, __u64 *until, __u64 now_ns, __u64 span_ns)
+/*
+ * Until when the flow is to be remembered, 0 if it is already. Written seldom, so that CPUs do not take the entry
+ * from each other with every packet.
+ */
+static __always_inline __u32 renewed(const struct policy_flow *flow, enum flow_end client, __u32 now, __u32 span)
 {
-	__u64 wanted = now_ns + span_ns;
+	__u32 wanted = now + span, until = flow ? flow->until[client] : 0;
 
-	if (!until)
-		bpf_map_update_elem(&policy_flows, flow, &wanted, BPF_ANY);
-	else if (*until > wanted || wanted - *until > span_ns / 8)
-		*until = wanted;
+	return until > wanted || wanted - until > span / 8 ? wanted : 0;
+}
+
+/* Off the way of most packets. Isolated or not: its pod may become so, or be so for what it does not ask for. */
+static __noinline int remember(const struct policy_flow_key *key, struct policy_flow *flow, enum flow_end client,
+			       __u32 until)
+{
+	struct policy_flow fresh;
+
+	if (flow) {
+		flow->until[client] = until;
+		return 0;
+	}
+	fresh.until[FLOW_LOW] = client == FLOW_LOW ? until : 0;
+	fresh.until[FLOW_HIGH] = client == FLOW_HIGH ? until : 0;
+	return bpf_map_update_elem(&policy_tracked, key, &fresh, BPF_ANY);
 }
 
 static __always_inline enum policy_verdict track(struct __sk_buff *skb, struct packet *packet,
 						 enum packet_state state)
 {
-	const __u64 now_ns = bpf_ktime_get_ns();
-	struct policy_flow_key flow = {};
+	const __u32 now = bpf_ktime_get_coarse_ns() >> POLICY_TICK_SHIFT;
+	struct policy_flow_key key = {};
 	enum policy_verdict verdict;
-	__u64 *until = NULL;
-	int reply = 0;
+	struct policy_flow *flow;
+	enum flow_end client;
+	__u32 until;
+	int reply;
 	__u8 flags;
 
-	if (state == PACKET_WHOLE && is_error(packet) && is_related(skb, packet, now_ns))
+	if (state == PACKET_WHOLE && is_error(packet) && is_related(skb, packet, now))
 		return POLICY_RELATED;
 	flags = tcp_flags(skb, packet, state);
 	if (packet->fragmented)
 		state = assemble(packet, state);
-	flow_of(skb, packet, &flow);
-	if ((flags & (TCP_SYN | TCP_ACK)) != TCP_SYN && !is_echo(packet, ICMP_ECHO, ICMPV6_ECHO)) {
-		turn_flow(&flow);
-		until = known(&flow, now_ns);
-		if (until)
-			reply = 1;
-		else
-			turn_flow(&flow);
-	}
-	if (reply)
+	client = flow_of(skb, packet, &key);
+	flow = bpf_map_lookup_elem(&policy_tracked, &key);
+	reply = flow && flow->until[!client] > now && (flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
+		!is_echo(packet, ICMP_ECHO, ICMPV6_ECHO);
+	if (reply) {
+		client = !client;
 		turn(packet);
-	else
-		until = known(&flow, now_ns);
+	}
+	until = state == PACKET_WHOLE ? renewed(flow, client, now, lifetime(packet, flags)) : 0;
 	verdict = judge(packet, state, reply);
-	if (passes(verdict) && verdict != POLICY_NEIGHBOR && state == PACKET_WHOLE)
-		remember(&flow, until, now_ns, lifetime_ns(packet, flags));
+	if (until && passes(verdict) && verdict != POLICY_NEIGHBOR)
+		remember(&key, flow, client, until);
 	return verdict;
 }
 

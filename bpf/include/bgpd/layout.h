@@ -194,13 +194,24 @@ struct policy_flow_ports {
 	__u16 server;
 };
 
+/* Packets of both directions have the same key, so that one look finds a flow whoever sends. */
 struct policy_flow_key {
-	struct policy_address client;
-	struct policy_address server;
-	struct policy_flow_ports ports;
+	struct policy_address low; /* the lower one as two numbers, whatever the machine takes them for */
+	struct policy_address high;
+	__u16 low_port; /* network order */
+	__u16 high_port;
 	__u8 protocol;
 	__u8 pad[3];
 };
+
+/* Until which tick it is remembered that the lower end has begun a flow with these ports, and that the higher one
+ * has. 0: it has not. */
+struct policy_flow {
+	__u32 until[2];
+};
+
+/* A tick is 2^30 ns of CLOCK_MONOTONIC, about a second. */
+#define POLICY_TICK_SHIFT 30
 
 struct policy_fragment_key {
 	struct policy_address source;
@@ -211,6 +222,7 @@ struct policy_fragment_key {
 };
 
 _Static_assert(sizeof(struct policy_flow_key) == 40, "no padding");
+_Static_assert(sizeof(struct policy_flow) == 8, "no padding");
 _Static_assert(sizeof(struct policy_fragment_key) == 40, "no padding");
 
 #define POLICY_FLOWS 65536
