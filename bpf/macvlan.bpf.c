@@ -3,9 +3,13 @@
  * NetworkPolicy and anti-spoofing of pods on macvlans, at the interface that these are made on, their parent. Their
  * frames never meet netfilter of the node. Which hook sees what:
  *
- *   egress    a pod's frames to the wire; the node's own
- *   ingress   frames from the wire; in bridge mode those from pod to pod too, which look like any other but for the
- *             sender's MAC address
+ *   egress    what leaves: of a pod in mode vepa all that it sends, whomever to; the node's own
+ *   ingress   frames from the wire, and what egress gives back to another of the node; in bridge mode those from pod
+ * to pod too, which look like any other but for the sender's MAC address
+ *
+ * Who is in mode vepa reaches the others of the node through us: egress has seen who sends, marks the frame and hands
+ * it to ingress, which judges it; of a frame to a group each gets a copy, and the frame itself goes to the wire. A
+ * frame from such a pod that comes in without the mark was sent by somebody else.
  *
  * What macvlans in bridge mode send to a group reaches each other without passing here: the kernel hands it over
  * inside the sender's interface, and the egress hook sees but the copy that goes to the wire.
@@ -60,6 +64,10 @@ struct frame {
 	__u32 parent;
 	enum packet_state state;
 };
+
+/* The mark of what egress gives back. No other frame from a pod has it: the kernel takes a pod's own marks away where
+ * frames go from one namespace to another, and the wire knows none. */
+#define RELAYED 0x62677064
 
 /* Not a verdict: go on. */
 #define UNDECIDED POLICY_VERDICTS
@@ -208,43 +216,114 @@ static __always_inline int read_frame(struct __sk_buff *skb, struct frame *frame
 /* --- from pods and the node to the wire ------------------------------------------------------------------------- */
 
 /*
- * A packet socket of a pod can send with whatever MAC address, the node's too, and can say of a frame that it is of
- * another protocol than it is, by which others find its headers elsewhere.
+ * Whether the sender is who it says: UNDECIDED if rules are to be asked. A packet socket of a pod can send with
+ * whatever MAC address, the node's too, and can say of a frame that it is of another protocol than it is, by which
+ * others find its headers elsewhere.
  */
-static __always_inline enum policy_verdict leave(struct __sk_buff *skb, __u64 netns)
+static __always_inline enum policy_verdict check_sender(struct __sk_buff *skb, const struct frame *frame,
+							const struct macvlan_station *sender, __u64 netns)
 {
-	const struct macvlan_station *sender;
+	enum policy_verdict verdict;
+
+	if (netns && sender && sender->netns && netns != sender->netns)
+		return POLICY_SPOOFED;
+	if (sender && sender->flags & MACVLAN_NODE) {
+		verdict = check_source(skb, frame, 0);
+		return verdict == UNDECIDED || verdict == POLICY_NEIGHBOR ? POLICY_NOT_ISOLATED : verdict;
+	}
+	if (skb->protocol != frame->eth.h_proto)
+		return POLICY_NOT_IP;
+	if (!sender)
+		return is_dhcp_request(frame) && !skb->vlan_present ? POLICY_NEIGHBOR : POLICY_STRANGER;
+	return check_source(skb, frame, 1);
+}
+
+#define EXCHANGES (MACVLAN_BRIDGE | MACVLAN_VEPA)
+
+/* Whether frames from one to the other are for us to hand over, by the flags of both. */
+static __always_inline int relays(__u16 one, __u16 other)
+{
+	return one & EXCHANGES && other & EXCHANGES && (one | other) & MACVLAN_VEPA;
+}
+
+static __always_inline void copy_to(struct __sk_buff *skb, __u32 parent, const __u8 *mac)
+{
+	if (!bpf_skb_store_bytes(skb, 0, mac, ETH_ALEN, 0))
+		bpf_clone_redirect(skb, parent, BPF_F_INGRESS);
+}
+
+struct relay {
+	struct __sk_buff *skb;
+	const struct frame *frame;
+	__u32 sender; /* its flags */
+};
+
+static long relay_copy(void *map, const struct macvlan_station_key *key, const struct macvlan_station *receiver,
+		       struct relay *relay)
+{
+	const struct frame *frame = relay->frame;
+
+	(void)map;
+	if (key->parent == frame->parent && relays(relay->sender, receiver->flags) &&
+	    !same_mac(key->mac, frame->eth.h_source) && same_mac(key->mac, receiver->mac))
+		copy_to(relay->skb, frame->parent, receiver->mac);
+	return 0;
+}
+
+/* A copy to each of the group's that we hand frames over to. As `parse_v6` not static: whether the frame is as it
+ * was. */
+__noinline int relay_group(struct __sk_buff *skb, const struct frame *frame, __u32 sender)
+{
+	struct relay relay = {.skb = skb, .frame = frame, .sender = sender};
+	const __u32 mark = skb->mark;
+
+	if (!frame)
+		return 0;
+	skb->mark = RELAYED;
+	bpf_for_each_map_elem(&macvlan_stations, relay_copy, &relay, 0);
+	skb->mark = mark;
+	return !bpf_skb_store_bytes(skb, 0, frame->eth.h_dest, ETH_ALEN, 0);
+}
+
+static __always_inline int leave(struct __sk_buff *skb, __u64 netns)
+{
+	const struct macvlan_station *sender, *receiver;
 	enum policy_verdict verdict;
 	struct frame frame = {};
 
-	if (!read_frame(skb, &frame))
-		return POLICY_BAD_HEADER;
-	sender = station_of(frame.parent, frame.eth.h_source);
-	if (sender && sender->flags & MACVLAN_NODE) {
-		if (netns && sender->netns && netns != sender->netns)
-			return POLICY_SPOOFED;
-		verdict = check_source(skb, &frame, 0);
-		return verdict == UNDECIDED || verdict == POLICY_NEIGHBOR ? POLICY_NOT_ISOLATED : verdict;
+	if (!read_frame(skb, &frame)) {
+		counted(POLICY_BAD_HEADER);
+		return TC_ACT_SHOT;
 	}
-	if (skb->protocol != frame.eth.h_proto)
-		return POLICY_NOT_IP;
-	if (!sender)
-		return is_dhcp_request(&frame) && !skb->vlan_present ? POLICY_NEIGHBOR : POLICY_STRANGER;
-	verdict = check_source(skb, &frame, 1);
-	return verdict == UNDECIDED ? track(skb, &frame.packet, frame.state) : verdict;
+	sender = station_of(frame.parent, frame.eth.h_source);
+	verdict = check_sender(skb, &frame, sender, netns);
+	receiver = station_of(frame.parent, frame.eth.h_dest);
+	if (sender && receiver && relays(sender->flags, receiver->flags) &&
+	    (verdict == UNDECIDED || passes(verdict))) {
+		skb->mark = RELAYED;
+		return bpf_redirect(frame.parent, BPF_F_INGRESS);
+	}
+	if (verdict == UNDECIDED)
+		verdict = track(skb, &frame.packet, frame.state);
+	if (!passes(counted(verdict)))
+		return TC_ACT_SHOT;
+	if (sender && is_group(frame.eth.h_dest) && sender->flags & EXCHANGES &&
+	    !relay_group(skb, &frame, sender->flags))
+		return TC_ACT_SHOT;
+	return NEXT;
 }
 
 SEC("tc")
 int macvlan_egress(struct __sk_buff *skb)
 {
-	return passes(counted(leave(skb, skb->sk ? bpf_get_netns_cookie(skb) : 0))) ? NEXT : TC_ACT_SHOT;
+	return leave(skb, skb->sk ? bpf_get_netns_cookie(skb) : 0);
 }
 
 /* Before Linux 6.15, where nobody says which namespace a frame comes from. */
 SEC("tc")
 int macvlan_egress_v6_6(struct __sk_buff *skb)
 {
-	return passes(counted(leave(skb, 0))) ? NEXT : TC_ACT_SHOT;
+	return leave(skb, 0);
 }
 
 /* --- from the wire, and from pod to pod --------------------------------------------------------------------------
@@ -320,8 +399,8 @@ static long hand_over(void *map, const struct macvlan_station_key *key, const st
 		group->deaf = 1;
 		return !group->spread;
 	}
-	if (group->spread && !bpf_skb_store_bytes(group->skb, 0, receiver->mac, ETH_ALEN, 0))
-		bpf_clone_redirect(group->skb, frame->parent, BPF_F_INGRESS);
+	if (group->spread)
+		copy_to(group->skb, frame->parent, receiver->mac);
 	return 0;
 }
 
@@ -356,12 +435,16 @@ static __always_inline enum policy_verdict arrive(struct __sk_buff *skb)
 	const struct macvlan_station *sender, *receiver;
 	enum policy_verdict verdict;
 	struct frame frame = {};
-	int pod;
+	int pod, relayed = skb->mark == RELAYED;
 
+	if (relayed)
+		skb->mark = 0;
 	if (!read_frame(skb, &frame))
 		return POLICY_BAD_HEADER;
 	sender = station_of(frame.parent, frame.eth.h_source);
 	pod = sender && !(sender->flags & MACVLAN_NODE);
+	if (pod && !relayed && !(sender->flags & MACVLAN_BRIDGE))
+		return POLICY_SPOOFED; /* or a switch has given back what it was sent */
 	verdict = check_source(skb, &frame, pod);
 	if (verdict != UNDECIDED)
 		return verdict;

@@ -29,7 +29,7 @@ from bgpd.cni.interface import RefusedError, attached, differences, endpoint_lin
 from bgpd.cni.journal import Journal
 from bgpd.model.attachment import Attachment, AttachmentKey
 from bgpd.model.brief import brief
-from bgpd.model.endpoint import Endpoint, VethLink
+from bgpd.model.endpoint import Endpoint, VethLink, is_bridging
 from bgpd.model.outcome import DONE, Blocked, Done, Outcome, Retry
 from bgpd.netlink.link import PodLink
 from bgpd.netlink.links import LinkError, Links, News, NoNamespaceError, Watch
@@ -194,7 +194,12 @@ class PodAttacher:
         self._adopted.set()
         self._publish()
         changed = [text for held in self._held.values() for text in _changed(held)]
-        told = {"ignored": brief(found.ignored), "changed_by_pod": brief(changed)}
+        bridging = [str(held.endpoint) for held in self._held.values() if is_bridging(held.endpoint.link)]
+        told = {
+            "ignored": brief(found.ignored),
+            "changed_by_pod": brief(changed),
+            "macvlans_in_bridge_mode": brief(bridging),
+        }
         from_cache = sum(each.frame is not None for each in found.running)
         lists = {name: each for name, each in told.items() if each}
         self._log.info("adopted", endpoints=len(self._held), from_cache=from_cache, **lists)

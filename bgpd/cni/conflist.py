@@ -5,6 +5,10 @@ The runtime takes the first file of the directory (CNI specification, section 1;
 gives the node back as it was. The network keeps its name: what pods were attached under it is also what they are
 detached under.
 
+One thing of it is changed: a macvlan in mode bridge is made in mode vepa. Its frames then all pass the parent, where
+they are judged and handed to whom they are for on this node, so pods reach each other as in mode bridge; in that mode
+the kernel hands some over where nobody sees them. The other modes mean something else, and stay.
+
 Or an operator writes the whole chain, in a ConfigMap, and it counts as it stands.
 """
 
@@ -103,7 +107,7 @@ def chained(files: Mapping[str, bytes], settings: Settings) -> Plan:
         chain = _chain(files[target], target)
         if _own_entries(chain["plugins"]):
             return Plan(Action.REMOVE, target, warnings=warnings + _contradictions(chain, settings))
-        chain["plugins"] = [*chain["plugins"], settings.entry]
+        chain["plugins"] = [*map(_judged_at_parent, chain["plugins"]), settings.entry]
     except _ChainError as error:
         # it may be half written; what was made from it before goes on to work
         return Plan(Action.KEEP, target, warnings=warnings, problem=f"{target}: {error}; {_KEPT}")
@@ -128,6 +132,15 @@ def verbatim(text: str | None, origin: str, settings: Settings) -> Plan:
     except _ChainError as error:
         return Plan(Action.KEEP, origin, problem=f"{origin}: {error}; {_KEPT}")
     return Plan(Action.WRITE, origin, content, _contradictions(chain, settings))
+
+
+def _judged_at_parent(plugin: Json) -> Json:
+    return {**plugin, "mode": "vepa"} if _is_bridging(plugin) else plugin
+
+
+def _is_bridging(plugin: Json) -> bool:
+    """Bridge is what a macvlan is when nothing is said."""
+    return plugin["type"] == InterfaceKind.MACVLAN.value and plugin.get("mode") in (None, "", "bridge")
 
 
 def _chain(data: bytes, name: str) -> Json:
@@ -200,6 +213,11 @@ def _contradictions(chain: Json, settings: Settings) -> tuple[str, ...]:
     if kind and _KINDS.get(main, kind) is not kind:
         said = f"chaining-mode {mode}" if mode.kind else f"the network's name {name}"
         found.append(f"{said} means {kind}, but the main plugin {main} makes {_KINDS[main]}; they must agree")
+    if any(map(_is_bridging, chain["plugins"])):
+        found.append(
+            'macvlan in mode bridge: what pods of a node send to groups is not judged, and one may pose as another; '
+            'set "mode": "vepa"'
+        )
     for key, ours, default in (("socket", settings.socket, SOCKET), ("queue", settings.queue, QUEUE)):
         if (theirs := entry.get(key, str(default))) != str(ours):
             found.append(f"{key} of {PLUGIN_TYPE} is {theirs}, but bgpd's is {ours}; they must agree")

@@ -62,13 +62,13 @@ def endpoint_link(seen: PodLink) -> EndpointLink:
         what = "other end" if inside.kind == "veth" else "parent"
         raise RefusedError(f"{inside.name} is a {inside.kind} whose {what} is not in the node's network namespace")
     if inside.kind == "macvlan":
-        return _macvlan_link(inside, outside)
+        return _macvlan_link(inside, outside, seen.cookie)
     return _veth_link(outside, seen.master)
 
 
-def _macvlan_link(inside: Link, parent: Link) -> MacvlanLink:
+def _macvlan_link(inside: Link, parent: Link, netns: int) -> MacvlanLink:
     try:
-        return MacvlanLink(parent.index, parent.name, MacvlanMode(inside.mode))
+        return MacvlanLink(parent.index, parent.name, MacvlanMode(inside.mode), netns)
     except ValueError:
         raise RefusedError(f"{inside.name} is a macvlan of mode {inside.mode}, which is not known here") from None
 

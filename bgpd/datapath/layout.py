@@ -198,10 +198,13 @@ class EventFlag(IntFlag):
 
 
 class StationFlag(IntFlag):
-    """enum macvlan_station_flag: no pod, but the node or whom the configuration names; gets whatever comes in."""
+    """enum macvlan_station_flag: no pod, but the node or whom the configuration names; gets whatever comes in; and
+    the modes whose stations reach each other on the node."""
 
     NODE = 1
     PASSTHRU = 2
+    BRIDGE = 4
+    VEPA = 8
 
 
 class Action(IntEnum):

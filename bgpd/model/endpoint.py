@@ -38,11 +38,14 @@ class VethLink:
 
 @dataclass(frozen=True, slots=True)
 class MacvlanLink:
-    """The parent, an interface of the node that every pod behind it shares."""
+    """The parent, an interface of the node that every pod behind it shares. `netns`: the cookie of the pod's network
+    namespace, by which what it sends is told from what others send; 0: not known.
+    """
 
     parent: int
     name: str
     mode: MacvlanMode
+    netns: int = 0
 
     @property
     def kind(self) -> InterfaceKind:
@@ -50,6 +53,11 @@ class MacvlanLink:
 
 
 EndpointLink: TypeAlias = VethLink | MacvlanLink
+
+
+def is_bridging(link: EndpointLink) -> bool:
+    """Whether the kernel itself hands some of its frames to others, before anybody can judge them."""
+    return isinstance(link, MacvlanLink) and link.mode is MacvlanMode.BRIDGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,13 +49,15 @@ class PodLink:
     """An interface of a pod, and what the node has of it.
 
     `netns`: the number of the pod's network namespace in the node's. `outside`: the other end or the parent, None
-    when there is none or it is not on the node. `master`: what that one is a port of.
+    when there is none or it is not on the node. `master`: what that one is a port of. `cookie`: what sockets and
+    packets of that namespace are known by, SO_NETNS_COOKIE; 0: the kernel does not tell it, before Linux 6.18.
     """
 
     netns: int
     inside: Link
     outside: Link | None
     master: Link | None
+    cookie: int = 0
 
 
 def link_request(which: int | str | None, netns: int | None = None) -> bytes:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
+import functools
 import os
 import socket
 import struct
@@ -37,6 +39,8 @@ _TIMEOUT_S = 10.0
 _ROOM = 1 << 18
 _NEWS_ROOM = 1 << 22  # some thousand changes, while the daemon is busy
 _OWN = Path("/proc/thread-self/ns/net")
+_NS_GET_ID = 0x8008B70D  # linux/nsfs.h, Linux 6.18
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 
 
 class LinkError(Exception):
@@ -45,6 +49,37 @@ class LinkError(Exception):
 
 class NoNamespaceError(LinkError):
     """There is nothing at the path of the namespace, or no namespace any more."""
+
+
+def own_cookie() -> int:
+    """Of the network namespace of this thread; 0: the kernel does not tell, before Linux 5.14."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as here:
+        try:
+            (cookie,) = struct.unpack("Q", here.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))
+        except OSError:
+            return 0
+    return int(cookie)
+
+
+def _identifier(opened: int) -> int:
+    """Of the namespace that a file stands for; 0: the kernel does not tell."""
+    found = bytearray(8)
+    try:
+        fcntl.ioctl(opened, _NS_GET_ID, found)
+    except OSError:
+        return 0
+    (number,) = struct.unpack("Q", found)
+    return int(number)
+
+
+@functools.cache
+def _tells_cookies() -> bool:
+    """Whether a namespace is known by the same number to its file and to its sockets: nobody has promised it."""
+    opened = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return 0 != _identifier(opened) == own_cookie()
+    finally:
+        os.close(opened)
 
 
 class Links:
@@ -59,6 +94,7 @@ class Links:
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         self._socket.bind((0, 0))
         self._sequence = 0
+        self._cookies: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +147,9 @@ class Links:
         except OSError as error:
             raise LinkError(f"the network namespace {netns} cannot be opened: {error.strerror}") from None
         try:
-            return self._number(opened)
+            number = self._number(opened)
+            self._cookies[number] = _identifier(opened) if _tells_cookies() else 0
+            return number
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -135,7 +173,7 @@ class Links:
     def _pod_link(self, number: int, inside: Link, own: int) -> PodLink:
         outside = self._link(inside.other) if inside.other is not None and inside.other_netns == own else None
         master = self._link(outside.master) if outside is not None and outside.master is not None else None
-        return PodLink(number, inside, outside, master)
+        return PodLink(number, inside, outside, master, self._cookies.get(number, 0))
 
     def _link(self, which: int | str, netns: int | None = None) -> Link | None:
         try:

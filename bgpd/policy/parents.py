@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,14 +27,19 @@ from bgpd.datapath.links import Hook, Link
 from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.prefix import Address
-from bgpd.netlink.links import Links
+from bgpd.netlink.link import Link as Interface
+from bgpd.netlink.links import Links, own_cookie
 from bgpd.runtime.diff import Change
 
 OBJECT = "macvlan"
 _PROGRAMS = {Hook.EGRESS: "macvlan_egress", Hook.INGRESS: "macvlan_ingress"}
 _EGRESS_WITHOUT_NETNS = "macvlan_egress_v6_6"
-_SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
 _ANY_MAC = bytes(6)
+_FLAGS = {
+    MacvlanMode.BRIDGE: StationFlag.BRIDGE,
+    MacvlanMode.VEPA: StationFlag.VEPA,
+    MacvlanMode.PASSTHRU: StationFlag.PASSTHRU,
+}
 _STATIONS, _ADDRESSES = "macvlan_stations", "macvlan_addresses"
 
 Entry: TypeAlias = tuple[str, bytes]
@@ -47,11 +51,11 @@ Entry: TypeAlias = tuple[str, bytes]
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What the node has: by the index of a parent the MAC addresses that the node sends with there, and the cookie of
-    its network namespace, 0 where the kernel has none.
+    """What the node has: by the index of a parent the MAC addresses that the node sends with there, each with the
+    flag of its macvlan's mode; and the cookie of its network namespace, 0 where the kernel has none.
     """
 
-    macs: Mapping[int, frozenset[bytes]]
+    macs: Mapping[int, Mapping[bytes, StationFlag]]
     netns: int
 
 
@@ -82,11 +86,11 @@ def entries(
 ) -> dict[Entry, bytes]:
     """What the maps are to hold; `at` are the parents, `others` the MAC addresses of other systems' macvlans."""
     pods = [(each, each.link) for each in endpoints if isinstance(each.link, MacvlanLink)]
-    senders = [(parent, mac, 0) for mac in others for parent in at]
-    senders += [(parent, mac, own.netns) for parent in at for mac in own.macs.get(parent, ())]
+    senders = [(parent, mac, 0, StationFlag.BRIDGE) for mac in others for parent in at]
+    senders += [(parent, mac, own.netns, flag) for parent in at for mac, flag in own.macs.get(parent, {}).items()]
     want = {
-        _station_key(parent, mac): layout.STATION.pack(bytes(16), bytes(16), netns, mac, StationFlag.NODE)
-        for parent, mac, netns in senders
+        _station_key(parent, mac): layout.STATION.pack(bytes(16), bytes(16), netns, mac, StationFlag.NODE | flag)
+        for parent, mac, netns, flag in senders
     }
     for endpoint, link in pods:
         want.update(_pod(endpoint, link))
@@ -94,11 +98,10 @@ def entries(
 
 
 def _pod(endpoint: Endpoint, link: MacvlanLink) -> Iterator[tuple[Entry, bytes]]:
-    mac, alone = bytes.fromhex(endpoint.mac.replace(":", "")), link.mode is MacvlanMode.PASSTHRU
-    first = _first(endpoint.addresses)
-    station = layout.STATION.pack(*first, 0, mac, StationFlag.PASSTHRU if alone else 0)
+    mac = bytes.fromhex(endpoint.mac.replace(":", ""))
+    station = layout.STATION.pack(*_first(endpoint.addresses), link.netns, mac, _FLAGS.get(link.mode, 0))
     yield _station_key(link.parent, mac), station
-    if alone:
+    if link.mode is MacvlanMode.PASSTHRU:
         yield _station_key(link.parent, _ANY_MAC), station
     owner = layout.OWNER.pack(mac, bytes(2))
     for address in endpoint.addresses:
@@ -145,17 +148,20 @@ class Stations:
 
 
 def _own() -> Own:
-    with Links() as found, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as here:
-        macs: dict[int, set[bytes]] = {}
+    with Links() as found:
+        macs: dict[int, dict[bytes, StationFlag]] = {}
         for each in found.all_here():
-            for parent in (each.index, each.other if each.other_netns is None else None):
-                if parent is not None and each.mac:
-                    macs.setdefault(parent, set()).add(bytes.fromhex(each.mac.replace(":", "")))
-        try:
-            cookie = here.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
-        except OSError:
-            cookie = bytes(8)
-    return Own({parent: frozenset(each) for parent, each in macs.items()}, layout.COUNTER.unpack(cookie)[0])
+            mac = bytes.fromhex(each.mac.replace(":", ""))
+            if mac:
+                macs.setdefault(each.index, {}).setdefault(mac, StationFlag(0))
+            if mac and each.other is not None and each.other_netns is None:
+                macs.setdefault(each.other, {})[mac] = _flag(each)
+    return Own(macs, own_cookie())
+
+
+def _flag(link: Interface) -> StationFlag:
+    known = link.kind == "macvlan" and link.mode in list(MacvlanMode)
+    return _FLAGS.get(MacvlanMode(link.mode), StationFlag(0)) if known else StationFlag(0)
 
 
 # --- the programs at it ---------------------------------------------------------------------------------------------

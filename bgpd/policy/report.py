@@ -10,13 +10,18 @@ from typing import Any
 from bgpd.datapath.layout import policy_address
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.brief import brief
-from bgpd.model.endpoint import Endpoint
+from bgpd.model.endpoint import Endpoint, is_bridging
 from bgpd.model.fault import FieldFault, dotted
 from bgpd.model.policy import Direction, Snapshot
 from bgpd.model.prefix import Address
 from bgpd.policy import wording
 from bgpd.policy.entries import Contents, shares
 from bgpd.policy.fit import Misfit
+
+UNSEEN = (
+    "its macvlan is in mode bridge: what pods of this mode and node send to groups is not judged, and one may pose "
+    "as another; attached again, it is in mode vepa"
+)
 
 
 class State(StrEnum):
@@ -97,7 +102,7 @@ def _state(snapshot: Snapshot, pod: str, endpoint: Endpoint | None, blocked: str
     if endpoint is None:
         address = "by its addresses" if snapshot.addresses(pod) else "once Kubernetes shows an address of it"
         return State.UNATTACHED, f"policed {address}; what it sends as is not checked"
-    return State.ENFORCED, ""
+    return State.ENFORCED, UNSEEN if is_bridging(endpoint.link) else ""
 
 
 def _isolated(contents: Contents, addresses: tuple[Address, ...]) -> dict[Direction, tuple[str, ...] | None]:

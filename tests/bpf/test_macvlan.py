@@ -35,9 +35,9 @@ def macvlan(policy: Installed, directory: Path) -> Installed:
 
 @pytest.fixture
 def policed(macvlan: Installed) -> Installed:
-    """Sender and receiver are pods."""
-    station(macvlan, SENDER, SOURCE_V4, SOURCE_V6)
-    station(macvlan, RECEIVER, V4, V6)
+    """Sender and receiver are pods, in bridge mode: ingress has their frames from the kernel."""
+    station(macvlan, SENDER, SOURCE_V4, SOURCE_V6, flags=StationFlag.BRIDGE)
+    station(macvlan, RECEIVER, V4, V6, flags=StationFlag.BRIDGE)
     return macvlan
 
 
@@ -92,6 +92,15 @@ def test_nobody_else_sends_from_a_pod_s_address(policed: Installed, version: int
     assert said(policed, frame, egress) is PolicyVerdict.STRANGER
     station(policed, b"\x02\0\0\0\0\x09", flags=StationFlag.NODE)
     assert said(policed, frame, egress) is PolicyVerdict.SPOOFED
+
+
+@both
+def test_a_pod_whose_frames_all_leave_has_sent_none_that_comes_in(policed: Installed, version: int) -> None:
+    """But those that egress gives back; a switch may give back all it is sent, and anybody may forge some."""
+    station(policed, SENDER, SOURCE_V4, SOURCE_V6, flags=StationFlag.VEPA)
+    assert said(policed, FRAMES[version]) is PolicyVerdict.SPOOFED
+    station(policed, SENDER, SOURCE_V4, SOURCE_V6)
+    assert said(policed, FRAMES[version]) is PolicyVerdict.SPOOFED
 
 
 @both

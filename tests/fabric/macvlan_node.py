@@ -24,6 +24,7 @@ from bgpd.datapath.links import Hook
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
 from bgpd.model.outcome import Outcome
+from bgpd.netlink.links import Links
 from bgpd.policy.parents import ParentLinks, Programs, Stations, entries, install, programs
 from bgpd.runtime.diff import Change, diff
 from tests.fabric.netns import Lab, Namespace
@@ -64,16 +65,18 @@ def macvlan(node: Namespace, parent: str, owner: Namespace, mode: str, name: str
 
 
 class MacvlanPlace:
-    """Namespaces and what joins them."""
+    """Namespaces and what joins them. `apart`: the pods that are in another mode than `mode`."""
 
-    def __init__(self, lab: Lab, mode: MacvlanMode = MacvlanMode.BRIDGE) -> None:
-        self.lab, self.mode = lab, mode
+    def __init__(
+        self, lab: Lab, mode: MacvlanMode = MacvlanMode.VEPA, apart: Mapping[str, MacvlanMode] | None = None
+    ) -> None:
+        self.lab, self.mode, self.apart = lab, mode, apart or {}
         self.node, self.outside = lab.namespace("node"), lab.namespace("outside")
         names = ("a",) if mode is MacvlanMode.PASSTHRU else ("a", "b", "c")
         self.pods = {name: lab.namespace(f"pod-{name}") for name in names}
         lab.link(self.node, "eth0", self.outside, "eth0")
         for name, pod in self.pods.items():
-            self.macvlan(pod, mode.name.lower())
+            self.macvlan(pod, self.mode_of(name).name.lower())
             self._address(pod, name)
         if mode is not MacvlanMode.PASSTHRU:
             self._address(self.node, "node")
@@ -84,11 +87,23 @@ class MacvlanPlace:
         """One of the uplink, in another namespace, up."""
         macvlan(self.node, "eth0", owner, mode, name)
 
+    def mode_of(self, name: str) -> MacvlanMode:
+        return self.apart.get(name, self.mode)
+
     def namespace(self, name: str) -> Namespace:
         return {"outside": self.outside, "node": self.node, **self.pods}[name]
 
     def mac(self, name: str) -> bytes:
         return link(self.namespace(name), "eth0")[1]
+
+    def cookie(self, name: str) -> int:
+        """Of a pod's namespace, as far as the kernel tells it."""
+
+        def look() -> int:
+            with Links() as links:
+                return links.pod(self.pods[name].path, "eth0").cookie
+
+        return self.node.call(look)
 
     @staticmethod
     def _address(namespace: Namespace, name: str) -> None:
@@ -118,8 +133,14 @@ class MacvlanPlace:
 class MacvlanNode(MacvlanPlace):
     """Everything open until `isolate`, nothing asked until `enforcing`."""
 
-    def __init__(self, lab: Lab, bpffs: Path, mode: MacvlanMode = MacvlanMode.BRIDGE) -> None:
-        super().__init__(lab, mode)
+    def __init__(
+        self,
+        lab: Lab,
+        bpffs: Path,
+        mode: MacvlanMode = MacvlanMode.VEPA,
+        apart: Mapping[str, MacvlanMode] | None = None,
+    ) -> None:
+        super().__init__(lab, mode, apart)
         self.directory = bpffs / "bgpd"
         self.policy = loader.install(loader.shipped("policy"), self.directory)
         self.installed = install(self.directory)
@@ -135,7 +156,7 @@ class MacvlanNode(MacvlanPlace):
             None,
             self.mac(name).hex(":"),
             tuple(ip_address(plan.of(name)) for plan in PLANS),
-            MacvlanLink(self.parent, "eth0", self.mode),
+            MacvlanLink(self.parent, "eth0", self.mode_of(name), self.cookie(name)),
         )
 
     # --- maps and links ---------------------------------------------------------------------------------------------

@@ -85,7 +85,8 @@ class VethPods:
 
 
 class MacvlanPods:
-    """In turn at each of the node's two uplinks, which a switch joins. Each is attached through the plugin."""
+    """In turn at each of the node's two uplinks, which a switch joins. Each is attached through the plugin, and has
+    the mode that our conflist gives it."""
 
     def __init__(self, lab: Lab, addresses: Iterable[str]) -> None:
         self.node, switch = lab.namespace("node"), lab.namespace("switch")
@@ -94,7 +95,7 @@ class MacvlanPods:
             lab.plug(self.node, parent, switch, parent)
         self.by_address = {address: lab.namespace(f"pod-{address}") for address in addresses}
         for (address, made), parent in zip(self.by_address.items(), itertools.cycle(PARENTS), strict=False):
-            macvlan(self.node, parent, made, "bridge")
+            macvlan(self.node, parent, made, "vepa")
             made.add_address("eth0", f"{address}/24")
 
     def start(self, cluster: Cluster) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import socket
+import threading
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from bgpd.model.endpoint import MacvlanMode
 from bgpd.policy.parents import ParentLinks
 from tests.fabric.frames import EVERYBODY, listener, marked, udp
 from tests.fabric.macvlan_node import PLANS, MacvlanNode, Plan
-from tests.fabric.masq_node import echoed, speaks, tcp_stream, udp_client, udp_echo
+from tests.fabric.masq_node import alone, echoed, speaks, tcp_stream, udp_client, udp_echo
 from tests.fabric.netns import Lab
 from tests.fabric.reach import ping, source_seen
 
@@ -24,14 +27,15 @@ pytestmark = pytest.mark.needs("mount")
 TCP, UDP = 6, 17
 PORT = 8080
 SILENCE_S = 0.25  # for so long nothing must come; what passes takes a millisecond
+THERE_S = 0.01  # what is there by then is read by then
 NOBODY = 1  # a set without rules
 EVERYTHING, NOTHING = (True, True, True), (False, False, False)
 SUBNET_BROADCAST = "198.51.100.255"
 
 
-@pytest.fixture
-def node(lab: Lab, bpffs: Path) -> MacvlanNode:
-    return MacvlanNode(lab, bpffs).enforcing()
+@pytest.fixture(params=[MacvlanMode.VEPA, MacvlanMode.BRIDGE], ids=["vepa", "bridge"])
+def node(request: pytest.FixtureRequest, lab: Lab, bpffs: Path) -> MacvlanNode:
+    return MacvlanNode(lab, bpffs, request.param).enforcing()
 
 
 def reaches(node: MacvlanNode, client: str, server: str, plan: Plan) -> tuple[bool, bool, bool]:
@@ -209,6 +213,104 @@ def test_only_in_bridge_mode_the_kernel_hands_groups_from_pod_to_pod_by_itself(
         assert bool(marked(wire, SILENCE_S)) is (mode is MacvlanMode.BRIDGE)
 
 
+# --- pods of one node that reach each other through us only ---------------------------------------------------------
+
+
+MIXTURES = {
+    "vepa": {},
+    "adopted a": {"a": MacvlanMode.BRIDGE},
+    "adopted b and c": {"b": MacvlanMode.BRIDGE, "c": MacvlanMode.BRIDGE},
+}
+mixtures = pytest.mark.parametrize("apart", MIXTURES.values(), ids=MIXTURES)
+
+
+def copies(node: MacvlanNode, sender: str, frame: bytes) -> dict[str, int]:
+    """How often the other pods and the outside have the frame, whoever it is for."""
+    names = {"outside", *node.pods} - {sender}
+    with contextlib.ExitStack() as stack:
+        wires = {name: stack.enter_context(listener(node.namespace(name))) for name in names}
+        node.inject(sender, frame)
+        found: Counter[str] = Counter()
+        rest_s = SILENCE_S
+        for name, wire in wires.items():
+            while marked(wire, rest_s):
+                found[name] += 1
+            rest_s = THERE_S
+    return found
+
+
+@mixtures
+def test_what_a_pod_sends_to_another_is_there_once_and_not_on_the_wire(
+    lab: Lab, bpffs: Path, apart: dict[str, MacvlanMode]
+) -> None:
+    node = MacvlanNode(lab, bpffs, apart=apart).enforcing()
+    plan = PLANS[0]
+    for sender, receiver in itertools.permutations(node.pods, 2):
+        frame = udp(node.mac(receiver), node.mac(sender), plan.of(sender), plan.of(receiver))
+        assert copies(node, sender, frame) == {receiver: 1}
+
+
+@mixtures
+def test_what_a_pod_sends_to_a_group_is_at_every_other_once_and_on_the_wire(
+    lab: Lab, bpffs: Path, apart: dict[str, MacvlanMode]
+) -> None:
+    """The node is none of them: it and its macvlans do not hear each other."""
+    node = MacvlanNode(lab, bpffs, apart=apart).enforcing()
+    with contextlib.closing(node.node.socket(socket.AF_INET, socket.SOCK_DGRAM)) as service:
+        service.bind(("", PORT))
+        for sender in node.pods:
+            frame = udp(EVERYBODY, node.mac(sender), PLANS[0].of(sender), SUBNET_BROADCAST, PORT)
+            assert copies(node, sender, frame) == dict.fromkeys({"outside", *node.pods} - {sender}, 1)
+        service.settimeout(SILENCE_S)
+        with pytest.raises(TimeoutError):
+            service.recv(64)
+
+
+def test_what_a_pod_sends_to_a_group_is_judged_at_each_receiver(lab: Lab, bpffs: Path) -> None:
+    node = MacvlanNode(lab, bpffs).enforcing()
+    frame = udp(EVERYBODY, node.mac("a"), PLANS[0].a, SUBNET_BROADCAST, PORT)
+    node.isolate("b", ingress=7)
+    assert copies(node, "a", frame) == {"c": 1, "outside": 1}
+    node.allow(7, "a", ports=[(UDP, PORT)])
+    assert copies(node, "a", frame) == {"b": 1, "c": 1, "outside": 1}
+    node.isolate("a", egress=NOBODY)
+    assert copies(node, "a", frame) == {}
+
+
+def test_nobody_on_the_wire_passes_for_a_pod_of_the_node(lab: Lab, bpffs: Path) -> None:
+    """By its MAC address and its address both: what the pod sends never comes back by the wire."""
+    node = MacvlanNode(lab, bpffs).enforcing()
+    for plan in PLANS:
+        frame = udp(node.mac("b"), node.mac("a"), plan.a, plan.b)
+        assert copies(node, "outside", frame) == {}
+        assert copies(node, "a", frame) == {"b": 1}
+
+
+@mixtures
+def test_pods_find_and_reach_each_other_and_the_node_s_own_macvlan(
+    lab: Lab, bpffs: Path, apart: dict[str, MacvlanMode]
+) -> None:
+    """By ARP and neighbor discovery, with as much as TCP likes to send at once."""
+    node = MacvlanNode(lab, bpffs, apart=apart)
+    node.node.ip("link add link eth0 name shim type macvlan mode bridge", "link set shim up")
+    shim = {4: "198.51.100.50", 6: "fd50::50"}
+    node.node.add_address("shim", f"{shim[4]}/32", f"{shim[6]}/128")
+    node.enforcing()
+    much = bytes(1 << 20)
+    for plan in PLANS:
+        assert reaches(node, "a", "b", plan) == reaches(node, "b", "c", plan) == EVERYTHING
+        with tcp_stream(node.pods["a"], node.pods["b"], plan.b) as (dialer, accepted):
+            sending = threading.Thread(target=dialer.sendall, args=(much,))
+            sending.start()
+            received = 0
+            while received < len(much):
+                received += len(accepted.recv(len(much)))
+            sending.join()
+        for name in node.pods:
+            node.node.add_route(f"{alone(plan.of(name))} src {shim[plan.version]}", dev="shim")
+            assert ping(node.pods[name], shim[plan.version], timeout_s=2)
+
+
 # --- links --------------------------------------------------------------------------------------------------------
 
 
@@ -239,22 +341,23 @@ def test_a_link_whose_pin_was_removed_is_still_in_force_and_is_pinned_again(node
 
 
 def test_links_that_are_gone_are_made_again(node: MacvlanNode) -> None:
-    """Somebody removed the pins while no daemon ran."""
+    """Somebody removed the pins while no daemon ran. Without them pods in mode vepa do not reach each other."""
     for hook in Hook:
         node.pin(hook).unlink()
     node.links = ParentLinks(node.installed, node.directory)
     node.isolate("b", ingress=NOBODY)
-    assert reaches(node, "a", "b", PLANS[0]) == EVERYTHING
+    assert reaches(node, "outside", "b", PLANS[0]) == EVERYTHING
     assert node.observe() == {}
     node.apply(node.wanted())
-    assert reaches(node, "a", "b", PLANS[0]) == NOTHING
+    assert reaches(node, "outside", "b", PLANS[0]) == NOTHING
+    assert reaches(node, "a", "c", PLANS[0]) == EVERYTHING
 
 
 def test_without_pods_nothing_is_left_at_the_parent(node: MacvlanNode) -> None:
     node.apply(None)
     assert node.observe() == {}
     node.isolate("b", ingress=NOBODY)
-    assert reaches(node, "a", "b", PLANS[0]) == EVERYTHING
+    assert reaches(node, "outside", "b", PLANS[0]) == EVERYTHING
     assert not list(node.directory.glob("macvlan_*_at_*"))
 
 

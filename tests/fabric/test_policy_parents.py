@@ -78,7 +78,7 @@ def _told(value: T) -> Store[T]:
 
 def endpoint(place: MacvlanPlace, name: str) -> Endpoint:
     addresses = tuple(ip_address(plan.of(name)) for plan in PLANS)
-    link = MacvlanLink(place.parent, "eth0", MacvlanMode.BRIDGE)
+    link = MacvlanLink(place.parent, "eth0", place.mode)
     return Endpoint(
         AttachmentKey("net", name, "eth0"), PodName("shop", name, ""), place.mac(name).hex(":"), addresses, link
     )

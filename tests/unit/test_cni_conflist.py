@@ -70,6 +70,33 @@ def test_a_configuration_of_one_plugin_becomes_a_list(name: str) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("mode", "published"),
+    [(None, "vepa"), ("bridge", "vepa"), ("", "vepa"), *((each, each) for each in ("vepa", "private", "passthru"))],
+)
+def test_macvlans_in_bridge_mode_are_made_in_mode_vepa(mode: str | None, published: str) -> None:
+    """In bridge mode the kernel hands frames over where nobody can judge them; other plugins' modes are their own."""
+    macvlan = {"type": "macvlan", "master": "eth0"} | ({} if mode is None else {"mode": mode})
+    chain = {"cniVersion": "1.0.0", "name": "x", "plugins": [macvlan, {"type": "tuning", "mode": "bridge"}]}
+    plan = chained({"10-x.conflist": json.dumps(chain).encode()}, Settings())
+    plugins = [macvlan | {"mode": published}, {"type": "tuning", "mode": "bridge"}, OURS]
+    assert (written(plan)["plugins"], plan.warnings) == (plugins, ())
+
+
+def test_an_operator_s_own_chain_keeps_bridge_mode_and_is_told_what_that_means() -> None:
+    def warnings(mode: str) -> tuple[str, ...]:
+        chain = {"cniVersion": "1.0.0", "name": "x", "plugins": [{"type": "macvlan", "mode": mode}, OURS]}
+        plan = verbatim(json.dumps(chain), "ConfigMap x/y", Settings())
+        assert written(plan) == chain
+        return plan.warnings
+
+    assert warnings("bridge") == (
+        "macvlan in mode bridge: what pods of a node send to groups is not judged, and one may pose as another; set "
+        '"mode": "vepa"',
+    )
+    assert warnings("vepa") == ()
+
+
 def test_a_list_in_a_conf_file_is_a_list() -> None:
     """Some installers name it so."""
     plan = chained({"10-flannel.conf": json.dumps(FLANNEL).encode()}, Settings())

@@ -6,7 +6,7 @@ from dataclasses import replace
 from ipaddress import ip_address
 
 from bgpd.model.attachment import AttachmentKey, PodName
-from bgpd.model.endpoint import Endpoint, VethLink
+from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode, VethLink
 from bgpd.model.fault import FieldFault
 from bgpd.model.policy import Direction, Snapshot
 from bgpd.policy.compile import Compiler
@@ -45,6 +45,14 @@ def test_what_came_through_the_plugin_is_enforced_and_what_did_not_is_not_held_t
         "state": "enforced",
         "why": "",
     }
+
+
+def test_a_macvlan_in_bridge_mode_says_what_is_not_judged_of_it() -> None:
+    for mode in (MacvlanMode.BRIDGE, MacvlanMode.VEPA):
+        macvlan = replace(endpoint("x/web", WEB), link=MacvlanLink(2, "eth0", mode))
+        row = found(cluster(local=("x/web",)), macvlan)["x/web"]
+        assert row.state is State.ENFORCED
+        assert ("in mode bridge" in row.why) is (mode is MacvlanMode.BRIDGE)
 
 
 def test_each_direction_names_the_policies_that_isolate() -> None:

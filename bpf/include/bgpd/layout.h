@@ -249,6 +249,8 @@ struct macvlan_station {
 enum macvlan_station_flag {
 	MACVLAN_NODE = 1 << 0,	   /* no pod: the node itself, or whom the configuration names */
 	MACVLAN_PASSTHRU = 1 << 1, /* gets whatever comes in */
+	MACVLAN_BRIDGE = 1 << 2,   /* its mode: with others of this mode it exchanges frames inside the kernel */
+	MACVLAN_VEPA = 1 << 3,	   /* its mode: all that it sends leaves, and we give it back to whom it is for */
 };
 
 /* Whose address it is. */
