@@ -123,7 +123,7 @@ def test_right_that_is_missing(cluster: Cluster, place: NodePlace, node: BgpdNod
         node.start()
         problem = node.wait_problem(f"not allowed to {right.verb} {right.resource}; the role lacks")
         rule = f'apiGroups: ["{right.group}"], resources: ["{right.resource}"], verbs: ["{right.verb}"]'
-        assert rule in problem
+        assert rule in problem and right.name in problem
         shown = node.try_bgpd("status")
         assert shown.returncode == 4
         assert problem in shown.stdout
