@@ -299,10 +299,10 @@ class Vocabulary:
     def _settle(self, snapshot: Snapshot, address: bytes) -> None:
         """Finds out anew whose an address is."""
         claimants = self._claimants.get(address, ())
-        self._held.pop(address, None)
         before = self._owners.pop(address, None)
         if not claimants:
             self._claimants.pop(address, None)
+            self._held.pop(address, None)
         else:
             self._owners[address] = max(claimants, key=snapshot.claim) if len(claimants) > 1 else claimants[0]
         after = self._owners.get(address)

@@ -116,6 +116,19 @@ def test_live_changes_close_and_open(open_: Snapshot, closed: Snapshot, client: 
         assert contents == Compiler().advance(snapshot)[-1]
 
 
+def test_a_block_counts_for_an_address_that_another_pod_had_a_claim_to() -> None:
+    """The other one comes and goes, and only then a rule speaks of the block."""
+    block = allow(IpBlock(ip_network(f"{CLIENT}/32")), ports=(HTTP,))
+    rival = replace(BASE.pods["x/client"], name="rival", terminating=True)
+    local = dict.fromkeys(("x/web", "x/client"), ())
+    before = replace(BASE, policies={}, local=local)
+    compiler = Compiler()
+    for pods in (before.pods, {**before.pods, rival.key: rival}, before.pods):
+        compiler.advance(replace(before, pods=pods))
+    contents = compiler.advance(replace(before, policies={"x/p": into(block, pods=label("app", "web"))}))[-1]
+    assert look_up(contents, FLOW, Direction.INGRESS).allowed
+
+
 def test_a_pod_that_leaves_this_node_leaves_no_set() -> None:
     """Its address may be anybody's soon."""
     compiler = Compiler()
