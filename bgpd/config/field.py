@@ -139,6 +139,17 @@ def _host(text: str) -> Address:
     return address
 
 
+def _mac_address(text: str) -> str:
+    """IEEE 802 section 8.2: of one station, not of a group; as the kernel writes it."""
+    wanted = "give the MAC address of one interface, like '02:00:00:00:00:0a'"
+    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
+        raise ValueError(f"found {shown(text)}; {wanted}")
+    octets = bytes.fromhex(text.replace(":", ""))
+    if octets[0] & 1 or not any(octets):
+        raise ValueError(f"found {text}, which no interface has; {wanted}")
+    return octets.hex(":")
+
+
 def _asn(value: object) -> ASN:
     """RFC 5396 asplain or asdot. A number with a dot must be quoted: as a number, 1.10 would be 1.1."""
     if isinstance(value, float):
@@ -257,6 +268,7 @@ def _not_empty(values: tuple[T, ...]) -> tuple[T, ...]:
 ADDRESS = _text(_host, "an IP address")
 IPV4 = _text(_address_of_version(4), "an IPv4 address")
 IPV6 = _text(_address_of_version(6), "an IPv6 address")
+MAC_ADDRESS = _text(_mac_address, "a MAC address in quotes, like '02:00:00:00:00:0a'")
 PREFIX = _text(parse_prefix, "a CIDR like 192.0.2.0/24")
 ASN_NUMBER = PlainValidator(_asn)
 COMMUNITY = _text(_community, "a community in quotes, like '64512:100'")

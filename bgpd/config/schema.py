@@ -28,6 +28,7 @@ from bgpd.config.field import (
     IPV6,
     LARGE_COMMUNITY,
     LISTEN,
+    MAC_ADDRESS,
     NODE_NAME,
     NOT_EMPTY,
     PATH,
@@ -428,6 +429,10 @@ class Policy(Section):
     on_overflow: Annotated[Overflow, one_of(Overflow)] = Overflow.KEEP
     """What becomes of pods whose rules do not fit into the kernel's maps: keep their last good rules, or close. keep,
     because an edit that went wrong then breaks nothing that worked. A pod that has no good rules yet is closed."""
+
+    foreign_mac_addresses: Annotated[tuple[Annotated[str, MAC_ADDRESS], ...], DISTINCT] = ()
+    """Of macvlans that are no pods', at parents that pods have macvlans of too: virtual machines', other container
+    engines'. What they send passes, but from no pod's address. None by default: a pod can make macvlans too."""
 
 
 class Cni(Section):

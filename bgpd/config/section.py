@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 
-_CAPITALS = {"asn": "ASN", "cidrs": "CIDRs", "id": "ID", "rib": "RIB"}
+_CAPITALS = {"asn": "ASN", "cidrs": "CIDRs", "id": "ID", "mac": "MAC", "rib": "RIB"}
 
 
 def spelled(name: str) -> str:

@@ -76,6 +76,11 @@ def parents_of(endpoints: Iterable[Endpoint]) -> frozenset[int]:
     return frozenset(each.link.parent for each in endpoints if isinstance(each.link, MacvlanLink))
 
 
+def mac_address(text: str) -> bytes:
+    """As frames have it."""
+    return bytes.fromhex(text.replace(":", ""))
+
+
 def behind(have: Iterable[Entry]) -> frozenset[int]:
     """The parents that somebody is known behind."""
     return frozenset(layout.STATION_KEY.unpack(key)[0] for name, key in have if name == _STATIONS)
@@ -86,7 +91,7 @@ def entries(
 ) -> dict[Entry, bytes]:
     """What the maps are to hold; `at` are the parents, `others` the MAC addresses of other systems' macvlans."""
     pods = [(each, each.link) for each in endpoints if isinstance(each.link, MacvlanLink)]
-    senders = [(parent, mac, 0, StationFlag.BRIDGE) for mac in others for parent in at]
+    senders = [(parent, mac, 0, StationFlag.BRIDGE) for mac in set(others) for parent in at]
     senders += [(parent, mac, own.netns, flag) for parent in at for mac, flag in own.macs.get(parent, {}).items()]
     want = {
         _station_key(parent, mac): layout.STATION.pack(bytes(16), bytes(16), netns, mac, StationFlag.NODE | flag)
@@ -98,7 +103,7 @@ def entries(
 
 
 def _pod(endpoint: Endpoint, link: MacvlanLink) -> Iterator[tuple[Entry, bytes]]:
-    mac = bytes.fromhex(endpoint.mac.replace(":", ""))
+    mac = mac_address(endpoint.mac)
     station = layout.STATION.pack(*_first(endpoint.addresses), link.netns, mac, _FLAGS.get(link.mode, 0))
     yield _station_key(link.parent, mac), station
     if link.mode is MacvlanMode.PASSTHRU:
@@ -151,7 +156,7 @@ def _own() -> Own:
     with Links() as found:
         macs: dict[int, dict[bytes, StationFlag]] = {}
         for each in found.all_here():
-            mac = bytes.fromhex(each.mac.replace(":", ""))
+            mac = mac_address(each.mac)
             if mac:
                 macs.setdefault(each.index, {}).setdefault(mac, StationFlag(0))
             if mac and each.other is not None and each.other_netns is None:

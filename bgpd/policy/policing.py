@@ -46,6 +46,7 @@ from bgpd.policy.parents import (
     entries,
     install,
     is_installed,
+    mac_address,
     parents_of,
     programs,
     refusal,
@@ -132,6 +133,7 @@ class Policing:
         )
         for store in (*self._stores, config):
             store.on_change(self._inputs_changed)
+        config.on_change(self.stations.kick)
 
     @property
     def loops(self) -> Sequence[Reconciler[Any, Any]]:
@@ -292,7 +294,8 @@ class Policing:
         """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
         pods = self.endpoints.newest.value.values()
         own = self._behind.own if self._behind else Own({}, 0)
-        want = entries(pods, own, parents_of(pods) | self.parents.have.keys())
+        foreign = self._config.newest.value.config.policy.foreign_mac_addresses
+        want = entries(pods, own, parents_of(pods) | self.parents.have.keys(), map(mac_address, foreign))
         return Desired(want, complete=self.endpoints.newest.synced and self.parents.ever_settled)
 
     def _want_parents(self) -> Desired[int, Programs]:

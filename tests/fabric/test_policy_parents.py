@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import pytest
 
-from bgpd.config.load import load
+from bgpd.config.load import Loaded, load
 from bgpd.model.attachment import AttachmentKey, PodName
 from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
 from bgpd.model.labels import Selector
@@ -26,6 +26,7 @@ from bgpd.model.pod import Pod
 from bgpd.model.policy import NetworkPolicy
 from bgpd.policy.policing import Objects, Policing
 from bgpd.runtime.store import Store
+from tests.fabric import frames, policy_node
 from tests.fabric.macvlan_node import PLANS, MacvlanPlace
 from tests.fabric.netns import Lab
 from tests.fabric.reach import ping
@@ -43,16 +44,20 @@ class Daemon:
     """Policing on the node, with what Kubernetes would have told it."""
 
     def __init__(self, place: MacvlanPlace, directory: Path) -> None:
-        file = place.lab.directory / "bgpd.yaml"
-        file.write_text(json.dumps({**SMALLEST, "paths": {"bpf": str(directory)}}))
-        self.place = place
+        self.place, self.directory = place, directory
+        self.config = _told(self.configured())
         self.endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
         self.policies: Store[Mapping[str, NetworkPolicy]] = Store({})
         pods = {f"shop/{name}": Pod("shop", name, node="worker1") for name in place.pods}
         nodes, namespaces = {"worker1": Node("worker1")}, {"shop": PodNamespace("shop")}
         objects = Objects(_told(nodes), _told(pods), _told(namespaces), self.policies)
         self.policies.publish({})
-        self.policing = Policing("worker1", _told(load(file)), objects, self.endpoints, lambda done: None)
+        self.policing = Policing("worker1", self.config, objects, self.endpoints, lambda done: None)
+
+    def configured(self, **policy: object) -> Loaded:
+        file = self.place.lab.directory / "bgpd.yaml"
+        file.write_text(json.dumps({**SMALLEST, "paths": {"bpf": str(self.directory)}, "policy": policy}))
+        return load(file)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Policing]:
@@ -154,6 +159,34 @@ def test_an_interface_that_the_node_makes_on_the_parent_may_send(place: MacvlanP
             place.node.add_address("shim", "198.51.100.50/32")
             place.node.add_route("198.51.100.2/32 src 198.51.100.50", dev="shim")
             assert await soon(lambda: ping(place.node, PLANS[0].outside, timeout_s=SILENCE_S))
+
+    place.here(run)
+
+
+def test_a_macvlan_of_another_system_may_send_once_the_configuration_names_it(
+    place: MacvlanPlace, bpffs: Path
+) -> None:
+    """As a reload does it. In a pod's name it may not."""
+    machine = place.lab.namespace("machine")
+    place.macvlan(machine, "bridge")
+    mac, to = policy_node.link(machine, "eth0")[1], place.mac("outside")
+
+    def heard(source: str) -> bool:
+        with frames.listener(place.outside) as wire:
+            place.send(machine, frames.udp(to, mac, source, PLANS[0].outside), "eth0")
+            return frames.marked(wire, SILENCE_S) is not None
+
+    async def run() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            (pod,) = daemon.attached("a")
+            assert await policing.enforced(pod) == DONE
+            assert not await asyncio.to_thread(heard, PLANS[0].c)
+            daemon.config.publish(daemon.configured(foreignMACAddresses=[mac.hex(":")]))
+            assert await soon(lambda: heard(PLANS[0].c))
+            assert not await asyncio.to_thread(heard, PLANS[0].a)
+            daemon.config.publish(daemon.configured())
+            assert await soon(lambda: not heard(PLANS[0].c))
 
     place.here(run)
 

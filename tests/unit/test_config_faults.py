@@ -36,6 +36,14 @@ U32 = "give a whole number from 0 to 4294967295"
         (("paths", "state"), "/a\0b", "paths.state: found '/a\\x00b'; give an absolute path"),
         (("paths", "cni"), "/x", "paths.cni: unknown key 'cni'; "
          "known here are run, state, bpf, cniConf, cniBin, cniCache"),
+        (("policy", "foreignMACAddresses"), ["02-00-00-00-00-0a"],
+         "policy.foreignMACAddresses[0]: found '02-00-00-00-00-0a'; "
+         "give the MAC address of one interface, like '02:00:00:00:00:0a'"),
+        (("policy", "foreignMACAddresses"), ["ff:ff:ff:ff:ff:ff"],
+         "policy.foreignMACAddresses[0]: found ff:ff:ff:ff:ff:ff, which no interface has; "
+         "give the MAC address of one interface, like '02:00:00:00:00:0a'"),
+        (("policy", "foreignMACAddresses"), ["02:00:00:00:00:0a", "02:00:00:00:00:0A"],
+         "policy.foreignMACAddresses: '02:00:00:00:00:0a' is listed twice"),
         (("cni", "chainingMode"), "veth",
          "cni.chainingMode: found 'veth'; give auto, generic-veth, macvlan, ipvlan, cbr0, portmap, terway-chainer or "
          "spidernet-chainer"),
