@@ -19,7 +19,7 @@ from bgpd.bgp.drain import Drainer, DrainError
 from bgpd.bgp.plan import BgpPlan, Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.config.load import Loaded, load
-from bgpd.config.schema import Config, SpeakerMode
+from bgpd.config.schema import Config, NodeRoutes, SpeakerMode
 from bgpd.kube.sources import Source
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.bgp import Family, RouteKey
@@ -33,6 +33,8 @@ if TYPE_CHECKING:  # a node that does not use one does without
     from bgpd.cni.chaining import Chaining
     from bgpd.masq.masquerading import Masquerading
     from bgpd.masq.sight import Sight
+    from bgpd.noderoutes.noderouting import NodeRouting
+    from bgpd.noderoutes.sight import Sight as NodeRoutesSight
     from bgpd.policy.policing import Policing
     from bgpd.policy.sight import Sight as PolicySight
 
@@ -52,6 +54,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
         config.masquerade.ipv6_wanted,
         config.masquerade.nomasq_all_reserved_ranges,
     ),
+    "nodeRoutes (none or not)": lambda config: config.node_routes is NodeRoutes.NONE,
     "policy.enabled": lambda config: config.policy.enabled,
     "cni": lambda config: config.cni,
     "log": lambda config: config.log,
@@ -71,14 +74,16 @@ class Parts:
     masquerading: Masquerading | None = None
     policing: Policing | None = None
     chaining: Chaining | None = None
+    node_routing: NodeRouting | None = None
 
     @property
-    def running(self) -> list[Masquerading | Policing | Chaining]:
-        return [part for part in (self.masquerading, self.policing, self.chaining) if part is not None]
+    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting]:
+        parts = (self.masquerading, self.policing, self.chaining, self.node_routing)
+        return [part for part in parts if part is not None]
 
     @property
     def loops(self) -> Iterator[Reconciler[Any, Any]]:
-        for part in (self.masquerading, self.policing):
+        for part in (self.masquerading, self.policing, self.node_routing):
             yield from part.loops if part is not None else ()
 
 
@@ -132,6 +137,11 @@ class Console:
             from bgpd.policy.sight import Sight as PolicySight
 
             self.policy = PolicySight(parts.policing, lambda: _blocked(parts), self.wall_clock_offset_s)
+        self.node_routes: NodeRoutesSight | None = None
+        if parts.node_routing is not None:
+            from bgpd.noderoutes.sight import Sight as NodeRoutesSight
+
+            self.node_routes = NodeRoutesSight(parts.node_routing, inputs.nodes)
         # called after every attempt to reload, with what waits for a restart; see `config_state`
         self.on_reload: Callable[[Pending], None] = lambda pending: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
@@ -179,6 +189,7 @@ class Console:
             "reload": self._reload,
             "masq list": self._masq_list,
             "masq test": self._masq_test,
+            **(self.node_routes.handlers if self.node_routes else {"noderoutes list": _node_routes_off}),
             **(self.policy.handlers if self.policy else dict.fromkeys(POLICY_COMMANDS, _policy_off)),
         }
 
@@ -289,6 +300,7 @@ class Console:
             "held": asdict(held) if held else None,
             "masquerade": await self.masquerade.status() if self.masquerade else None,
             "policy": self.policy.status() if self.policy else None,
+            "nodeRoutes": self.node_routes.status() if self.node_routes else None,
             "peers": self.peer_rows(),
             "problems": self.problems(),
         }
@@ -357,6 +369,10 @@ class Console:
             routing.sessions.trouble,
             time.monotonic(),
         )
+
+
+async def _node_routes_off(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    raise ControlError("node routes are off on this node; nodeRoutes: auto turns them on", 2)
 
 
 async def _policy_off(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Bgp, Config, SpeakerMode
+from bgpd.config.schema import Bgp, Config, NodeRoutes, SpeakerMode
 from bgpd.console import Console, Parts, Pending
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.networkpolicy import NETWORK_POLICY
@@ -44,6 +44,7 @@ from bgpd.model.endpoint import Endpoint
 from bgpd.model.fault import Fault, FaultsError
 from bgpd.model.masq import Reading
 from bgpd.model.node import Node
+from bgpd.model.noderoute import MARK
 from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NetworkPolicy
 from bgpd.observe import log
@@ -61,6 +62,7 @@ from bgpd.runtime.store import Store
 if TYPE_CHECKING:
     from bgpd.cni.chaining import Chaining
     from bgpd.masq.masquerading import Masquerading
+    from bgpd.noderoutes.noderouting import NodeRouting
     from bgpd.policy.policing import Policing
 
 Tasks: TypeAlias = dict[str, Coroutine[Any, Any, Any]]
@@ -171,7 +173,7 @@ class Daemon:
         cluster = Cluster.empty()
         source = await _source(config, inputs.nodes, cluster)
         masquerading = self._masquerading(config, inputs, cluster.masquerade)
-        parts = Parts(masquerading, *self._policing(config, inputs, cluster))
+        parts = Parts(masquerading, *self._policing(config, inputs, cluster), self._node_routing(config, inputs))
         console = Console(self.file, inputs, routing, source, drainer, parts)
         for loop in gauges.loops(console):
             self.metrics.begin(loop.name)
@@ -242,6 +244,18 @@ class Daemon:
         self.metrics.begin_requests(Verb)
         report = self.metrics.observe_request
         return policing, Chaining(config, cluster.conflist, endpoints, policing.enforced, policing.unready, report)
+
+    def _node_routing(self, config: Config, inputs: Inputs) -> NodeRouting | None:
+        """Its parts are imported here, as masquerade's are."""
+        if config.node_routes is NodeRoutes.NONE:
+            if (config.paths.state / MARK).exists():
+                from bgpd.noderoutes.target import clear
+
+                self._clear("node routes", clear, config.paths.state)
+            return None
+        from bgpd.noderoutes.noderouting import NodeRouting
+
+        return NodeRouting(config.node.name, inputs.config, inputs.nodes, self._report)
 
     def _clear(self, what: str, clear: Callable[[Path], list[str]], directory: Path) -> None:
         """It is not ours now: what an earlier life has left in the kernel would go on doing its work."""
@@ -421,7 +435,8 @@ async def _source(config: Config, nodes: Store[Mapping[str, Node]], cluster: Clu
 
 def _feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) -> Iterator[Feed[Any]]:
     """What is followed: nothing that nobody needs, for the API server sends every change to every node."""
-    yield Feed(NODE, nodes, config.node.name)
+    own = config.node.name
+    yield Feed(NODE, nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, nodes, expected=own)
     masquerade, cni = config.masquerade, config.cni
     if masquerade.enabled and masquerade.config.config_map is not None:
         yield Feed(CONFIG_MAP, cluster.masquerade, masquerade.config.config_map)

@@ -44,6 +44,7 @@ def snapshot(console: Console) -> Snapshot:
         config_loaded_at=console.config_state.loaded_at,
         masquerade=console.masquerade.figures() if console.masquerade else None,
         policy=console.policy.figures() if console.policy else None,
+        node_routes=console.node_routes.figures() if console.node_routes else None,
         cni=console.parts.chaining.figures() if console.parts.chaining else None,
     )
 

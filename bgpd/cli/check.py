@@ -20,7 +20,7 @@ from bgpd.cli.output import print_json, table
 from bgpd.cli.settings import configuration
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Config, Masquerade
+from bgpd.config.schema import Config, Masquerade, NodeRoutes
 from bgpd.kube.feed import Feed
 from bgpd.kube.manifests import ManifestSource
 from bgpd.kube.networkpolicy import NETWORK_POLICY
@@ -62,7 +62,9 @@ def main(options: argparse.Namespace) -> int:
     read = _manifests(loaded, report)
     node = read.node(loaded.config.node.name) if read else None
     planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO)
-    report.shown = {**_plan(planned), "masquerade": None, "policies": None}
+    report.shown = {**_plan(planned), "masquerade": None, "policies": None, "nodeRoutes": None}
+    if loaded.config.node_routes is not NodeRoutes.NONE and read is not None:
+        report.shown["nodeRoutes"] = _node_routes(loaded.config, node, read)
     if loaded.config.masquerade.enabled:
         _masquerade(loaded.config.masquerade, node, read.config_maps if read else None, planned, report)
     if loaded.config.policy.enabled and read is not None:
@@ -93,7 +95,8 @@ class _Read:
         return self.nodes.newest.value.get(name)
 
     def feeds(self, config: Config) -> Iterator[Feed[Any]]:
-        yield Feed(NODE, self.nodes, config.node.name)
+        own = config.node.name
+        yield Feed(NODE, self.nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, self.nodes)
         if config.masquerade.enabled and config.masquerade.config.config_map is not None:
             yield Feed(CONFIG_MAP, self.config_maps, config.masquerade.config.config_map)
         if config.policy.enabled:
@@ -131,6 +134,13 @@ def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:
 
     found = snapshot(node_name, Objects(read.nodes, read.pods, read.namespaces, read.policies), {})
     return policies(found, Compiler().advance(found)[-1])
+
+
+def _node_routes(config: Config, node: Node | None, read: _Read) -> list[dict[str, Any]]:
+    """What the manifests come to on the interfaces that are here now; nothing when this is not that node."""
+    from bgpd.noderoutes.preview import preview  # a node without node routes does without
+
+    return preview(config, node, read.nodes.newest.value)
 
 
 def _masquerade(
@@ -194,6 +204,8 @@ def _render(report: _Report) -> str:
         "masquerades": ("would masquerade all else", {"pods": "PODS", "snatTo": "AS",
                                                       "alsoKept": "BUT NOT TOWARDS PODS OF"}),
         "blocked": ("would not masquerade", {"why": "WHY"}),
+        "nodeRoutes": ("would reach pods of other nodes", {"prefix": "PREFIX", "node": "NODE", "via": "VIA",
+                                                           "interface": "INTERFACE", "why": "WHY NOT"}),
         "policies": ("would isolate", {"policy": "POLICY", "entries": "ENTRIES", "pods": "PODS"}),
     }  # fmt: skip
     shown = report.shown | (report.shown["masquerade"] or {})

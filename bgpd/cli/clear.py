@@ -1,21 +1,21 @@
-"""What `masq clear` and `policy clear` share: what was taken out of the kernel is said, or why it was not."""
+"""What the `clear` of `masq`, `policy` and `noderoutes` share: what was taken out is said, or why it was not."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from bgpd.cli.exits import FAILED, FINE
 from bgpd.cli.settings import without_passwords
+from bgpd.config.schema import Paths
 from bgpd.runtime.reconcile import TargetError
 
 
-def cleared(options: argparse.Namespace, clear: Callable[[Path], list[str]]) -> int:
-    """`clear` is given the directory of pins and returns what it took away. TargetError: it could not."""
+def cleared(options: argparse.Namespace, clear: Callable[[Paths], list[str]]) -> int:
+    """`clear` is given the configured paths and returns what it took away. TargetError: it could not."""
     try:
-        removed = clear(without_passwords(options).paths.bpf)
+        removed = clear(without_passwords(options).paths)
     except TargetError as error:
         sys.stderr.write(f"{error}\n")
         return FAILED

@@ -24,13 +24,17 @@ from bgpd.cli.output import by_family, print_json, table
 from bgpd.cli.settings import run_directory
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded, load
-from bgpd.config.schema import Config, Masquerade, SnatAddress
+from bgpd.config.schema import Config, Masquerade, NodeRoutes, SnatAddress
 from bgpd.model.fault import FaultsError
 from bgpd.netlink import lookup
 
 OK, WARN, BAD = "ok", "warn", "bad"
 CONNTRACK = Path("/proc/sys/net/netfilter")
 CONNTRACK_FULL = 0.9
+FORWARDING = {
+    "IPv4": Path("/proc/sys/net/ipv4/ip_forward"),
+    "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,8 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
             yield from _translation(loaded.config.masquerade.snat_address)
         if loaded.config.policy.enabled:
             yield from _policy(loaded.config)
+        if loaded.config.node_routes is not NodeRoutes.NONE:
+            yield from _node_routes(loaded.config)
     yield from _daemon(run)
 
 
@@ -143,6 +149,26 @@ def _policy(config: Config) -> Iterator[Finding]:
         place, setting = ("at the bridge", "off") if family in at_bridge else ("where it is forwarded", "on")
         text = f"IPv{family} between pods of one bridge is judged {place} ({name} is {setting})"
         yield Finding("policy: bridges", OK, text)
+
+
+def _node_routes(config: Config) -> Iterator[Finding]:
+    """Whether this node forwards, and who else sees to routes."""
+    from bgpd.noderoutes import flannel
+
+    for family, name in FORWARDING.items():
+        try:
+            forwards = name.read_text().strip() == "1"
+        except OSError:
+            continue  # a kernel without that family
+        setting = ".".join(name.relative_to("/proc/sys").parts)
+        remedy = "" if forwards else f"; {family} of other nodes' pods ends here: sysctl -w {setting}=1"
+        yield Finding("nodeRoutes: forwarding", OK if forwards else BAD, f"{setting} is {int(forwards)}{remedy}")
+    signs = flannel.signs(config.paths.flannel, config.paths.cni_conf)
+    if signs:
+        text = f"flannel sees to routes here ({', '.join(signs)}): bgpd makes none; take it out, or nodeRoutes: none"
+        yield Finding("nodeRoutes: flannel", BAD, text)
+    else:
+        yield Finding("nodeRoutes: flannel", OK, "no sign of it")
 
 
 def _connections() -> Iterator[Finding]:

@@ -104,4 +104,4 @@ def _end(shown: dict[str, Any]) -> str:
 def _clear(options: argparse.Namespace) -> int:
     from bgpd.policy.clear import clear  # brings nf_tables
 
-    return cleared(options, clear)
+    return cleared(options, lambda paths: clear(paths.bpf))

@@ -39,6 +39,7 @@ def render(status: dict[str, Any]) -> str:
         f"drain     {status['drain']}",
         *_masquerade(status.get("masquerade")),
         *_policy(status.get("policy")),
+        *_node_routes(status.get("nodeRoutes")),
         "",
         peers.render(status["peers"]).rstrip("\n"),
     ]
@@ -63,6 +64,16 @@ def _policy(policy: dict[str, Any] | None) -> list[str]:
         return []
     endpoints = ", ".join(f"{count:,} {state}" for state, count in policy["endpoints"].items() if count)
     return [f"policy    {policy['policies']:,} isolate pods here; endpoints: {endpoints or 'none'}"]
+
+
+def _node_routes(node_routes: dict[str, Any] | None) -> list[str]:
+    """A line while they are on: how many, by their way, and how many pod CIDRs go without."""
+    if node_routes is None:  # off, or a daemon of an earlier release
+        return []
+    counts = ", ".join(f"{count:,} {how}" for how, count in sorted(node_routes["routes"].items())) or "none"
+    without = node_routes["held"] + node_routes["unreachable"]
+    lacking = f"; {without:,} pod CIDRs without" if without else ""
+    return [f"node rts  {node_routes['mode']}: {counts}{lacking}"]
 
 
 def _error(source: dict[str, Any]) -> str:

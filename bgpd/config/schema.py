@@ -75,6 +75,15 @@ class MapOwner(StrEnum):
     CILIUM = "cilium"
 
 
+class NodeRoutes(StrEnum):
+    """How pods of other nodes are reached."""
+
+    NONE = "none"
+    HOST_GW = "host-gw"
+    VXLAN = "vxlan"
+    AUTO = "auto"
+
+
 class LogLevel(StrEnum):
     """The least severe lines that are written."""
 
@@ -119,6 +128,9 @@ class Paths(Section):
 
     cni_cache: Annotated[Path, PATH] = Path("/var/lib/cni")
     """Where the container runtime keeps results of plugins, which tell of pods that ran before ours was chained."""
+
+    flannel: Annotated[Path, PATH] = Path("/run/flannel")
+    """Where flanneld, if there is one, keeps subnet.env: node routes are left to it then."""
 
 
 class Kubernetes(Section):
@@ -451,6 +463,20 @@ class Cni(Section):
     milliseconds that it takes, and far below the minutes that kubelet waits itself."""
 
 
+class Vxlan(Section):
+    """The VXLAN device of `nodeRoutes: vxlan` and `auto`. The same on all nodes, or they do not hear each other."""
+
+    vni: Annotated[int, whole(1, 2**24 - 1)] = 179
+    """The network's number. Not 1, which is flannel's, nor 4096, which is Calico's."""
+
+    port: Annotated[int, _PORT] = 4789
+    """UDP; IANA's for VXLAN. Firewalls between nodes must let it through."""
+
+    mtu: Annotated[int | None, whole(1280, 65535)] = None
+    """None: that of the interface with the node's address, less what VXLAN adds (50 bytes over IPv4, 70 over IPv6).
+    For a path between nodes that takes less than their interfaces do. IPv6 works from 1280 on."""
+
+
 class Metrics(Section):
     """The HTTP server for /metrics, /livez and /readyz."""
 
@@ -474,9 +500,16 @@ class Config(Section):
     paths: Paths = Paths()
     source: Source
     bgp: Bgp
+
+    node_routes: Annotated[NodeRoutes, one_of(NodeRoutes)] = NodeRoutes.NONE
+    """Routes to the pod CIDRs of other nodes. none: whoever sees to them (the CNI, the fabric) goes on. host-gw: by
+    the address of each node, in a subnet that both are in. vxlan: all in VXLAN. auto: host-gw, and VXLAN for nodes
+    that are in no subnet with this one."""
+
     masquerade: Masquerade = Masquerade()
     policy: Policy = Policy()
 
     cni: Cni = Cni()
+    vxlan: Vxlan = Vxlan()
     metrics: Metrics = Metrics()
     log: Log = Log()

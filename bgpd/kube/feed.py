@@ -21,22 +21,25 @@ T = TypeVar("T")
 class Feed(Generic[T]):
     """The objects of one kind, by name or namespace/name, go into `store` as one mapping.
 
-    `name` None: all of them; else only the object that has this as its key. `store.newest.synced` turns true
-    with the first mapping that is complete, that is when every object the source holds could be read, and stays.
+    `name` None: all of them; else only the object that has this as its key. `expected`: of all, one that should be
+    there. `store.newest.synced` turns true with the first mapping that is complete, that is when every object the
+    source holds could be read, and stays.
     """
 
     kind: Kind[T]
     store: Store[Mapping[str, T]]
     name: str | None = None
+    expected: str | None = None
 
     @property
     def emptiness(self) -> str:
         """Says that there is nothing, when that is allowed and seldom meant."""
-        if self.store.newest.value or not (self.name or self.kind.if_absent):
+        there, expected = self.store.newest.value, self.name or self.expected
+        if (expected in there if expected else there) or not (expected or self.kind.if_absent):
             return ""
-        if self.name is None:
+        if expected is None:
             return f"there is no {self.kind.name}"
-        return "; ".join(filter(None, (f"there is no {self.kind.name} named {self.name}", self.kind.if_absent)))
+        return "; ".join(filter(None, (f"there is no {self.kind.name} named {expected}", self.kind.if_absent)))
 
 
 class SourceState(StrEnum):

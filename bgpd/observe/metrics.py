@@ -132,6 +132,16 @@ class Cni:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeRoutes:
+    """`wanted` by family and way (host-gw, vxlan), `held` and `unreachable` are prefixes that get none."""
+
+    wanted: Mapping[tuple[str, str], int]
+    held: int
+    unreachable: int
+    in_force: bool
+
+
+@dataclass(frozen=True, slots=True)
 class RequestDone:
     """A request of the CNI plugin that has been answered."""
 
@@ -144,7 +154,7 @@ class RequestDone:
 class Snapshot:
     """Everything that is rather than happens. `config_loaded_at`: Unix seconds of the last good load.
 
-    `masquerade`, `policy`, `cni` None: it is off.
+    `masquerade`, `policy`, `cni`, `node_routes` None: it is off.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -158,6 +168,7 @@ class Snapshot:
     masquerade: Masquerade | None = None
     policy: Policy | None = None
     cni: Cni | None = None
+    node_routes: NodeRoutes | None = None
 
 
 class Metrics:
@@ -290,6 +301,7 @@ class _State(Collector):
         yield from _masquerade(snapshot.masquerade)
         yield from _policy(snapshot.policy)
         yield from _cni(snapshot.cni)
+        yield from _node_routes(snapshot.node_routes)
 
     def describe(self) -> Iterator[Family]:
         """The names, so that the registry refuses a second definition."""
@@ -505,6 +517,29 @@ def _policy(now: Policy | None) -> Iterator[Family]:
             packets.add_metric((verdict,), count)
         lost.add_metric((), now.events_lost())
     yield from (endpoints, policies, blocked, in_force, entries, capacity, packets, lost)
+
+
+def _node_routes(now: NodeRoutes | None) -> Iterator[Family]:
+    wanted = _gauge(
+        "bgpd_node_routes_wanted", "Desired: routes to other nodes' pod CIDRs, by their way.", ["family", "way"]
+    )
+    without = _gauge(
+        "bgpd_node_routes_without",
+        "Observed: other nodes' pod CIDRs that get no route or keep an old one (held: somebody else has one, or they "
+        "overlap; unreachable: no way there); `bgpd status` names them.",
+        ["why"],
+    )
+    in_force = _gauge(
+        "bgpd_node_routes_in_force",
+        "Observed: 1 while the kernel has the routes that are wanted, else 0; `bgpd status` says why.",
+    )
+    if now is not None:
+        for labels, count in now.wanted.items():
+            wanted.add_metric(labels, count)
+        without.add_metric(("held",), now.held)
+        without.add_metric(("unreachable",), now.unreachable)
+        in_force.add_metric((), now.in_force)
+    yield from (wanted, without, in_force)
 
 
 def _cni(now: Cni | None) -> Iterator[Family]:

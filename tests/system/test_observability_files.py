@@ -24,7 +24,7 @@ from grafana_foundation_sdk.cog.runtime import panelcfg_config
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from bgpd.cli.main import COMMANDS
-from bgpd.observe.metrics import Cni, Masquerade, Metrics, Objects, Peer, Policy, Snapshot, Source
+from bgpd.observe.metrics import Cni, Masquerade, Metrics, NodeRoutes, Objects, Peer, Policy, Snapshot, Source
 from tests.system.observability import ALERTS, SOURCE, dashboard, panels, variables
 
 ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
@@ -54,6 +54,7 @@ EVERYTHING = Snapshot(
         entries=lambda: {"policy_peers": 1},
         packets=lambda: {"allowed": 1},
     ),
+    node_routes=NodeRoutes({("ipv4", "vxlan"): 3}, held=0, unreachable=0, in_force=True),
     cni=Cni(lambda: 1, lambda: 0, lambda: True),
 )
 PROMETHEUS_OWN = frozenset({"up"})

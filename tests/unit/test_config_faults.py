@@ -35,7 +35,7 @@ U32 = "give a whole number from 0 to 4294967295"
          "give a path of at most 80 bytes"),
         (("paths", "state"), "/a\0b", "paths.state: found '/a\\x00b'; give an absolute path"),
         (("paths", "cni"), "/x", "paths.cni: unknown key 'cni'; "
-         "known here are run, state, bpf, cniConf, cniBin, cniCache"),
+         "known here are run, state, bpf, cniConf, cniBin, cniCache, flannel"),
         (("policy", "foreignMACAddresses"), ["02-00-00-00-00-0a"],
          "policy.foreignMACAddresses[0]: found '02-00-00-00-00-0a'; "
          "give the MAC address of one interface, like '02:00:00:00:00:0a'"),
@@ -72,7 +72,7 @@ U32 = "give a whole number from 0 to 4294967295"
          "give a whole number from 0 to 600"),
         (("bgp", "peer"), [], "bgp.peer: unknown key 'peer'; did you mean 'peers'?"),
         (("coordinator",), {}, "coordinator: unknown key 'coordinator'; "
-         "known here are node, paths, source, bgp, masquerade, policy, cni, metrics, log"),
+         "known here are node, paths, source, bgp, nodeRoutes, masquerade, policy, cni, vxlan, metrics, log"),
         ((*PEER, "peerAdress"), "1", "bgp.peers[0].peerAdress: unknown key 'peerAdress'; "
          "did you mean 'peerAddress'?"),
         ((*PEER, "peer_port"), 1, "bgp.peers[0].peer_port: unknown key 'peer_port'; "

@@ -1,0 +1,178 @@
+"""Reads and writes routes and what goes with them, many at a time, and tells when somebody else does. A shell.
+
+What the messages say is `netlink.route`'s business. Writing goes in batches: one datagram has many messages, the
+kernel takes them one after the other and answers each, whatever became of the one before.
+
+It speaks netlink itself, as `netlink.links` does and for the same reason: what pyroute2 costs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, Received, messages, pack
+from bgpd.netlink.nftmessage import attributes, text
+
+CREATE, EXCLUSIVE, REPLACE = 0x400, 0x200, 0x100  # NLM_F_*
+GROUPS = {"link": 1, "neigh": 3, "ipv4 address": 5, "ipv4 route": 7, "ipv6 address": 9, "ipv6 route": 11}  # RTNLGRP_*
+
+_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT = 270, 1, 10, 11, 12
+_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE: beyond what unprivileged ones may have
+_CAPPED, _TEXT = 0x100, 1  # NLM_F_CAPPED, NLMSGERR_ATTR_MSG
+_ERROR_SIZE = 4 + 16  # struct nlmsgerr: the code, and the head of what was refused
+_TIMEOUT_S = 10.0
+_ROOM = 1 << 18
+_NEWS_ROOM = 1 << 22
+_AT_A_TIME = 200  # messages in a datagram: their answers fit into the buffer, also if all are refused
+
+
+class Request(NamedTuple):
+    """A message that changes something."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+class Refusal(NamedTuple):
+    """Why the kernel did not do it. `words` are its own, where it has any."""
+
+    errno: int
+    words: str
+
+    def __str__(self) -> str:
+        return f"{os.strerror(self.errno)}" + (f" ({self.words})" if self.words else "")
+
+
+class Routes:
+    """A socket to the kernel, in the network namespace of the thread that opens it. Synchronous: use it in a thread.
+
+    OSError from any method: the kernel cannot be asked. `port` is what the kernel calls the socket in its news.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.settimeout(_TIMEOUT_S)
+        for option in (_CAP_ACK, _EXT_ACK, _STRICT):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._socket.bind((0, 0))
+        self.port = int(self._socket.getsockname()[0])
+        self._sequence = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """The bodies of everything that is asked for, of one moment."""
+        while True:
+            self._sequence += 1
+            self._socket.send(pack(kind, REQUEST | DUMP, self._sequence, body))
+            try:
+                return list(self._answers())
+            except InterruptedError:
+                continue  # something was changed meanwhile
+
+    def ask(self, kind: int, body: bytes) -> bytes | None:
+        """The one answer; None: there is no such way."""
+        self._sequence += 1
+        self._socket.send(pack(kind, REQUEST, self._sequence, body))
+        try:
+            return next(self._answers(single=True))
+        except OSError as error:
+            if error.errno == errno.ENETUNREACH:
+                return None
+            raise
+
+    def change(self, requests: Sequence[Request]) -> list[Refusal | None]:
+        """What became of each, in their order; None: done."""
+        found: list[Refusal | None] = []
+        for start in range(0, len(requests), _AT_A_TIME):
+            found += self._change(requests[start : start + _AT_A_TIME])
+        return found
+
+    def _change(self, requests: Sequence[Request]) -> list[Refusal | None]:
+        first = self._sequence + 1
+        self._sequence += len(requests)
+        packed = (
+            pack(kind, REQUEST | ACK | flags, first + offset, body)
+            for offset, (kind, flags, body) in enumerate(requests)
+        )
+        self._socket.send(b"".join(packed))
+        found: list[Refusal | None] = [None] * len(requests)
+        missing = len(requests)
+        while missing:
+            for answer in messages(self._socket.recv(_ROOM)):
+                if answer.kind == ERROR and 0 <= answer.sequence - first < len(requests):
+                    found[answer.sequence - first] = _refusal(answer)
+                    missing -= 1
+        return found
+
+    def _answers(self, *, single: bool = False) -> Iterator[bytes]:
+        interrupted = False
+        while True:
+            for answer in messages(self._socket.recv(_ROOM)):
+                if answer.sequence != self._sequence:
+                    continue  # of a dump that was given up
+                interrupted = interrupted or bool(answer.flags & DUMP_INTERRUPTED)
+                if answer.kind in (ERROR, DONE):
+                    (code,) = struct.unpack_from("=i", answer.body)
+                    if code:
+                        raise OSError(-code, str(_refusal(answer) or os.strerror(-code)))
+                    if interrupted:
+                        raise InterruptedError
+                    return
+                yield answer.body
+                if single:
+                    return
+
+
+class Watch:
+    """Hears of every change of the groups from when it is made on."""
+
+    def __init__(self, groups: Sequence[str] = tuple(GROUPS)) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket.setblocking(False)
+        self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, _NEWS_ROOM)
+        self._socket.bind((0, 0))
+        for group in groups:
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, GROUPS[group])
+
+    def close(self) -> None:
+        self._socket.close()
+
+    async def news(self) -> list[Received] | None:
+        """Waits for some, and takes what has come with it. None: some were lost, and nobody can say which."""
+        loop = asyncio.get_running_loop()
+        try:
+            received = list(messages(await loop.sock_recv(self._socket, _ROOM)))
+            while True:
+                received += messages(self._socket.recv(_ROOM))
+        except BlockingIOError:
+            return received
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return None
+
+
+def _refusal(answer: Received) -> Refusal | None:
+    (code,) = struct.unpack_from("=i", answer.body)
+    if not code:
+        return None
+    words = text(attributes(answer.body[_ERROR_SIZE:]), _TEXT) if answer.flags & _CAPPED else ""
+    return Refusal(-code, words)
