@@ -94,6 +94,10 @@ class NodeRouting:
 
     async def run(self) -> None:
         """Until cancelled."""
+        with contextlib.closing(self._target):
+            await self._run()
+
+    async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._listen(), name="rtnetlink watch")
             group.create_task(self.loop.run(), name=f"reconcile {NAME}")

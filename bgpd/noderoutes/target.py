@@ -52,6 +52,12 @@ class Target:
         """Of the socket that changes things; 0: none is open."""
         return self._routes.port if self._routes is not None else 0
 
+    def close(self) -> None:
+        """What is in the kernel stays."""
+        if self._routes is not None:
+            self._routes.close()
+            self._routes = None
+
     async def observe(self) -> dict[Key, Value]:
         prefixes = frozenset(self._prefixes())
         try:

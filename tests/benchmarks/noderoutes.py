@@ -8,6 +8,7 @@ has to have written. A node has a pod CIDR of each family; a third of them is be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import statistics
 import subprocess
 import time
@@ -87,6 +88,9 @@ class Ours:
         assert self.loop.settled, (self.loop.error, dict(list(self.loop.trouble.items())[:3]))
         return taken
 
+    def close(self) -> None:
+        self._target.close()
+
     def _prefixes(self) -> set[Prefix]:
         return {prefix for node in self._nodes.newest.value.values() if node is not OWN for prefix in node.pod_cidrs}
 
@@ -116,12 +120,13 @@ def _moved(nodes: Mapping[str, Node], number: int) -> dict[str, Node]:
 def _measured(mode: NodeRoutes, nodes: Mapping[str, Node], directory: Path) -> tuple[list[float], list[float]]:
     """Seconds of each programming from nothing, and of each change."""
 
-    async def measure() -> tuple[list[float], list[float]]:
+    async def measure(closing: contextlib.ExitStack) -> tuple[list[float], list[float]]:
         first: list[float] = []
         for _ in range(RUNS):
             clear(directory)
             ours = Ours(mode)
             first.append(await ours.take(nodes))
+            closing.callback(ours.close)
         assert sum(isinstance(key, RouteKey) for key in ours.loop.have) == 2 * NODES
         current, changed = nodes, []
         for number in range(CHANGES):
@@ -135,7 +140,8 @@ def _measured(mode: NodeRoutes, nodes: Mapping[str, Node], directory: Path) -> t
         clear(directory)
         return first, changed
 
-    return asyncio.run(measure())
+    with contextlib.ExitStack() as closing:
+        return asyncio.run(measure(closing))
 
 
 def _batched(nodes: Mapping[str, Node]) -> tuple[list[float], list[float]]:
