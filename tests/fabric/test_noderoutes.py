@@ -74,6 +74,30 @@ def test_auto_takes_the_subnet_or_vxlan(dual: NodeRoutesSite) -> None:
     assert answers.returncode == 0, "the node itself reaches a pod behind the router"
 
 
+def test_what_the_commands_say(dual: NodeRoutesSite) -> None:
+    """`check` shows the plan, `noderoutes list` what there is, `doctor` what it takes."""
+    a = dual.members["a"]
+    _all_reach(dual)
+    shown = a.bgpd.bgpd("check")
+    assert "would reach pods of other nodes" in shown
+    assert "192.168.1.2" in shown
+    rows = {row["prefix"]: row for row in a.bgpd.ask("noderoutes", "list")}
+    assert (rows["10.244.3.0/24"]["node"], rows["10.244.3.0/24"]["interface"]) == ("c", DEVICE)
+    assert {row["why"] for row in rows.values()} == {None}
+    assert a.bgpd.status()["nodeRoutes"] == {
+        "mode": "auto",
+        "routes": {"host-gw": 2, "vxlan": 2},
+        "held": 0,
+        "unreachable": 0,
+        "device": {"name": DEVICE, "mtu": 1450},
+    }
+    assert "node rts  auto: 2 host-gw, 2 vxlan" in a.bgpd.bgpd("status", check=False)
+    found = {row["what"]: row["state"] for row in a.bgpd.ask("doctor")}
+    assert (found["nodeRoutes: forwarding"], found["nodeRoutes: flannel"]) == ("ok", "ok")
+    assert a.bgpd.metric('bgpd_node_routes_wanted{family="ipv6",way="vxlan"}') == 1
+    assert a.bgpd.metric("bgpd_node_routes_in_force") == 1
+
+
 def test_a_node_leaves_comes_back_and_moves(dual: NodeRoutesSite) -> None:
     """Its routes and all that VXLAN has of it go with it; a new address is followed."""
     a, b, c = (dual.members[name] for name in "abc")
