@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from bgpd import __version__
 from bgpd.bgp import view
+from bgpd.bgp.bfd import Bfd
 from bgpd.bgp.drain import Drainer, DrainError
 from bgpd.bgp.plan import BgpPlan, Drain
 from bgpd.bgp.routing import Inputs, Routing
@@ -113,11 +114,12 @@ class Console:
         file: Path,
         inputs: Inputs,
         routing: Routing,
+        bfd: Bfd,
         source: Source,
         drainer: Drainer,
         parts: Parts,
     ) -> None:
-        self.routing, self.source, self.parts = routing, source, parts
+        self.routing, self.bfd, self.source, self.parts = routing, bfd, source, parts
         self._inputs, self._drainer = inputs, drainer
         self._running = self._loaded.config  # what the process was started with: some of it no reload changes
         self._started = time.monotonic()
@@ -258,6 +260,8 @@ class Console:
         for loop in (routing.sessions, routing.routes):
             if loop.error and speaker.connected:
                 found.append(f"{loop.name}: {loop.error}")
+        if self.bfd.problem:
+            found.append(f"bfd: {self.bfd.problem}")
         for part in self.parts.running:
             found += brief(list(part.problems()))
         if self.policy is not None:
@@ -316,7 +320,8 @@ class Console:
         state = routing.speaker.state.newest.value
         have, trouble, held = routing.routes.have, routing.routes.trouble, routing.held
         leaving = held.until if held else "withdrawal pending"
-        return {"routes": view.routes(routing.plan, state, have, trouble, leaving, peer)}
+        bfd = self.bfd.state.newest.value
+        return {"routes": view.routes(routing.plan, state, have, trouble, leaving, peer, bfd)}
 
     async def _drain(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         wait_s = arguments.get("wait_s")
@@ -368,6 +373,7 @@ class Console:
             routing.routes.have,
             routing.sessions.trouble,
             time.monotonic(),
+            self.bfd.state.newest.value,
         )
 
 

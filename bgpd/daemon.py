@@ -2,8 +2,9 @@
 
     source (API server or manifests) ──► nodes ─┐
     bgpd.yaml (SIGHUP, `bgpd reload`) ► config ─┼─► Routing: plan ─► diff ─► ExaBGP, through its bridge
-    `bgpd drain` / `undrain` ────────► drain  ──┘        ▲                       │
-                                                         └── sessions, adj-rib-out (read back)
+    `bgpd drain` / `undrain` ────────► drain  ──┘    │   ▲                       │
+                                                     │   └── sessions, adj-rib-out (read back)
+                                                     └─► Bfd ─► BIRD; what falls there ends its session
 
 One event loop, one TaskGroup, every task named. An unexpected exception ends the process and systemd starts it
 again: BGP sessions belong to the speaker and do not notice. Nothing is decided here beyond the wiring.
@@ -23,6 +24,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgpd import __version__, gauges
 from bgpd.bgp import flaps, launch, view
+from bgpd.bgp.bfd import Bfd
+from bgpd.bgp.bird import BirdFiles
 from bgpd.bgp.drain import Drainer
 from bgpd.bgp.health import Health, Prober
 from bgpd.bgp.plan import Drain
@@ -170,15 +173,16 @@ class Daemon:
         files.prepare(header)
         speaker = Speaker(files.socket, Store(SpeakerState()))
         routing = Routing(config.node.name, inputs, speaker, header, self._report)
+        bfd = Bfd(BirdFiles(config.paths.run), inputs, routing, self._report)
         cluster = Cluster.empty()
         source = await _source(config, inputs.nodes, cluster)
         masquerading = self._masquerading(config, inputs, cluster.masquerade)
         parts = Parts(masquerading, *self._policing(config, inputs, cluster), self._node_routing(config, inputs))
-        console = Console(self.file, inputs, routing, source, drainer, parts)
-        for loop in gauges.loops(console):
+        console = Console(self.file, inputs, routing, bfd, source, drainer, parts)
+        for loop in (*gauges.loops(console), bfd.loop):
             self.metrics.begin(loop.name)
         console.on_reload = lambda pending: self._tell_reload(console, pending)
-        for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state):
+        for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state, bfd.state):
             store.on_change(self._note_change)
         # told once the routes that it brings have been sent off: what was woken before has its turn first
         inputs.nodes.on_change(lambda: asyncio.get_running_loop().call_soon(self._tell_node, routing))
@@ -193,6 +197,7 @@ class Daemon:
             "source": source.run(),
             "speaker": speaker.run(),
             "routing": routing.run(),
+            "bfd": bfd.run(),
             "health": Prober(config.bgp.health, inputs.health).run(),
             "heartbeat": self._beat(console),
             "watchdog": watchdog(self.notifier, lambda: True),

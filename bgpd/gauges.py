@@ -13,6 +13,7 @@ from bgpd.bgp.plan import Drain
 from bgpd.bgp.reconcile import is_up
 from bgpd.console import Console
 from bgpd.kube.feed import SourceState
+from bgpd.model.bfd import State
 from bgpd.model.bgp import EndOfRibKey, Family, Neighbor, RouteKey
 from bgpd.model.outcome import Blocked, Retry
 from bgpd.observe.health import Condition, Readiness, readiness
@@ -38,6 +39,7 @@ def snapshot(console: Console) -> Snapshot:
         ),
         objects={loop.name: _objects(loop.have, loop.trouble) for loop in loops(console)},
         speaker_connected=speaker.connected,
+        bfd_connected=console.bfd.state.newest.value.connected if console.bfd.wanted else None,
         draining=console.drain is not Drain.NO,
         healthy=not console.unhealthy,
         config_ok=not console.config_state.faults,
@@ -86,6 +88,8 @@ def _peer(console: Console, neighbor: Neighbor) -> Peer:
     advertised = Counter(
         Family.of(key.prefix).value for key in have or () if isinstance(key, RouteKey) and key.peer == name
     )
+    bfd = console.bfd.state.newest.value
+    watched = bfd.sessions.get(neighbor.peer_address) if neighbor.bfd else None
     marked = session.families if session and up else neighbor.families
     return Peer(
         name=name,
@@ -97,6 +101,7 @@ def _peer(console: Console, neighbor: Neighbor) -> Peer:
         advertised={} if have is None else {family: advertised[family] for family in families},
         refused=sum(key.peer == name for key in plan.refused),
         end_of_rib={} if have is None else {it.value: EndOfRibKey(name, it) in have for it in marked},
+        bfd_up=(watched is not None and watched.state is State.UP) if neighbor.bfd and bfd.connected else None,
     )
 
 

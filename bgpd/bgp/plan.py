@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
 from bgpd.config.schema import Advertisement, Attributes, Bgp, Peer
+from bgpd.model.bfd import Timers, Wanted
 from bgpd.model.bgp import Family, LocalEnd, Neighbor, Path, RouteKey, Secret
 from bgpd.model.node import Node
 from bgpd.model.prefix import Address, Prefix, contains, sort_key
@@ -137,7 +138,16 @@ def _neighbor(
         ttl_security=peer.ttl_security,
         multihop=peer.ebgp_multihop,
         password=password,
+        bfd=_bfd(bgp, peer, local_address),
     )
+
+
+def _bfd(bgp: Bgp, peer: Peer, local_address: Address) -> Wanted | None:
+    if peer.bfd is None:
+        return None
+    bfd = peer.bfd
+    timers = Timers(bfd.transmit_interval_milliseconds, bfd.receive_interval_milliseconds, bfd.detect_multiplier)
+    return Wanted(peer.peer_address, local_address, peer.bfd_is_multihop(bgp.local_asn), timers)
 
 
 def _node_address(node: Node | None, version: int) -> Address | None:

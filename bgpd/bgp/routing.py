@@ -146,6 +146,15 @@ class Routing:
         gone = "there is no such Node" if self.node is None else "nothing is left to announce"
         return Held(count, gone, round(left_s, 1))
 
+    @property
+    def neighbors_known(self) -> bool:
+        """Whether the plan names every session that is wanted, so that others may go.
+
+        One whose defaults come from the node must not fall because the node is not known (yet).
+        """
+        nodes = self._inputs.nodes.newest
+        return (nodes.synced and self.node_name in nodes.value) or not self.plan.idle_peers
+
     def carries_its_routes(self, peer: str) -> bool:
         """Whether this peer's session is up and has everything the plan wants it to have."""
         neighbor = self.plan.neighbors.get(peer)
@@ -169,11 +178,8 @@ class Routing:
 
     def _want_sessions(self) -> Desired[str, str]:
         want = {name: render.digest_of(render.block(neighbor)) for name, neighbor in self.plan.neighbors.items()}
-        nodes = self._inputs.nodes.newest
-        # a session whose defaults come from the node must not fall because the node is not known (yet)
-        known = nodes.synced and self.node_name in nodes.value
         configured = bool(self._inputs.config.newest.value.config.bgp.peers)
-        return Desired(want, complete=known or not self.plan.idle_peers, emptied=configured and not want)
+        return Desired(want, complete=self.neighbors_known, emptied=configured and not want)
 
     def _want_routes(self) -> Desired[AnnouncementKey, Announcement]:
         nodes, drain, health = self._inputs.nodes.newest, self._inputs.drain.newest, self._inputs.health.newest

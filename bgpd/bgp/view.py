@@ -12,6 +12,7 @@ from typing import Any
 from bgpd.bgp.plan import BgpPlan
 from bgpd.bgp.reconcile import announcement_order, is_up
 from bgpd.config.schema import Bgp
+from bgpd.model.bfd import BfdState, State
 from bgpd.model.bgp import (
     Announcement,
     AnnouncementKey,
@@ -24,6 +25,7 @@ from bgpd.model.bgp import (
 )
 from bgpd.model.outcome import Blocked, Retry
 
+NO_BFD = BfdState()
 BACK_S = 10.0  # a session that only flapped is back by then
 
 Trouble = Mapping[Any, Retry | Blocked]
@@ -36,8 +38,9 @@ def peers(
     have: Mapping[AnnouncementKey, Announcement],
     trouble: Trouble,
     now: float,
+    bfd: BfdState = NO_BFD,
 ) -> list[dict[str, Any]]:
-    """One row per configured peer, in the order of the configuration."""
+    """One row per configured peer, in the order of the configuration. `now` is monotonic seconds."""
     rows = []
     for peer in bgp.peers:
         row: dict[str, Any] = {"peer": peer.name, "address": str(peer.peer_address), "asn": peer.peer_asn}
@@ -46,9 +49,10 @@ def peers(
             rows.append(row | {"state": "idle", "why": plan.idle_peers.get(peer.name, "")})
             continue
         row |= _session(neighbor, state, now) | _counts(peer.name, plan, have if state.connected else None)
+        row["bfd"] = _bfd(neighbor, bfd) if neighbor.bfd else None
         change = trouble.get(peer.name)
-        if change is not None:
-            row["why"] = "; ".join(filter(None, (row["why"], f"change pending: {change.reason}")))
+        pending = f"change pending: {change.reason}" if change is not None else ""
+        row["why"] = "; ".join(filter(None, (_bfd_why(neighbor, bfd), row["why"], pending)))
         rows.append(row)
     return rows
 
@@ -60,6 +64,7 @@ def routes(
     trouble: Trouble,
     leaving: str,
     peer: str | None = None,
+    bfd: BfdState = NO_BFD,
 ) -> list[dict[str, Any]]:
     """One row per prefix and peer: wanted, refused, or announced though not wanted (any more).
 
@@ -76,6 +81,8 @@ def routes(
         shown = announced if isinstance(announced, Path) else wanted
         if wanted is not None:
             why = _why_not(key, plan, state, announced, trouble)
+            if why and not is_up(state, plan.neighbors[key.peer].peer_address):
+                why = "; ".join(filter(None, (_bfd_why(plan.neighbors[key.peer], bfd), why)))
         else:
             why = _why_unwanted(key, plan, leaving if announced else "")
         row: dict[str, Any] = {
@@ -133,6 +140,32 @@ def _session(neighbor: Neighbor, state: SpeakerState, now: float) -> dict[str, A
         if session.ups == 0 or now - session.since > BACK_S:
             row["why"] = "; ".join(filter(None, (session.reason, _look_at(neighbor))))
     return row
+
+
+def _bfd(neighbor: Neighbor, bfd: BfdState) -> dict[str, Any]:
+    assert neighbor.bfd is not None
+    session = bfd.sessions.get(neighbor.peer_address)
+    return {
+        "state": "unknown" if not bfd.connected else session.state.value if session else State.DOWN.value,
+        "multihop": neighbor.bfd.multihop,
+        "interval_ms": session.interval_ms if session else None,
+        "timeout_ms": session.timeout_ms if session else None,
+    }
+
+
+def _bfd_why(neighbor: Neighbor, bfd: BfdState) -> str:
+    """Why BFD does not watch over this session; empty when it does, or nothing is known of it."""
+    if neighbor.bfd is None or not bfd.connected:
+        return ""
+    session = bfd.sessions.get(neighbor.peer_address)
+    if session is not None and session.state is State.UP:
+        return ""
+    lost = bfd.lost.get(neighbor.peer_address)
+    if lost is not None:
+        return f"BFD went down: nothing from {neighbor.peer_address} for {lost.timeout_ms} ms, or it said so itself"
+    kind, port = ("multihop", 4784) if neighbor.bfd.multihop else ("single-hop", 3784)
+    wanted = f"has {neighbor.peer_address} {kind} BFD for {neighbor.bfd.local_address}"
+    return f"BFD is {session.state.value if session else 'down'}: {wanted}, does UDP port {port} pass?"
 
 
 def _look_at(neighbor: Neighbor) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from bgpd.bgp import bird
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.cli.exits import FINE, USAGE
 from bgpd.cli.output import print_json, table
@@ -25,6 +26,7 @@ from bgpd.kube.feed import Feed
 from bgpd.kube.manifests import ManifestSource
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
+from bgpd.model.bfd import Wanted
 from bgpd.model.brief import brief
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.node import Node
@@ -65,6 +67,8 @@ def main(options: argparse.Namespace) -> int:
     report.shown = {**_plan(planned), "masquerade": None, "policies": None, "nodeRoutes": None}
     if loaded.config.node_routes is not NodeRoutes.NONE and read is not None:
         report.shown["nodeRoutes"] = _node_routes(loaded.config, node, read)
+    if any(peer.bfd for peer in loaded.config.bgp.peers) and bird.program() is None:
+        report.faults["BFD"] = [f"bgp.peers: bfd is given; {bird.MISSING}; BGP runs without it until then"]
     if loaded.config.masquerade.enabled:
         _masquerade(loaded.config.masquerade, node, read.config_maps if read else None, planned, report)
     if loaded.config.policy.enabled and read is not None:
@@ -176,6 +180,7 @@ def _plan(planned: BgpPlan) -> dict[str, Any]:
             "localAddress": str(neighbor.local_address),
             "localASN": neighbor.local_asn,
             "families": [family.value for family in neighbor.families],
+            "bfd": _bfd(neighbor.bfd) if neighbor.bfd else None,
         }
         for neighbor in planned.neighbors.values()
     ]
@@ -189,6 +194,16 @@ def _plan(planned: BgpPlan) -> dict[str, Any]:
         "refused": [
             {"prefix": str(key.prefix), "peer": key.peer, "why": why} for key, why in planned.refused.items()
         ],
+    }
+
+
+def _bfd(wanted: Wanted) -> dict[str, Any]:
+    timers = wanted.timers
+    return {
+        "multihop": wanted.multihop,
+        "transmitInterval_ms": timers.transmit_ms,
+        "receiveInterval_ms": timers.receive_ms,
+        "detectMultiplier": timers.multiplier,
     }
 
 

@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bgpd.bgp import launch
+from bgpd.bgp import bird, launch
 from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import by_family, print_json, table
@@ -79,6 +79,8 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
     if loaded is not None:
         yield from _peers(loaded)
         yield from _port(loaded.config.bgp.listen_port)
+        if any(peer.bfd for peer in loaded.config.bgp.peers):
+            yield from _bfd(loaded.config)
         if loaded.config.masquerade.enabled:
             yield from _datapath(loaded.config.masquerade, loaded.config.paths.bpf)
         if loaded.config.masquerade.translates:
@@ -228,6 +230,29 @@ def _peers(loaded: Loaded) -> Iterator[Finding]:
             yield Finding(what, BAD, text)
         else:
             yield Finding(what, OK, f"{peer.peer_address} is {via}")
+
+
+def _bfd(config: Config) -> Iterator[Finding]:
+    """The daemon for it, and whether each peer is as far away as its kind of BFD has it."""
+    program = bird.program()
+    socket = bird.BirdFiles(config.paths.run).socket
+    if program is None:
+        yield Finding("bfd", BAD, bird.MISSING)
+    elif not socket.exists():
+        yield Finding("bfd", BAD, f"{program} does not run for bgpd: systemctl status bgpd-bfd")
+    else:
+        yield Finding("bfd", OK, f"{program} runs, with its socket at {socket}")
+    for peer in config.bgp.peers:
+        way = lookup.way_to(peer.peer_address, peer.local_address) if peer.bfd else None
+        if way is None:
+            continue
+        multihop = peer.bfd_is_multihop(config.bgp.local_asn)
+        if way.gateway and not multihop:
+            text = f"single-hop BFD, but {peer.peer_address} is via {way.gateway}: set bfd.multihop: true, there too"
+            yield Finding(f"peer {peer.name}", BAD, text)
+        elif multihop and not way.gateway:
+            text = f"multihop BFD with {peer.peer_address}, which is on {way.interface}: the peer must see it so too"
+            yield Finding(f"peer {peer.name}", WARN, f"{text}, else bfd.multihop: false")
 
 
 def _port(port: int) -> Iterator[Finding]:

@@ -33,6 +33,7 @@ COMMANDS = {
     "undrain": "announce again after a drain",
     "reload": "read the configuration again, as `systemctl reload bgpd` does, and say what was wrong with it",
     "speaker": "run or stop the BGP speaker (what bgpd-speaker.service does)",
+    "bfd": "run the BFD daemon (what bgpd-bfd.service does)",
     "demo": "try bgpd against one peer from a temporary directory, with a Node manifest to edit",
     "version": "versions of bgpd and of what it stands on",
 }

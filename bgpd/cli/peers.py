@@ -9,6 +9,7 @@ from bgpd.cli.ask import ask
 from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import duration, print_json, table
 
+BFD = {"bfd": "BFD"}  # a column where a peer has it
 COLUMNS = {
     "peer": "PEER",
     "address": "ADDRESS",
@@ -41,13 +42,18 @@ def render(rows: list[dict[str, object]]) -> str:
     shown = [
         {
             **row,
+            "bfd": row["bfd"]["state"] if row.get("bfd") else None,  # type: ignore[index]
             "since": duration(row.get("since_s")),  # type: ignore[arg-type]
             "routes": _announced(row),
             "eor": len(row.get("endOfRIB", ())) if row["state"] == "up" else None,  # type: ignore[arg-type]
         }
         for row in rows
     ]
-    return table(shown, COLUMNS)
+    columns = COLUMNS
+    if any(row["bfd"] for row in shown):
+        before = list(COLUMNS).index("since")
+        columns = dict([*list(COLUMNS.items())[:before], *BFD.items(), *list(COLUMNS.items())[before:]])
+    return table(shown, columns)
 
 
 def _announced(row: dict[str, object]) -> str:

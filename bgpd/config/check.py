@@ -24,13 +24,14 @@ class Sound:
     """The entries of `bgp` that are valid by themselves, by their position in the file.
 
     The others are left out, so that one fault does not hide the contradictions between the rest. `peer_names`
-    are those of all peers. `listen_port` None: it is not valid itself.
+    are those of all peers. `listen_port` None: it is not valid itself. `local_asn` 0: it is not.
     """
 
     peers: Mapping[int, Peer]
     peer_names: frozenset[str]
     advertisements: Mapping[int, Advertisement]
     listen_port: int | None
+    local_asn: int
 
 
 def contradictions(sound: Sound) -> Iterator[Problem]:
@@ -39,6 +40,7 @@ def contradictions(sound: Sound) -> Iterator[Problem]:
         for key, problem in _within_peer(peer, sound.listen_port):
             yield ("bgp", "peers", index, *key), problem
     yield from _same_twice(sound.peers)
+    yield from _bfd_timers(sound)
     yield from _unknown_peers(sound)
     yield from _announced_twice(sound)
 
@@ -103,6 +105,8 @@ def _within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:
             f"it is {family_of(peer.local_address)} and peerAddress is {family_of(peer.peer_address)}; "
             "one session needs both of one family",
         )
+    if peer.ttl_security and peer.bfd is not None and peer.bfd.multihop:
+        yield ("bfd", "multihop"), "ttlSecurity wants a peer without routers in between; remove one"
     if peer.passive and listen_port == 0:
         yield ("passive",), "it waits for the peer to dial, but bgp.listenPort is 0; give a port or dial"
 
@@ -117,6 +121,29 @@ def _same_twice(peers: Mapping[int, Peer]) -> Iterator[Problem]:
         first = places.setdefault(peer.peer_address, index)
         if first != index:  # ports do not tell sessions apart: ExaBGP and we know a peer by its address
             yield ("bgp", "peers", index, "peerAddress"), f"{_peer(first)} is at {peer.peer_address} already"
+
+
+def _bfd_timers(sound: Sound) -> Iterator[Problem]:
+    """BIRD has one set of timers for all single-hop sessions and one for all multihop sessions."""
+    firsts: dict[bool, int] = {}
+    for index, peer in sound.peers.items():
+        if peer.bfd is None:
+            continue
+        multihop = peer.bfd_is_multihop(sound.local_asn)
+        first = firsts.setdefault(multihop, index)
+        if _timers(sound.peers[first]) != _timers(peer):
+            kind = "multihop" if multihop else "single-hop"
+            yield (
+                ("bgp", "peers", index, "bfd"),
+                f"its timers differ from those of {_peer(first)}; BIRD has one set for all {kind} sessions: give "
+                f"both the same, the peers' own count where they are slower",
+            )
+
+
+def _timers(peer: Peer) -> tuple[int, int, int]:
+    assert peer.bfd is not None
+    bfd = peer.bfd
+    return bfd.transmit_interval_milliseconds, bfd.receive_interval_milliseconds, bfd.detect_multiplier
 
 
 def _unknown_peers(sound: Sound) -> Iterator[Problem]:

@@ -150,7 +150,7 @@ def _mac_address(text: str) -> str:
     return octets.hex(":")
 
 
-def _asn(value: object) -> ASN:
+def asn_of(value: object) -> ASN:
     """RFC 5396 asplain or asdot. A number with a dot must be quoted: as a number, 1.10 would be 1.1."""
     if isinstance(value, float):
         raise ValueError(f"found the number {value}; put an ASN in asdot notation in quotes")
@@ -270,7 +270,7 @@ IPV4 = _text(_address_of_version(4), "an IPv4 address")
 IPV6 = _text(_address_of_version(6), "an IPv6 address")
 MAC_ADDRESS = _text(_mac_address, "a MAC address in quotes, like '02:00:00:00:00:0a'")
 PREFIX = _text(parse_prefix, "a CIDR like 192.0.2.0/24")
-ASN_NUMBER = PlainValidator(_asn)
+ASN_NUMBER = PlainValidator(asn_of)
 COMMUNITY = _text(_community, "a community in quotes, like '64512:100'")
 LARGE_COMMUNITY = _text(_large_community, "a large community in quotes, like '64512:1:2'")
 BOOLEAN = PlainValidator(_boolean)

@@ -16,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from bgpd.config import check, document
 from bgpd.config.document import Document, Limits, Path, spell
-from bgpd.config.field import did_you_mean
+from bgpd.config.field import asn_of, did_you_mean
 from bgpd.config.scalar import shown
 from bgpd.config.schema import Advertisement, Config, Node, Peer
 from bgpd.config.section import Section
@@ -122,7 +122,15 @@ def _sound(value: dict[str, Any]) -> check.Sound:
         peer_names=frozenset(name for entry in raw if isinstance(name := entry.get("name"), str)),
         advertisements=dict(_valid(Advertisement, bgp.get("advertisements"))),
         listen_port=port if type(port) is int else None,
+        local_asn=_asn(bgp.get("localASN")),
     )
+
+
+def _asn(value: object) -> int:
+    try:
+        return asn_of(value)
+    except ValueError:
+        return 0
 
 
 def _valid(section: type[S], value: object) -> Iterator[tuple[int, S]]:

@@ -184,6 +184,25 @@ class GracefulRestart(Section):
     anyone wants traffic to run into a node that is gone. The field in the message has 12 bits."""
 
 
+class Bfd(Section):
+    """RFC 5880: a path that carries nothing is noticed in milliseconds. The slower of both ends counts."""
+
+    transmit_interval_milliseconds: Annotated[int, whole(10, 60_000)] = 300
+    """How often we send. 300, as FRR and most switches have it: one node's packets cost next to nothing, and a
+    node that is busy for a moment does not lose its routes."""
+
+    receive_interval_milliseconds: Annotated[int, whole(10, 60_000)] = 300
+    """How often the peer may send."""
+
+    detect_multiplier: Annotated[int, whole(1, 255)] = 3
+    """How many packets in a row the peer misses before it takes the path for dead. RFC 5880 has no default; 3 is
+    everybody's: one lost packet is no outage."""
+
+    multihop: Annotated[bool | None, BOOLEAN] = None
+    """RFC 5883 (UDP port 4784) instead of RFC 5881 (3784); both ends must agree. None: as for BGP itself, so
+    multihop where ebgpMultihop is given, and on iBGP unless ttlSecurity is set."""
+
+
 class Peer(Section):
     """One BGP neighbor, as a rule a ToR switch."""
 
@@ -224,6 +243,9 @@ class Peer(Section):
     timers: Timers = Timers()
     graceful_restart: GracefulRestart = GracefulRestart()
 
+    bfd: Annotated[Bfd | None, PRESENT] = None
+    """None: no BFD; it takes a daemon of its own, and the peer must be told too."""
+
     node_selector: Annotated[NodeSelector | None, PRESENT] = None
     """The nodes that keep this session, by the labels of their Node objects. None: every node."""
 
@@ -238,6 +260,13 @@ class Peer(Section):
         except PrefixError:
             family = Family.IPV4  # the address has a fault of its own
         return data | {"families": [family.value]}
+
+    def bfd_is_multihop(self, local_asn: int) -> bool:
+        """Which kind of BFD is meant for this peer; `local_asn` is bgp.localASN."""
+        if self.bfd is not None and self.bfd.multihop is not None:
+            return self.bfd.multihop
+        internal = self.peer_asn == (self.local_asn or local_asn)
+        return self.ebgp_multihop is not None or (internal and not self.ttl_security)
 
 
 class Attributes(Section):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NewType, TypeAlias
 
+from bgpd.model.bfd import Wanted
 from bgpd.model.prefix import Address, Prefix
 
 ASN = NewType("ASN", int)
@@ -46,7 +47,7 @@ class Neighbor:
 
     `listen_port` None: never accept a connection. `ttl_security` is RFC 5082 with a minimum TTL of 255;
     `multihop` is the TTL to send with, None for 1 to an external peer and for the system's to an internal one.
-    `restart_time_s` None: no graceful restart.
+    `restart_time_s` None: no graceful restart. `bfd` None: no BFD; ExaBGP knows nothing of it either way.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Neighbor:
     ttl_security: bool
     multihop: int | None
     password: Secret | None
+    bfd: Wanted | None = None
 
     @property
     def internal(self) -> bool:

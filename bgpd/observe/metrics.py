@@ -47,7 +47,7 @@ class Peer:
     """One session and its routes. Families by their configuration names; `last_change_at` is Unix seconds.
 
     `transitions` counts ups and downs. `advertised` and `end_of_rib` are read back from the speaker: nothing while
-    it does not answer.
+    it does not answer. `bfd_up` None: it has no BFD, or nothing is known of it.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Peer:
     advertised: Mapping[str, int] = field(default_factory=dict)
     refused: int = 0
     end_of_rib: Mapping[str, bool] = field(default_factory=dict)
+    bfd_up: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,13 +155,14 @@ class RequestDone:
 class Snapshot:
     """Everything that is rather than happens. `config_loaded_at`: Unix seconds of the last good load.
 
-    `masquerade`, `policy`, `cni`, `node_routes` None: it is off.
+    `masquerade`, `policy`, `cni`, `node_routes` None: it is off. `bfd_connected` None: no peer has BFD.
     """
 
     peers: tuple[Peer, ...] = ()
     sources: tuple[Source, ...] = ()
     objects: Mapping[str, Objects] = field(default_factory=dict)
     speaker_connected: bool = False
+    bfd_connected: bool | None = None
     draining: bool = False
     healthy: bool = True
     config_ok: bool = True
@@ -332,6 +334,10 @@ def _about(snapshot: Snapshot, versions: tuple[str, str]) -> Iterator[Family]:
     connected = _gauge("bgpd_speaker_connected", "Observed: 1 when the speaker (ExaBGP) answers, else 0.")
     connected.add_metric((), snapshot.speaker_connected)
     yield connected
+    bfd = _gauge("bgpd_bfd_connected", "Observed: 1 when BIRD answers, which speaks BFD, else 0; absent without.")
+    if snapshot.bfd_connected is not None:
+        bfd.add_metric((), snapshot.bfd_connected)
+    yield bfd
     draining = _gauge("bgpd_bgp_draining", "Desired: 1 while the node is being drained or is drained, else 0.")
     draining.add_metric((), snapshot.draining)
     yield draining
@@ -353,13 +359,18 @@ def _sessions(snapshot: Snapshot) -> Iterator[Family]:
         "Observed: when the session last came up or went down, in seconds since the epoch.",
         labels,
     )
+    bfd = _gauge(
+        "bgpd_bfd_session_up", "Observed: 1 when BFD with the peer is up, else 0; absent where it has none.", labels
+    )
     for peer in snapshot.peers:
         values = (peer.name, peer.address)
         up.add_metric(values, peer.up)
         transitions.add_metric(values, peer.transitions)
         if peer.last_change_at is not None:
             changed.add_metric(values, peer.last_change_at)
-    yield from (up, transitions, changed)
+        if peer.bfd_up is not None:
+            bfd.add_metric(values, peer.bfd_up)
+    yield from (up, transitions, changed, bfd)
 
 
 def _routes(snapshot: Snapshot) -> Iterator[Family]:

@@ -166,3 +166,40 @@ def _identity(directory: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
+
+
+class WriteWatch:
+    """Wakes its one waiter whenever a file in `directory` was written to, without delay: for logs that others write.
+
+    A hint and no more: what was written is not told, and where the kernel has no watch left it tells nothing.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._written = asyncio.Event()
+        self._inotify = _open_inotify()
+        if self._inotify is None:
+            return
+        try:
+            self._inotify.add_watch(directory, flags.MODIFY | flags.CREATE)
+        except OSError:
+            self.close()
+        else:
+            self._loop.add_reader(self._inotify.fileno(), self._read)
+
+    async def written(self) -> None:
+        """Returns after the next write, or at once when there was one since the last return."""
+        await self._written.wait()
+        self._written.clear()
+
+    def close(self) -> None:
+        """Lets go of the descriptor; a second call does nothing."""
+        if self._inotify is not None:
+            self._loop.remove_reader(self._inotify.fileno())
+            self._inotify.close()
+            self._inotify = None
+
+    def _read(self) -> None:
+        assert self._inotify is not None
+        self._inotify.read(timeout=0)
+        self._written.set()

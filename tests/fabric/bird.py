@@ -125,6 +125,10 @@ def render(options: Options, directory: Path) -> str:
         if options.install_routes:
             channel = f"ipv{version} {{ import none; export where source = RTS_BGP; }}"
             parts.append(f"protocol kernel kernel{version} {{ {channel}; merge paths on; scan time 5; }}")
+    bfd_ms = next((it.bfd_ms for it in options.neighbors if it.bfd_ms is not None), None)
+    if bfd_ms is not None:
+        timers = f"interval {bfd_ms} ms; multiplier 3;"
+        parts.append(f'protocol bfd {{ interface "*" {{ {timers} }}; multihop {{ {timers} }}; }}')
     parts += [_neighbor(neighbor, options) for neighbor in options.neighbors]
     return "\n".join([*parts, options.extra, ""])
 
@@ -151,6 +155,10 @@ def _neighbor(neighbor: Neighbor, options: Options) -> str:
         lines.append(f"multihop {neighbor.multihop};")
     if neighbor.ttl_security:
         lines.append("ttl security on;" if neighbor.multihop is not None else "direct; ttl security on;")
+    elif neighbor.direct:
+        lines.append("direct;")
+    if neighbor.bfd_ms is not None:
+        lines.append("bfd on;")
     if neighbor.passive:
         lines.append("passive on;")
     if neighbor.password is not None:

@@ -25,6 +25,7 @@ from tests.fabric.process import Process, poll
 
 BGPD = "/usr/lib/frr/bgpd"
 ZEBRA = "/usr/lib/frr/zebra"
+BFDD = "/usr/lib/frr/bfdd"
 
 ADDRESS_FAMILY = {IPV4: "ipv4 unicast", IPV6: "ipv6 unicast"}
 
@@ -34,11 +35,12 @@ Sections = dict[Section, list[str]]
 
 
 class Frr(Speaker):
-    """`bgpd`, and `zebra` when routes are to be installed; all they write is in the lab's directory."""
+    """`bgpd`, with `install_routes` `zebra`, and with both `bfdd` for BFD; all they write is in the lab's directory."""
 
     kind = "frr"
-    programs = (BGPD, ZEBRA)
+    programs = (BGPD, ZEBRA, BFDD)
     zebra: Process | None = None
+    bfdd: Process | None = None
 
     def start(self, *, restarting: bool = False) -> Self:
         """Start; `restarting` is not FRR's to be told, it decides on the R bit itself."""
@@ -46,7 +48,12 @@ class Frr(Speaker):
         if self.options.install_routes:
             zebra_api = ["-z", str(self.directory / "zserv.api")]
             if self.zebra is None or not self.zebra.running():
-                self.zebra = self._start_zebra(zebra_api)
+                self.zebra = self._start_as_root("zebra", [ZEBRA], zebra_api)
+            if self.bfd_ms is not None and (self.bfdd is None or not self.bfdd.running()):
+                control = ["--bfdctl", str(self.directory / "bfdd.sock")]
+                self.bfdd = self._start_as_root("bfdd", [BFDD, *control], zebra_api)
+                with closing(FrrVty(self.directory / "bfdd.vty")) as vty:
+                    vty.configure(_bfd_profile(self.bfd_ms))
         (self.directory / "bgpd.conf").write_text("")
         # `-S`: stay root, so that the child keeps PDEATHSIG and may write to the lab's directory.
         argv = [BGPD, "-S", *self._common("bgpd"), *zebra_api, "-p", str(self.options.listen_port)]
@@ -60,13 +67,15 @@ class Frr(Speaker):
 
     def stop(self) -> None:
         super().stop()
-        if self.zebra is not None:
-            self.zebra.stop()
+        for process in (self.bfdd, self.zebra):
+            if process is not None:
+                process.stop()
 
     def kill(self) -> None:
         super().kill()
-        if self.zebra is not None:
-            self.zebra.kill()
+        for process in (self.bfdd, self.zebra):
+            if process is not None:
+                process.kill()
 
     def ask(self, command: str) -> str:
         """One command as `vtysh` takes it; what bgpd prints. `FrrError` when it refuses."""
@@ -116,23 +125,23 @@ class Frr(Speaker):
             return False
         return True
 
-    def _start_zebra(self, zebra_api: list[str]) -> Process:
-        """Start zebra as root and wait until bgpd can connect to it.
+    def _start_as_root(self, daemon: str, program: list[str], zebra_api: list[str]) -> Process:
+        """Start zebra or bfdd as root and wait until it can be connected to.
 
-        zebra has no `-S` and refuses to be root unless root is in the group frrvty: it is shown an
+        They have no `-S` and refuse to be root unless root is in the group frrvty: it is shown an
         /etc/group that says so, in a mount namespace of its own.
         """
-        (self.directory / "zebra.conf").write_text("")
+        (self.directory / f"{daemon}.conf").write_text("")
         group = self.directory / "group"
         group.write_text(re.sub(r"^(frrvty:.*)$", r"\1,root", Path("/etc/group").read_text(), flags=re.M))
         shown = ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/group && exec "$@"', str(group)]
-        argv = [*shown, ZEBRA, "-u", "root", "-g", "root", *self._common("zebra"), *zebra_api]
-        zebra = self.namespace.popen(argv, name=f"{self.name}-zebra")
-        ready = self.directory / "zebra.vty"
-        poll(lambda: ready.exists() or not zebra.running(), 10.0, zebra.log_tail)
-        if not zebra.running():
-            raise RuntimeError(zebra.log_tail())
-        return zebra
+        argv = [*shown, *program, "-u", "root", "-g", "root", *self._common(daemon), *zebra_api]
+        process = self.namespace.popen(argv, name=f"{self.name}-{daemon}")
+        ready = self.directory / f"{daemon}.vty"
+        poll(lambda: ready.exists() or not process.running(), 10.0, process.log_tail)
+        if not process.running():
+            raise RuntimeError(process.log_tail())
+        return process
 
     def _common(self, daemon: str) -> list[str]:
         config, pid = self.directory / f"{daemon}.conf", self.directory / f"{daemon}.pid"
@@ -166,6 +175,12 @@ def render(options: Options) -> Sections:
     return sections
 
 
+def _bfd_profile(interval_ms: int) -> Iterator[str]:
+    """What `neighbor ADDRESS bfd profile lab` refers to."""
+    yield from ("bfd", "profile lab", f"transmit-interval {interval_ms}", f"receive-interval {interval_ms}")
+    yield from ("detect-multiplier 3", "exit", "exit")
+
+
 def _neighbor(neighbor: Neighbor, *, internal: bool) -> Iterator[str]:
     name = f"neighbor {neighbor.address}"
     yield f"{name} remote-as {neighbor.asn}"
@@ -182,6 +197,8 @@ def _neighbor(neighbor: Neighbor, *, internal: bool) -> Iterator[str]:
         yield f"{name} ttl-security hops {neighbor.multihop or 1}"
     elif neighbor.multihop is not None and not internal:
         yield f"{name} ebgp-multihop {neighbor.multihop}"
+    if neighbor.bfd_ms is not None:
+        yield f"{name} bfd profile lab"
     if neighbor.passive:
         yield f"{name} passive"
     if not neighbor.graceful_restart:

@@ -93,6 +93,7 @@ class BgpdNode:
         }
         self.daemon: Process | None = None
         self.speaker: Process | None = None
+        self.bfd: Process | None = None
         self.write_config()
 
     @classmethod
@@ -128,6 +129,12 @@ class BgpdNode:
         argv = [str(self.program), "speaker", "run", "--config", str(self.config_file)]
         self.speaker = self.namespace.popen(argv, name="speaker")
         poll(self.socket.exists, 10, lambda: "no bridge: " + self._tail(self.speaker))
+
+    def start_bfd(self) -> None:
+        argv = [str(self.program), "bfd", "run", "--config", str(self.config_file)]
+        self.bfd = self.namespace.popen(argv, name="bfd")
+        control = self.directory / "run" / "bfd" / "bird.ctl"
+        poll(control.exists, 10, lambda: "no BIRD: " + self._tail(self.bfd))
 
     def start_daemon(self) -> None:
         argv = [str(self.program), "run", "--config", str(self.config_file)]

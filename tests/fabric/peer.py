@@ -31,6 +31,8 @@ class Neighbor:
     `multihop` None: the speaker's own default (internal sessions may cross routers, external ones not); a
     number is the most hops. With `ttl_security` it is the distance that is still believed (RFC 5082), 1
     when None. With `graceful_restart` False the session neither offers it nor keeps routes for the peer.
+    `bfd_ms` is the interval of BFD in both directions, three of which are a silence; the first neighbor that names one
+    speaks for all. `direct`: an internal session with a neighbor on the same segment, for BIRD, which asks nobody.
     `extra` is put verbatim where this speaker describes the neighbor.
     """
 
@@ -49,6 +51,8 @@ class Neighbor:
     restart_time_s: int = 120
     long_lived_s: int | None = None
     extended_next_hop: bool = False
+    bfd_ms: int | None = None
+    direct: bool = False
     extra: str = ""
 
 
@@ -214,6 +218,11 @@ class Speaker(ABC):
                 for it in self.options.neighbors
             )
         )
+
+    @property
+    def bfd_ms(self) -> int | None:
+        """The interval of BFD; None: nobody has it."""
+        return next((it.bfd_ms for it in self.options.neighbors if it.bfd_ms is not None), None)
 
     def routes(self, peer: str | None = None) -> dict[str, ReceivedRoute]:
         """The best path of each prefix, or with `peer` the path that neighbor gave, best or not."""

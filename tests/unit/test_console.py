@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from bgpd import gauges
+from bgpd.bgp.bfd import Bfd
+from bgpd.bgp.bird import BirdFiles
 from bgpd.bgp.drain import Drainer
 from bgpd.bgp.health import Health
 from bgpd.bgp.plan import Drain
@@ -74,7 +76,8 @@ class Rig:
             masquerading = Masquerading("worker1", config, nodes, Store({}), lambda round: None)
             self.reading = masquerading.reading
         parts = Parts(masquerading, self._policing() if policy else None)
-        self.console = Console(self.file, self.inputs, routing, self.source, drainer, parts)
+        bfd = Bfd(BirdFiles(directory), self.inputs, routing, lambda round: None)
+        self.console = Console(self.file, self.inputs, routing, bfd, self.source, drainer, parts)
 
     def _policing(self) -> Policing:
         """Of a node that has heard nothing from Kubernetes."""

@@ -1,0 +1,174 @@
+"""Talks to BIRD, which speaks BFD for this node: its control socket, its configuration, its sessions as they change.
+
+A shell around `bird_codec`. How it is started: `bgpd bfd run` (the unit bgpd-bfd.service) replaces itself by BIRD, so
+that sessions outlive the daemon and the speaker. The files:
+
+    RUN/bfd/bird.conf      written by the daemon, read by BIRD
+    RUN/bfd/bird.log       a line for each change of state: what wakes the daemon
+    RUN/bfd/bird.ctl       BIRD listens here, as its own unprivileged user
+
+That a line was written is a hint; what is believed is `show bfd sessions`, asked for at each hint and once a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bgpd.bgp import bird_codec
+from bgpd.bgp.launch import beside
+from bgpd.model.bfd import Session, Wanted
+from bgpd.model.outcome import DONE, Outcome
+from bgpd.model.prefix import Address
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import TargetError
+
+ANSWER_S = 2.0  # BIRD answers in a millisecond
+LOAD_TIMEOUT_S = 5.0
+PLACES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
+MISSING = "BIRD is not installed, and it speaks BFD for bgpd: apt-get install bird2, then systemctl start bgpd-bfd"
+_LINE = re.compile(r"(?:(\d{4})([ -]))?(.*)")
+
+
+def program() -> Path | None:
+    """BIRD; None: it is not installed."""
+    found = shutil.which("bird", path=PLACES)
+    return Path(found) if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class BirdFiles:
+    """BIRD's files under one run directory."""
+
+    run: Path
+
+    @property
+    def directory(self) -> Path:
+        return self.run / "bfd"
+
+    @property
+    def configuration(self) -> Path:
+        return self.directory / "bird.conf"
+
+    @property
+    def log(self) -> Path:
+        return self.directory / "bird.log"
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "bird.ctl"
+
+    def prepare(self) -> None:
+        """Creates what is missing; a configuration that is there stays. Idempotent."""
+        self.directory.mkdir(parents=True, mode=0o700, exist_ok=True)
+        if not self.configuration.exists():
+            self.write({})
+
+    def command(self, bird: Path) -> list[str]:
+        """Stays in the foreground, and keeps the user it is started as."""
+        return [str(bird), "-f", "-c", str(self.configuration), "-s", str(self.socket)]
+
+    def read(self) -> str:
+        try:
+            return self.configuration.read_text()
+        except FileNotFoundError:
+            return ""
+
+    def write(self, wanted: Mapping[str, Wanted]) -> str:
+        """Puts the configuration in its place; what it is now."""
+        text = bird_codec.document(wanted, str(self.log))
+        if text != self.read():
+            with beside(self.configuration, text) as temporary:
+                temporary.rename(self.configuration)
+        return text
+
+
+class RefusedError(TargetError):
+    """BIRD refused one command."""
+
+
+class Bird:
+    """One BIRD. It also is the actuator of its configuration: the sessions it should keep, by peer name."""
+
+    def __init__(self, files: BirdFiles) -> None:
+        self.files = files
+
+    async def sessions(self) -> dict[Address, Session]:
+        """As they are now. TargetError: BIRD cannot be asked."""
+        try:
+            return bird_codec.sessions(await self._ask("show bfd sessions"))
+        except RefusedError:
+            return {}  # no protocol bfd: nobody wants a session
+
+    async def observe(self) -> Mapping[str, Wanted]:
+        """What BIRD has loaded; nothing where it does not run."""
+        try:
+            loaded = bird_codec.loaded_digest(await self._ask("show protocols all"))
+        except TargetError:
+            return {}
+        text = self.files.read()
+        return bird_codec.wanted_of(text) if loaded == bird_codec.digest_of(text) else {}
+
+    async def apply(self, changes: Sequence[Change[str, Wanted]]) -> Sequence[Outcome]:
+        """All of them in one reload: BIRD leaves alone the sessions that are the same before and after."""
+        wanted = bird_codec.wanted_of(self.files.read())
+        for change in changes:
+            if change.want is None:
+                wanted.pop(change.key, None)
+            else:
+                wanted[change.key] = change.want
+        try:
+            text = self.files.write(wanted)  # first: a BIRD that is started later reads it then
+        except OSError as error:
+            raise TargetError(f"{self.files.configuration} cannot be written: {error.strerror}") from None
+        await self._ask("configure")
+        async with _in_time(LOAD_TIMEOUT_S, "BIRD has not loaded its new configuration; see the log of bgpd-bfd"):
+            while bird_codec.loaded_digest(await self._ask("show protocols all")) != bird_codec.digest_of(text):
+                await asyncio.sleep(0.01)
+        return [DONE] * len(changes)
+
+    async def _ask(self, command: str) -> list[str]:
+        """The lines of BIRD's answer, over a connection of its own: there is little to ask, and nothing to keep."""
+        try:
+            reader, writer = await asyncio.open_unix_connection(str(self.files.socket))
+        except OSError as error:
+            remedy = "is bgpd-bfd.service running?" if program() else MISSING
+            raise TargetError(f"{self.files.socket}: {error.strerror or error}; {remedy}") from None
+        try:
+            async with _in_time(ANSWER_S, f"{self.files.socket}: BIRD does not answer; see the log of bgpd-bfd"):
+                await _answer(reader)  # it greets
+                writer.write(f"{command}\n".encode())
+                return await _answer(reader)
+        except (OSError, ValueError) as error:
+            raise TargetError(f"{self.files.socket}: {error}") from None
+        finally:
+            writer.close()
+
+
+async def _answer(reader: asyncio.StreamReader) -> list[str]:
+    """Up to the line whose code is followed by a blank: `1002-first`, ` next`, `0000 last`."""
+    lines = []
+    while line := (await reader.readline()).decode(errors="replace").rstrip("\n"):
+        found = _LINE.match(line)
+        assert found is not None  # it matches whatever there is
+        code, kind, text = found.groups()
+        lines.append(text if code else line.removeprefix(" "))
+        if kind == " ":
+            if code >= "8000":
+                raise RefusedError(f"BIRD refuses its configuration or a command: {' / '.join(lines)}")
+            return lines
+    raise ValueError("BIRD closed the connection")
+
+
+@contextlib.asynccontextmanager
+async def _in_time(seconds: float, otherwise: str):  # type: ignore[no-untyped-def]
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        raise TargetError(otherwise) from None

@@ -1,0 +1,138 @@
+"""BFD beside BGP, against BIRD and FRR: a dead path takes the routes away, and nothing else does."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from tests.fabric.bfd_site import LINKS, BfdSite, Link
+from tests.fabric.bird import Bird
+from tests.fabric.frr import Frr
+from tests.fabric.netns import Lab
+from tests.fabric.observe import BgpCapture
+from tests.fabric.peer import Speaker
+from tests.fabric.process import poll
+from tests.fabric.topology import CABLE
+
+INTERVAL_MS = 100
+SLACK_MS = 700  # for a busy machine; the hold time is 90 s
+CEASE_BFD_DOWN = (6, 10)  # RFC 9384
+
+AT_MOST_S = 0.1  # BIRD counts from its start, and prints the time of day
+
+
+def up_since(site: BfdSite) -> dict[str, float]:
+    """The BFD sessions that are up at a ToR that is a BIRD, by the node's address."""
+    assert isinstance(site.tor.speaker, Bird)
+    rows = [line.split() for line in site.tor.speaker.ask("show bfd sessions") if " Up " in line]
+    return {row[0]: datetime.fromisoformat(f"{row[3]} {row[4]}").timestamp() for row in rows}
+
+
+each_peer = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(Bird, marks=pytest.mark.needs("bird"), id="bird"),
+        pytest.param(Frr, marks=pytest.mark.needs("bird", *Frr.programs), id="frr"),
+    ],
+)
+
+
+@each_peer
+@pytest.mark.parametrize("graceful_restart", [True, False], ids=["restart", "no-restart"])
+def test_a_node_that_is_cut_off_loses_its_routes_in_three_intervals(
+    lab: Lab, kind: type[Speaker], graceful_restart: bool
+) -> None:
+    """Single hop and multihop, v4 and v6, at both ends; graceful restart does not keep the routes of a dead path."""
+    site = BfdSite(lab, kind, INTERVAL_MS, graceful_restart=graceful_restart).start()
+    gone = site.cut()
+    assert max(gone.values()) < 3 * INTERVAL_MS + SLACK_MS, gone
+    status = site.node.wait_status("sessions stay", lambda it: all(row["state"] == "down" for row in it["peers"]), 5)
+    for row in status["peers"]:
+        assert "BFD went down" in row["why"]
+        assert row["bfd"]["state"] != "up"
+    assert all("BFD went down" in row["why"] for row in site.node.ask("routes") if row["wanted"])
+    site.fabric.mend(site.place)
+    site.node.wait_status("BFD stays down", lambda it: all(row["bfd"]["state"] == "up" for row in it["peers"]))
+
+
+@each_peer
+def test_our_end_says_why(lab: Lab, kind: type[Speaker]) -> None:
+    """Cease, BFD Down, from us. BGP comes back without BFD, told in `peers`; then BFD does, and the rest was left alone."""
+    site = BfdSite(lab, kind, INTERVAL_MS, multiplier=50).start()  # the ToR would take 5 s to miss us
+    silence = "add table inet silence; "
+    for hook in ("input", "output"):  # were our packets to arrive, they would say Down before ExaBGP does
+        silence += f"add chain inet silence {hook} {{ type filter hook {hook} priority 0; }}; "
+        silence += f"add rule inet silence {hook} udp dport 4784 drop; "
+    with BgpCapture(site.place.namespace, CABLE) as capture:
+        site.place.namespace.run(["nft", silence])
+        for link in LINKS[:2]:
+            said = capture.wait(lambda it, link=link: it.notification is not None and it.src == link.ours)
+            assert said.notification == CEASE_BFD_DOWN
+    for link in LINKS[:2]:
+        row = site.node.wait_status("no session", lambda it: _row(it, link)["state"] == "up")
+        assert "BFD went down" in _row(row, link)["why"]
+    site.place.namespace.run(["nft", "delete table inet silence"])
+    site.wait_up()
+    assert [site.node.peer(it.name)["flaps"] > 0 for it in LINKS] == [True, True, False, False]
+
+
+def _row(status: dict[str, Any], link: Link) -> dict[str, Any]:
+    return next(row for row in status["peers"] if row["peer"] == link.name)
+
+
+@pytest.mark.needs("bird")
+def test_bfd_outlives_daemon_and_speaker(lab: Lab) -> None:
+    """Either may be restarted: BFD's sessions do not notice."""
+    site = BfdSite(lab, Bird, INTERVAL_MS).start()
+
+    before = up_since(site)
+    assert len(before) == len(LINKS)
+    site.node.restart_daemon()
+    assert site.node.speaker is not None
+    site.node.speaker.kill()
+    time.sleep(4 * 3 * INTERVAL_MS / 1000)
+    site.node.start_speaker()
+    site.wait_up()
+    assert up_since(site) == pytest.approx(before, abs=AT_MOST_S)
+
+
+@pytest.mark.needs("bird")
+def test_one_peer_changes_and_the_others_do_not_notice(lab: Lab) -> None:
+    """A session is taken out and put in again at run time."""
+    site = BfdSite(lab, Bird, INTERVAL_MS).start()
+    peers = site.node.config["bgp"]["peers"]
+    before = up_since(site)
+    bfd = peers[0].pop("bfd")
+    site.node.write_config()
+    site.node.bgpd("reload")
+    poll(lambda: site.node.peer("far4")["bfd"] is None, 5, lambda: "far4 keeps BFD")
+    poll(lambda: len(up_since(site)) == len(LINKS) - 1, 5, lambda: "the session stays")
+    peers[0]["bfd"] = bfd
+    site.node.write_config()
+    site.node.bgpd("reload")
+    site.wait_up()
+    after = up_since(site)
+    assert [it for it in LINKS if after[it.ours] > before[it.ours] + AT_MOST_S] == [LINKS[0]]
+
+
+@pytest.mark.needs("bird")
+def test_without_bird_bgp_runs_on(lab: Lab) -> None:
+    """Routes are announced, and it is told; BFD comes up once BIRD is there, and its end is told too."""
+    site = BfdSite(lab, Bird, INTERVAL_MS)
+    site.fabric.start()
+    site.node.start()
+    problem = site.node.wait_problem("bfd: ")
+    assert "is bgpd-bfd.service running?" in problem
+    poll(lambda: site.held() == {it.name for it in LINKS}, 20, lambda: str(site.tor.speaker.paths()))
+    assert site.node.peer("far4")["bfd"]["state"] == "unknown"
+    assert site.node.metric("bgpd_bfd_connected") == 0
+    site.node.start_bfd()
+    site.wait_up()
+    assert site.node.metric("bgpd_bfd_connected") == 1
+    assert site.node.metric('bgpd_bfd_session_up{address="11.11.255.1",peer="far4"}') == 1
+    assert site.node.bfd is not None
+    site.node.bfd.kill()
+    assert "is bgpd-bfd.service running?" in site.node.wait_problem("bfd: ")
