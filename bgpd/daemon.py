@@ -182,7 +182,8 @@ class Daemon:
         for loop in (*gauges.loops(console), bfd.loop):
             self.metrics.begin(loop.name)
         console.on_reload = lambda pending: self._tell_reload(console, pending)
-        for store in (inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state, bfd.state):
+        stores = inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state, bfd.state
+        for store in stores:
             store.on_change(self._note_change)
         # told once the routes that it brings have been sent off: what was woken before has its turn first
         inputs.nodes.on_change(lambda: asyncio.get_running_loop().call_soon(self._tell_node, routing))

@@ -20,14 +20,13 @@ from collections.abc import Callable, Mapping
 from bgpd.bgp.bird import Bird, BirdFiles
 from bgpd.bgp.reconcile import is_up
 from bgpd.bgp.routing import Inputs, Routing
-from bgpd.model.bfd import BfdState, Down, Session, State, Wanted
+from bgpd.model.bfd import BFD_DOWN, BfdState, Down, Session, State, Wanted
 from bgpd.model.prefix import Address
 from bgpd.observe import log
 from bgpd.runtime.inotify import WriteWatch
 from bgpd.runtime.reconcile import Desired, Reconciler, Round, TargetError
 from bgpd.runtime.store import Store
 
-BFD_DOWN = 10  # subcode of Cease, RFC 9384
 LOOK_S = 1.0  # without a hint
 RECONNECT_S = 0.2
 

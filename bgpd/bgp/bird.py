@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,7 @@ class Bird:
     async def observe(self) -> Mapping[str, Wanted]:
         """What BIRD has loaded; nothing where it does not run."""
         try:
-            loaded = bird_codec.loaded_digest(await self._ask("show protocols all"))
+            loaded = await self._loaded()
         except TargetError:
             return {}
         text = self.files.read()
@@ -127,10 +127,15 @@ class Bird:
         except OSError as error:
             raise TargetError(f"{self.files.configuration} cannot be written: {error.strerror}") from None
         await self._ask("configure")
-        async with _in_time(LOAD_TIMEOUT_S, "BIRD has not loaded its new configuration; see the log of bgpd-bfd"):
-            while bird_codec.loaded_digest(await self._ask("show protocols all")) != bird_codec.digest_of(text):
-                await asyncio.sleep(0.01)
+        deadline = asyncio.get_running_loop().time() + LOAD_TIMEOUT_S
+        while await self._loaded() != bird_codec.digest_of(text):
+            if asyncio.get_running_loop().time() > deadline:
+                raise TargetError("BIRD has not loaded its new configuration; see the log of bgpd-bfd")
+            await asyncio.sleep(0.01)
         return [DONE] * len(changes)
+
+    async def _loaded(self) -> str:
+        return bird_codec.loaded_digest(await self._ask("show protocols all"))
 
     async def _ask(self, command: str) -> list[str]:
         """The lines of BIRD's answer, over a connection of its own: there is little to ask, and nothing to keep."""
@@ -166,7 +171,7 @@ async def _answer(reader: asyncio.StreamReader) -> list[str]:
 
 
 @contextlib.asynccontextmanager
-async def _in_time(seconds: float, otherwise: str):  # type: ignore[no-untyped-def]
+async def _in_time(seconds: float, otherwise: str) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(seconds):
             yield

@@ -49,7 +49,8 @@ def document(wanted: Mapping[str, Wanted], log: str) -> str:
     )
     if not wanted:
         return head
-    body = "".join(f"  {line}\n" for line in (*_timers(entry for _, entry in sorted(wanted.items())), *_neighbors(wanted)))
+    in_order = dict(sorted(wanted.items()))
+    body = "".join(f"  {line}\n" for line in (*_timers(in_order.values()), *_neighbors(in_order)))
     digest = hashlib.sha256(body.encode()).hexdigest()[:12]
     return head + f'protocol bfd {PROTOCOL} {{\n  description "{digest}";\n  debug {{ events }};\n{body}}}\n'
 
@@ -104,7 +105,7 @@ def _timers(wanted: Iterable[Wanted]) -> Iterator[str]:
 
 
 def _neighbors(wanted: Mapping[str, Wanted]) -> Iterator[str]:
-    for name, entry in sorted(wanted.items()):
+    for name, entry in wanted.items():
         kind = " multihop" if entry.multihop else ""
         timers = f"{entry.timers.transmit_ms} {entry.timers.receive_ms} {entry.timers.multiplier}"
         yield f"neighbor {entry.peer_address} local {entry.local_address}{kind};  # {name} {timers}"

@@ -6,7 +6,7 @@ every peer gives up. A machine without a battery-backed clock, or one resumed fr
 soon after its start.
 
 When it dials a peer again is put right too, and told in `redial`; what its listening sockets lack, in `gtsm`; what
-it does for every command and need not, in `turns`.
+it does for every command and need not, in `turns`; what it leaves unsaid when BFD went down, in `cease`.
 
 Each goes once ExaBGP does it itself.
 """
@@ -21,7 +21,7 @@ from exabgp.application.main import main
 from exabgp.bgp import timer
 from exabgp.reactor import loop, peer
 
-from bgpd.bgp import gtsm
+from bgpd.bgp import cease, gtsm
 from bgpd.bgp.redial import Redial
 from bgpd.bgp.turns import Turns
 
@@ -30,4 +30,5 @@ if __name__ == "__main__":
     peer.Delay = Redial
     loop.Listener = gtsm.Listener
     loop.ASYNC = Turns
+    loop.Peer = cease.Peer
     sys.exit(main())

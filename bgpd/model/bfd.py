@@ -12,6 +12,8 @@ from enum import StrEnum
 
 from bgpd.model.prefix import Address
 
+CEASE, BFD_DOWN = 6, 10  # RFC 4271 section 6.7, RFC 9384: the NOTIFICATION that ends BGP's session
+
 
 @dataclass(frozen=True, slots=True)
 class Timers:

@@ -35,7 +35,7 @@ Sections = dict[Section, list[str]]
 
 
 class Frr(Speaker):
-    """`bgpd`, with `install_routes` `zebra`, and with both `bfdd` for BFD; all they write is in the lab's directory."""
+    """`bgpd`; with `install_routes` `zebra` too, and then `bfdd` for BFD. All is in the lab's directory."""
 
     kind = "frr"
     programs = (BGPD, ZEBRA, BFDD)

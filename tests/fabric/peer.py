@@ -31,8 +31,9 @@ class Neighbor:
     `multihop` None: the speaker's own default (internal sessions may cross routers, external ones not); a
     number is the most hops. With `ttl_security` it is the distance that is still believed (RFC 5082), 1
     when None. With `graceful_restart` False the session neither offers it nor keeps routes for the peer.
-    `bfd_ms` is the interval of BFD in both directions, three of which are a silence; the first neighbor that names one
-    speaks for all. `direct`: an internal session with a neighbor on the same segment, for BIRD, which asks nobody.
+    `bfd_ms` is the interval of BFD in both directions, three of which are a silence; the first neighbor that
+    names one speaks for all. `direct`: an internal session with a neighbor on the same segment; only BIRD has to
+    be told.
     `extra` is put verbatim where this speaker describes the neighbor.
     """
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from datetime import datetime
-from typing import Any
+from functools import partial
 
 import pytest
 
-from tests.fabric.bfd_site import LINKS, BfdSite, Link
+from tests.fabric.bfd_site import LINKS, BfdSite
+from tests.fabric.bgp_wire import BgpMessage
 from tests.fabric.bird import Bird
 from tests.fabric.frr import Frr
 from tests.fabric.netns import Lab
@@ -20,6 +21,7 @@ from tests.fabric.topology import CABLE
 INTERVAL_MS = 100
 SLACK_MS = 700  # for a busy machine; the hold time is 90 s
 CEASE_BFD_DOWN = (6, 10)  # RFC 9384
+FAR = [link.ours for link in LINKS if not link.near]
 
 AT_MOST_S = 0.1  # BIRD counts from its start, and prints the time of day
 
@@ -60,7 +62,7 @@ def test_a_node_that_is_cut_off_loses_its_routes_in_three_intervals(
 
 @each_peer
 def test_our_end_says_why(lab: Lab, kind: type[Speaker]) -> None:
-    """Cease, BFD Down, from us. BGP comes back without BFD, told in `peers`; then BFD does, and the rest was left alone."""
+    """Cease, BFD Down, from us. BGP comes back first, told in `peers`, then BFD does; the rest was left alone."""
     site = BfdSite(lab, kind, INTERVAL_MS, multiplier=50).start()  # the ToR would take 5 s to miss us
     silence = "add table inet silence; "
     for hook in ("input", "output"):  # were our packets to arrive, they would say Down before ExaBGP does
@@ -68,19 +70,18 @@ def test_our_end_says_why(lab: Lab, kind: type[Speaker]) -> None:
         silence += f"add rule inet silence {hook} udp dport 4784 drop; "
     with BgpCapture(site.place.namespace, CABLE) as capture:
         site.place.namespace.run(["nft", silence])
-        for link in LINKS[:2]:
-            said = capture.wait(lambda it, link=link: it.notification is not None and it.src == link.ours)
-            assert said.notification == CEASE_BFD_DOWN
-    for link in LINKS[:2]:
-        row = site.node.wait_status("no session", lambda it: _row(it, link)["state"] == "up")
-        assert "BFD went down" in _row(row, link)["why"]
+        said = [capture.wait(partial(_ends, ours)) for ours in FAR]
+    assert [it.notification for it in said] == [CEASE_BFD_DOWN, CEASE_BFD_DOWN]
+    status = site.node.wait_status("no sessions", lambda it: all(row["state"] == "up" for row in it["peers"]))
+    assert ["BFD went down" in row["why"] for row in status["peers"]] == [True, True, False, False]
     site.place.namespace.run(["nft", "delete table inet silence"])
     site.wait_up()
     assert [site.node.peer(it.name)["flaps"] > 0 for it in LINKS] == [True, True, False, False]
 
 
-def _row(status: dict[str, Any], link: Link) -> dict[str, Any]:
-    return next(row for row in status["peers"] if row["peer"] == link.name)
+def _ends(ours: str, message: BgpMessage) -> bool:
+    """Whether this is the node's NOTIFICATION, of the session it has from `ours`."""
+    return message.notification is not None and message.src == ours
 
 
 @pytest.mark.needs("bird")
@@ -129,9 +130,14 @@ def test_without_bird_bgp_runs_on(lab: Lab) -> None:
     poll(lambda: site.held() == {it.name for it in LINKS}, 20, lambda: str(site.tor.speaker.paths()))
     assert site.node.peer("far4")["bfd"]["state"] == "unknown"
     assert site.node.metric("bgpd_bfd_connected") == 0
+    without = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /usr/sbin/bird && exec "$@"', "sh"]
+    checked = [str(site.node.program), "check", "--config", str(site.node.config_file)]
+    found = site.place.namespace.run([*without, *checked], check=False)
+    assert (found.returncode, "BIRD is not installed" in found.stderr) == (2, True)
     site.node.start_bfd()
     site.wait_up()
     assert site.node.metric("bgpd_bfd_connected") == 1
+    site.node.bgpd("check")
     assert site.node.metric('bgpd_bfd_session_up{address="11.11.255.1",peer="far4"}') == 1
     assert site.node.bfd is not None
     site.node.bfd.kill()

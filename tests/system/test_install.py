@@ -61,6 +61,7 @@ def test_what_an_installation_holds(installed: Path) -> None:
         "opt/bgpd/current/bin/bgpd",
         "opt/bgpd/current/bin/exabgp",
         "etc/systemd/system/bgpd.service",
+        "etc/systemd/system/bgpd-bfd.service",
         "etc/systemd/system/bgpd-speaker.service",
         "etc/sysusers.d/bgpd.conf",
         "etc/tmpfiles.d/bgpd.conf",

@@ -31,10 +31,11 @@ ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
 
 FAMILY = "ipv4-unicast"
 EVERYTHING = Snapshot(
-    peers=(Peer("tor-a", "11.11.255.1", True, 1, 1.0, {FAMILY: 1}, {FAMILY: 1}, 0, {FAMILY: True}),),
+    peers=(Peer("tor-a", "11.11.255.1", True, 1, 1.0, {FAMILY: 1}, {FAMILY: 1}, 0, {FAMILY: True}, True),),
     sources=(Source("manifests", True, 0, 1.0),),
     objects={"routes": Objects()},
     config_loaded_at=1.0,
+    bfd_connected=True,
     masquerade=Masquerade(
         document_synced=True,
         document_faults=0,

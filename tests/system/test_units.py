@@ -23,7 +23,8 @@ from tests.system.confine import directives
 
 SOURCE = Path(__file__).resolve().parents[2]
 SYSTEMD = SOURCE / "systemd"
-DAEMON, SPEAKER = SYSTEMD / "bgpd.service", SYSTEMD / "bgpd-speaker.service"
+DAEMON, SPEAKER, BFD = (SYSTEMD / name for name in ("bgpd.service", "bgpd-speaker.service", "bgpd-bfd.service"))
+UNITS = (DAEMON, SPEAKER, BFD)
 PROGRAM = "/opt/bgpd/current/bin/bgpd"
 
 
@@ -43,7 +44,9 @@ def output_of(*argv: str | Path) -> str:
 # --- the units --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("unit", "limit"), [(DAEMON, 4.5), (SPEAKER, 2.0)], ids=["daemon", "speaker"])
+@pytest.mark.parametrize(
+    ("unit", "limit"), [(DAEMON, 4.5), (SPEAKER, 2.0), (BFD, 2.0)], ids=["daemon", "speaker", "bfd"]
+)
 def test_the_sandbox_is_tight(unit: Path, limit: float) -> None:
     """systemd rates the exposure of each unit at or below its limit (0 is none, 10 is all)."""
     need("systemd-analyze")
@@ -54,21 +57,23 @@ def test_the_sandbox_is_tight(unit: Path, limit: float) -> None:
 
 
 def test_systemd_has_nothing_to_object(tmp_path: Path) -> None:
-    """`systemd-analyze verify` reads both units without a word."""
+    """`systemd-analyze verify` reads all units without a word."""
     need("systemd-analyze")
-    copies = [tmp_path / unit.name for unit in (DAEMON, SPEAKER)]
-    for unit, copy in zip((DAEMON, SPEAKER), copies, strict=True):
+    copies = [tmp_path / unit.name for unit in UNITS]
+    for unit, copy in zip(UNITS, copies, strict=True):
         copy.write_text(unit.read_text().replace(PROGRAM, "/bin/true"))  # verify wants the program to exist
     assert output_of("systemd-analyze", "verify", "--man=no", *copies) == ""
 
 
-def test_the_daemon_cannot_pull_the_speaker_down() -> None:
-    """No dependency carries a stop, restart or failure of the daemon over to the speaker."""
-    daemon, speaker = directives(DAEMON), directives(SPEAKER)
+def test_the_daemon_cannot_pull_the_others_down() -> None:
+    """No dependency carries a stop, restart or failure of one unit over to another."""
+    daemon, speaker, bfd = map(directives, UNITS)
     binding = {"Requires", "Requisite", "BindsTo", "PartOf", "Conflicts", "PropagatesStopTo", "StopPropagatedFrom"}
-    assert not binding & (daemon.keys() | speaker.keys())
-    assert daemon["Wants"] == ["bgpd-speaker.service"]
-    assert not [value for values in speaker.values() for value in values if "bgpd.service" in value]
+    assert not binding & (daemon.keys() | speaker.keys() | bfd.keys())
+    assert daemon["Wants"] == ["bgpd-speaker.service bgpd-bfd.service"]
+    for others, unit in ((speaker, "bgpd-bfd.service"), (bfd, "bgpd-speaker.service")):
+        named = [value for values in others.values() for value in values]
+        assert not [value for value in named if "bgpd.service" in value or unit in value]
 
 
 def test_the_speaker_stops_last() -> None:
@@ -76,16 +81,16 @@ def test_the_speaker_stops_last() -> None:
     assert "bgpd-speaker.service" in directives(DAEMON)["After"][0].split()
 
 
-def test_neither_unit_owns_the_shared_directory() -> None:
+def test_no_unit_owns_the_shared_directory() -> None:
     """RuntimeDirectory= would delete the other unit's socket when one of them stops."""
-    assert not {"RuntimeDirectory", "StateDirectory"} & (directives(DAEMON).keys() | directives(SPEAKER).keys())
+    assert not {"RuntimeDirectory", "StateDirectory"} & set().union(*map(directives, UNITS))
 
 
 # --- user and directories -------------------------------------------------------------------------------------
 
 
 def test_user_and_directories(tmp_path: Path) -> None:
-    """The speaker's directory is root's, writable by the speaker's group, and hands that group on."""
+    """Each helper's directory is root's, writable by that helper's group, and hands that group on."""
     need("systemd-sysusers", "systemd-tmpfiles")
     if os.geteuid():
         pytest.skip("needs root: it gives a directory to another group")
@@ -94,10 +99,11 @@ def test_user_and_directories(tmp_path: Path) -> None:
     for _ in range(2):  # the second time changes nothing
         output_of("systemd-tmpfiles", f"--root={tmp_path}", "--create", SYSTEMD / "bgpd.tmpfiles")
     users = (tmp_path / "etc/passwd").read_text()
-    user = re.search(r"^bgpd-speaker:x:(\d+):(\d+):.*:/usr/sbin/nologin$", users, re.M)
-    assert user is not None
-    speaker = (tmp_path / "run/bgpd/speaker").stat()
-    assert (speaker.st_uid, speaker.st_gid, stat.S_IMODE(speaker.st_mode)) == (0, int(user.group(2)), 0o2770)
+    for name, unit_user in (("speaker", "bgpd-speaker"), ("bfd", "bgpd-bfd")):
+        found = re.search(rf"^{unit_user}:x:(\d+):(\d+):.*:/usr/sbin/nologin$", users, re.M)
+        assert found is not None
+        directory = (tmp_path / "run/bgpd" / name).stat()
+        assert (directory.st_uid, directory.st_gid, stat.S_IMODE(directory.st_mode)) == (0, int(found[2]), 0o2770)
     assert stat.S_IMODE((tmp_path / "run/bgpd").stat().st_mode) == 0o755
     assert stat.S_IMODE((tmp_path / "var/lib/bgpd").stat().st_mode) == 0o700
     assert (tmp_path / "run/bgpd/speaker.sock").readlink() == Path("speaker/bridge.sock")
@@ -246,8 +252,13 @@ print("works")
 
 @pytest.mark.parametrize(
     ("unit", "program", "said"),
-    [(SPEAKER, FORBIDDEN, "refused\n"), (DAEMON, FORBIDDEN, "refused\n"), (DAEMON, NEEDED, "works\n")],
-    ids=["speaker refuses", "daemon refuses", "daemon works"],
+    [
+        (SPEAKER, FORBIDDEN, "refused\n"),
+        (BFD, FORBIDDEN, "refused\n"),
+        (DAEMON, FORBIDDEN, "refused\n"),
+        (DAEMON, NEEDED, "works\n"),
+    ],
+    ids=["speaker refuses", "bfd refuses", "daemon refuses", "daemon works"],
 )
 def test_system_calls_under_the_unit(unit: Path, program: str, said: str) -> None:
     """The filters stop what neither process needs, and nothing that the daemon's libraries and children do."""

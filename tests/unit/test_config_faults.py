@@ -98,6 +98,12 @@ U32 = "give a whole number from 0 to 4294967295"
         ((*PEER, "authPasswordFile"), None, "bgp.peers[0].authPasswordFile: found nothing; "
          "give an absolute path"),
         ((*PEER, "ttlSecurity"), 1, "bgp.peers[0].ttlSecurity: found 1; give true or false"),
+        ((*PEER, "bfd"), {"transmitInterval": 50}, "bgp.peers[0].bfd.transmitInterval: unknown key "
+         "'transmitInterval'; did you mean 'transmitIntervalMilliseconds'?"),
+        ((*PEER, "bfd"), {"receiveIntervalMilliseconds": 5}, "bgp.peers[0].bfd.receiveIntervalMilliseconds: found 5; "
+         "give a whole number from 10 to 60000"),
+        ((*PEER, "bfd"), {"detectMultiplier": 0}, "bgp.peers[0].bfd.detectMultiplier: found 0; "
+         "give a whole number from 1 to 255"),
         ((*PEER, "ebgpMultihop"), 256, "bgp.peers[0].ebgpMultihop: found 256; "
          "give a whole number from 1 to 255"),
         ((*PEER, "timers"), {"holdTimeSeconds": 2}, "bgp.peers[0].timers.holdTimeSeconds: found 2; "
@@ -315,3 +321,29 @@ def test_a_damaged_example_raises_nothing_but_faults(data: st.DataObject) -> Non
     start = data.draw(st.integers(0, len(text)))
     length = data.draw(st.integers(0, 200))
     take(text[:start] + data.draw(st.binary(max_size=5)) + text[start + length :])
+
+
+def test_bfd_has_one_set_of_timers_for_each_kind() -> None:
+    """BIRD's limit: two multihop peers must agree, a single-hop one beside them may differ."""
+    first = SMALLEST["bgp"]["peers"][0] | {"bfd": {"multihop": True}}
+    slow = {"bfd": {"multihop": True, "detectMultiplier": 5}}
+    other = first | {"name": "tor-b", "peerAddress": "11.11.255.2"}
+    near = {"bfd": {"multihop": False, "detectMultiplier": 5}}
+    for peers, faults in (([first, other], 0), ([first, other | near], 0), ([first, other | slow], 1)):
+        document = dump(SMALLEST | {"bgp": SMALLEST["bgp"] | {"peers": peers}})
+        if not faults:
+            parse(document.encode(), "bgpd.yaml")
+            continue
+        assert [without_place(fault) for fault in refused(document)] == [
+            "bgp.peers[1].bfd: its timers differ from those of bgp.peers[0]; BIRD has one set for all multihop "
+            "sessions: give both the same, the peers' own count where they are slower"
+        ]
+
+
+def test_multihop_bfd_and_ttl_security_exclude_each_other() -> None:
+    """As multihop BGP and TTL security do."""
+    peer = SMALLEST["bgp"]["peers"][0] | {"ttlSecurity": True, "bfd": {"multihop": True}}
+    document = dump(SMALLEST | {"bgp": SMALLEST["bgp"] | {"peers": [peer]}})
+    assert [without_place(fault) for fault in refused(document)] == [
+        "bgp.peers[0].bfd.multihop: ttlSecurity wants a peer without routers in between; remove one"
+    ]

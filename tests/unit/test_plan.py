@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.config.parse import parse
 from bgpd.config.schema import Bgp
+from bgpd.model.bfd import Timers, Wanted
 from bgpd.model.bgp import ASN, Family, LocalEnd, Path, RouteKey
 from bgpd.model.node import Node
 
@@ -246,3 +247,28 @@ def test_a_peer_that_has_moved_to_the_other_family_is_not_kept() -> None:
     """The session that is loaded is from an IPv4 address and cannot be to an IPv6 one."""
     result = plan(bgp({"peerAddress": "fd00::1"}), {}, None, Drain.NO, loaded=LOADED)
     assert "Kubernetes has not shown this node" in result.idle_peers["tor-a"]
+
+
+@pytest.mark.parametrize(
+    ("peer", "multihop"),
+    [
+        ({}, True),
+        ({"ttlSecurity": True}, False),
+        ({"peerASN": 65001}, False),
+        ({"peerASN": 65001, "ebgpMultihop": 4}, True),
+        ({"localASN": 65001, "peerASN": 65001}, True),
+        ({"bfd": {"multihop": False}}, False),
+        ({"peerASN": 65001, "bfd": {"multihop": True}}, True),
+    ],
+)
+def test_bfd_is_of_the_kind_that_the_session_is(peer: dict[str, Any], multihop: bool) -> None:
+    """RFC 5883 where routers may lie between, RFC 5881 elsewhere, or as said; from the session's own address."""
+    (neighbor,) = planned(bgp({"bfd": {}, **peer})).neighbors.values()
+    ours, theirs = ip_address("11.8.37.63"), ip_address("11.11.255.1")
+    assert neighbor.bfd == Wanted(theirs, ours, multihop, Timers(300, 300, 3))
+
+
+def test_bfd_is_off_unless_it_is_asked_for() -> None:
+    """The key alone asks for it."""
+    assert [it.bfd for it in planned(bgp()).neighbors.values()] == [None]
+    assert [it.bfd is not None for it in planned(bgp({"bfd": None})).neighbors.values()] == [True]

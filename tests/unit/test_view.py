@@ -11,6 +11,8 @@ from bgpd.bgp import view
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.config.parse import parse
 from bgpd.config.schema import Bgp
+from bgpd.model.bfd import BfdState, Down, State
+from bgpd.model.bfd import Session as BfdSession
 from bgpd.model.bgp import (
     Announcement,
     AnnouncementKey,
@@ -33,13 +35,13 @@ OURS, FOREIGN = ip_network("188.188.0.0/24"), ip_network("10.0.0.0/24")
 PATH = Path(ip_address("11.8.37.63"))
 
 
-def bgp() -> Bgp:
+def bgp(**peer: Any) -> Bgp:
     """One peer, one PodCIDR advertisement, a brake."""
     document = {
         "source": {"manifests": "/m"},
         "bgp": {
             "localASN": 64512,
-            "peers": [{"name": "tor-a", "peerAddress": str(TOR_A), "peerASN": 64512}],
+            "peers": [{"name": "tor-a", "peerAddress": str(TOR_A), "peerASN": 64512, **peer}],
             "advertisements": [{"advertisementType": "PodCIDR"}],
             "export": {"allow": ["188.188.0.0/16"]},
         },
@@ -91,3 +93,43 @@ def test_a_session_that_comes_up_before_our_eyes_is_news() -> None:
     """Then there is no "for how long"."""
     (row,) = view.transitions(bgp(), SpeakerState(connected=True), CONNECTED, NOW)
     assert row == {"peer": "tor-a", "address": str(TOR_A), "state": "up"}
+
+
+WATCHED = plan(bgp(bfd={}), {}, Node("worker1", (OURS,), (ip_address("11.8.37.63"),)), Drain.NO)
+BFD_UP = BfdSession(State.UP, 100.0, 300, 900)
+BFD_DOWN = BfdSession(State.DOWN, 100.0, 1000, 0)
+
+
+def test_bfd_that_is_up_has_nothing_to_say() -> None:
+    """State, kind and times; a peer without BFD has none of it."""
+    state = BfdState(True, "", {TOR_A: BFD_UP})
+    (row,) = view.peers(bgp(bfd={}), WATCHED, CONNECTED, {}, {}, NOW, state)
+    assert row["bfd"] == {"state": "up", "multihop": True, "interval_ms": 300, "timeout_ms": 900}
+    assert row["why"] == ""
+    (row,) = view.peers(bgp(), planned(OURS), CONNECTED, {}, {}, NOW, state)
+    assert row["bfd"] is None
+
+
+def test_bfd_that_never_came_up_asks_what_may_be_wrong() -> None:
+    """The session is up, and its path is not watched."""
+    (row,) = view.peers(bgp(bfd={}), WATCHED, CONNECTED, {}, {}, NOW, BfdState(True, "", {TOR_A: BFD_DOWN}))
+    assert (row["state"], row["bfd"]["state"]) == ("up", "down")
+    assert row["why"] == "BFD is down: has 11.11.255.1 multihop BFD for 11.8.37.63, does UDP port 4784 pass?"
+
+
+def test_a_session_that_bfd_has_ended_says_so() -> None:
+    """In `peers`, and for each route that is gone with it."""
+    state = BfdState(True, "", {TOR_A: BFD_DOWN}, {TOR_A: Down(900)})
+    session = Session(up=False, since=NOW - 1, reason="notification sent (6,10)", ups=1)
+    ended = SpeakerState(True, "", {TOR_A: session})
+    why = "BFD went down: nothing from 11.11.255.1 for 900 ms, or it said so itself"
+    (row,) = view.peers(bgp(bfd={}), WATCHED, ended, {}, {}, NOW, state)
+    assert row["why"] == f"{why}; notification sent (6,10)"
+    (route,) = view.routes(WATCHED, ended, {}, {}, "pending", bfd=state)
+    assert route["why"] == f"{why}; session down: notification sent (6,10)"
+
+
+def test_nothing_is_said_of_bfd_while_bird_does_not_answer() -> None:
+    """That is one problem of the node, not one of each peer."""
+    (row,) = view.peers(bgp(bfd={}), WATCHED, CONNECTED, {}, {}, NOW, BfdState(reason="bird.ctl: No such file"))
+    assert (row["bfd"]["state"], row["why"]) == ("unknown", "")

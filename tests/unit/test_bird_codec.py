@@ -1,0 +1,110 @@
+"""What BIRD is told for BFD, and what it answers, read back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bgpd.bgp import bird_codec
+from bgpd.bgp.bfd import fallen
+from bgpd.model.bfd import Session, State, Timers, Wanted
+
+TIMERS = Timers(300, 200, 3)
+FAR = Wanted(ip_address("11.11.255.1"), ip_address("11.8.37.63"), multihop=True, timers=TIMERS)
+NEAR = Wanted(ip_address("fd00::1"), ip_address("fd00::63"), multihop=False, timers=Timers(50, 50, 5))
+LOG = "/run/bgpd/bfd/bird.log"
+
+SHOWN = """\
+bgpd:
+IP address                Interface  State      Since         Interval  Timeout
+11.11.255.1               ---        Up         1795297103      0.300    0.900
+fd00::1                   eth0       Down       1795297107      1.000    0.000
+fd00::2                   eth0       AdminDown  1795297107      1.000    0.000
+"""
+
+
+def test_the_file_says_what_is_wanted() -> None:
+    """One protocol, one set of timers for each kind, a line for each peer."""
+    assert bird_codec.document({"tor-b": NEAR, "tor-a": FAR}, LOG).partition("protocol device { }\n")[2] == (
+        "protocol bfd bgpd {\n"
+        f'  description "{bird_codec.digest_of(bird_codec.document({"tor-a": FAR, "tor-b": NEAR}, LOG))}";\n'
+        "  debug { events };\n"
+        '  interface "*" { min tx interval 50 ms; min rx interval 50 ms; multiplier 5; };\n'
+        "  multihop { min tx interval 300 ms; min rx interval 200 ms; multiplier 3; };\n"
+        "  neighbor 11.11.255.1 local 11.8.37.63 multihop;  # tor-a 300 200 3\n"
+        "  neighbor fd00::1 local fd00::63;  # tor-b 50 50 5\n"
+        "}\n"
+    )
+
+
+def test_nobody_listens_where_nobody_wants_bfd() -> None:
+    """Without a `protocol bfd` BIRD opens no port; there is no protocol of any other kind but `device`."""
+    text = bird_codec.document({}, LOG)
+    assert [line for line in text.splitlines() if line.startswith("protocol")] == ["protocol device { }"]
+    assert (bird_codec.digest_of(text), bird_codec.wanted_of(text)) == ("", {})
+
+
+@given(
+    st.dictionaries(
+        st.from_regex(r"[a-z0-9]([a-z0-9.-]{0,20}[a-z0-9])?", fullmatch=True),
+        st.builds(
+            Wanted,
+            st.ip_addresses(),
+            st.ip_addresses(),
+            st.booleans(),
+            st.builds(Timers, st.integers(10, 60_000), st.integers(10, 60_000), st.integers(1, 255)),
+        ),
+    )
+)
+def test_a_file_is_read_back_as_what_it_asks_for(wanted: dict[str, Wanted]) -> None:
+    """Whoever the peers are; and the order in which they are named makes no other file."""
+    text = bird_codec.document(wanted, LOG)
+    assert bird_codec.wanted_of(text) == wanted
+    assert bird_codec.document(dict(reversed(wanted.items())), LOG) == text
+
+
+def test_every_difference_changes_the_digest() -> None:
+    """It is what tells whether BIRD has loaded the file."""
+    others = [
+        {},
+        {"tor-a": FAR},
+        {"tor-b": FAR},
+        {"tor-a": replace(FAR, multihop=False)},
+        {"tor-a": replace(FAR, timers=replace(TIMERS, multiplier=4))},
+        {"tor-a": replace(FAR, local_address=ip_address("11.8.37.67"))},
+    ]
+    assert len({bird_codec.digest_of(bird_codec.document(it, LOG)) for it in others}) == len(others)
+
+
+def test_what_is_loaded_is_in_the_description() -> None:
+    """`show protocols all`, with and without sessions."""
+    shown = ["bgpd       BFD        ---        up     1795297103    ", "  Description:    33e52e4f9652", ""]
+    assert bird_codec.loaded_digest(shown) == "33e52e4f9652"
+    assert bird_codec.loaded_digest(shown[:1]) == ""
+
+
+def test_sessions_are_read_with_their_state_and_times() -> None:
+    """`show bfd sessions`: headings are no sessions."""
+    assert bird_codec.sessions(SHOWN.splitlines()) == {
+        ip_address("11.11.255.1"): Session(State.UP, 1795297103.0, 300, 900),
+        ip_address("fd00::1"): Session(State.DOWN, 1795297107.0, 1000, 0),
+        ip_address("fd00::2"): Session(State.ADMIN_DOWN, 1795297107.0, 1000, 0),
+    }
+
+
+UP = Session(State.UP, 100.0, 300, 900)
+PEER = ip_address("11.11.255.1")
+
+
+def test_a_session_falls_when_it_was_up() -> None:
+    """Down, or up anew, after it was up; not what never was up, what comes, stays, or was taken out."""
+    down = Session(State.DOWN, 200.0, 1000, 0)
+    assert fallen({PEER: UP}, {PEER: down}) == [PEER]
+    assert fallen({PEER: UP}, {PEER: replace(down, state=State.INIT)}) == [PEER]
+    assert fallen({PEER: UP}, {PEER: replace(UP, since=200.0)}) == [PEER]
+    for before, after in (({}, {PEER: down}), ({PEER: down}, {PEER: down}), ({PEER: down}, {PEER: UP})):
+        assert fallen(before, after) == []
+    assert fallen({PEER: UP}, {PEER: UP}) == fallen({PEER: UP}, {}) == []
