@@ -115,6 +115,26 @@ def test_both_ends_may_begin_a_flow_of_the_same_ports(policy: Installed, address
     assert said(policy, back(tcp(address, 80, 4000, ACK)), BRIDGE) is PolicyVerdict.NOT_ISOLATED, "a reply to ours"
 
 
+@both
+def test_a_server_may_speak_first_where_nobody_saw_the_beginning(closed_client: Installed, address: Address) -> None:
+    """What it says passes if the client may ask for it, and the connection is the client's."""
+    assert ask(closed_client, back(tcp(address, 80, 40000, ACK)), BRIDGE) == PASS
+    assert ask(closed_client, tcp(address, 40000, 80, ACK), BRIDGE) == PASS
+    port(closed_client, TCP, 80, Action.DENY)
+    both_ways = tcp(address, 40000, 80, ACK), back(tcp(address, 80, 40000, ACK))
+    assert [ask(closed_client, each, BRIDGE) for each in both_ways] == [DROP, DROP], "revoked"
+
+
+@both
+def test_no_more_than_an_answer_is_taken_for_one(closed_client: Installed, address: Address) -> None:
+    """Neither what begins a connection, nor from or to other ports, nor of a server that may not be asked."""
+    for source, destination, flags in ((80, 40000, SYN), (80, 40000, SYN_ACK), (80, 4000, ACK), (81, 40000, ACK)):
+        assert ask(closed_client, back(tcp(address, source, destination, flags)), BRIDGE) == DROP
+    port(closed_client, TCP, 50000)
+    assert ask(closed_client, back(tcp(address, 50000, 40000, ACK)), BRIDGE) == DROP, "who is who?"
+    assert ask(closed_client, back(udp(address, 53, 40000)), BRIDGE) == DROP
+
+
 def test_what_was_denied_is_not_remembered(closed_client: Installed) -> None:
     assert ask(closed_client, udp(V4, 4000, 54), BRIDGE) == DROP
     assert closed_client.maps["policy_tracked"].entries() == {}

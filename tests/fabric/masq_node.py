@@ -236,14 +236,17 @@ def datagram_seen(client: Namespace, server: Namespace, address: str) -> str:
 
 
 @contextlib.contextmanager
-def tcp_stream(client: Namespace, server: Namespace, address: str) -> Iterator[tuple[socket.socket, socket.socket]]:
+def tcp_stream(
+    client: Namespace, server: Namespace, address: str, port: int = 0
+) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Both ends of a connection, the client's first."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with (
         contextlib.closing(server.socket(family, socket.SOCK_STREAM)) as listener,
         contextlib.closing(client.socket(family, socket.SOCK_STREAM)) as dialer,
     ):
-        listener.bind((address, 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address, port))
         listener.listen(1)
         for each in (listener, dialer):
             each.settimeout(2.0)

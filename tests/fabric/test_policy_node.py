@@ -126,6 +126,43 @@ def test_a_flow_that_is_open_stops_at_once_when_it_is_forbidden(
         assert echoed(asker) == b"x"
 
 
+@pytest.fixture
+def unjudged(lab: Lab, bpffs: Path) -> Iterator[PolicyNode]:
+    """Without br_netfilter, and before there is a table."""
+    with contextlib.closing(PolicyNode(lab, bpffs, br_netfilter=False)) as made:
+        yield made
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=lambda plan: f"v{plan.version}")
+@pytest.mark.parametrize("server_first", [True, False], ids=["server first", "client first"])
+def test_connections_from_before_go_on_whoever_speaks_first(
+    unjudged: PolicyNode, plan: Plan, server_first: bool
+) -> None:
+    """Pods ran before anybody judged, and the rules let them have no more than these connections."""
+    one, other = unjudged.namespace("a"), unjudged.namespace("b")
+    with tcp_stream(one, other, address(plan, "b"), PORT) as (dialer, accepted):
+        assert speaks(dialer, accepted)
+        unjudged.isolate("a", ingress=NOBODY)
+        unjudged.isolate("b", egress=NOBODY)
+        unjudged.apply()
+        pairs = [(accepted, dialer), (dialer, accepted)]
+        assert all(speaks(*pair) for pair in (pairs if server_first else pairs[::-1]))
+    assert reaches(unjudged, "b", "a", plan) == NOTHING
+
+
+@pytest.mark.parametrize("server_first", [True, False], ids=["server first", "client first"])
+def test_a_forbidden_connection_from_before_stops(unjudged: PolicyNode, server_first: bool) -> None:
+    """Even where the server itself may talk to whom it wants."""
+    one, other = unjudged.namespace("a"), unjudged.namespace("b")
+    with tcp_stream(one, other, address(PLANS[0], "b"), PORT) as (dialer, accepted):
+        assert speaks(dialer, accepted)
+        unjudged.isolate("b", ingress=NOBODY)
+        unjudged.apply()
+        for each in (dialer, accepted):
+            each.settimeout(SILENCE_S)
+        assert not (speaks(accepted, dialer) if server_first else speaks(dialer, accepted))
+
+
 def test_audit_mode_lets_pass_and_says_what_it_would_not(node: PolicyNode) -> None:
     node.isolate("d", ingress=NOBODY, flags=PeerFlag.AUDIT)
     before = node.verdicts()

@@ -5,8 +5,9 @@
  *
  * Contract: `track` turns a packet round if it is a reply, judges it, and remembers the flow of a packet that passes.
  * Remembered is who began, no verdict. A packet that can only be the first of its flow (SYN, echo request) is never
- * taken for a reply. An ICMP error passes if it is of a flow that is known. A later fragment has the ports of its
- * first one, if that came first; its flow ends as those of the kernel do by default.
+ * taken for a reply. What can only be later, of a connection that is not known, is taken for one if it comes from a
+ * server's port and goes to a client's. An ICMP error passes if it is of a flow that is known. A later
+ * fragment has the ports of its first one, if that came first; its flow ends as those of the kernel do by default.
  */
 #ifndef BGPD_FLOW_H
 #define BGPD_FLOW_H
@@ -211,6 +212,25 @@ static __noinline int remember(const struct policy_flow_key *key, struct policy_
 	return bpf_map_update_elem(&policy_tracked, key, &fresh, BPF_ANY);
 }
 
+static __always_inline int is_first(const struct packet *packet, __u8 flags)
+{
+	return (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN || is_echo(packet, ICMP_ECHO, ICMPV6_ECHO);
+}
+
+/* net.ipv4.ip_local_port_range: clients have ports from there on unless they ask for others, servers seldom do. */
+#define FIRST_CLIENT_PORT 32768
+
+/*
+ * Of a connection that nobody has seen begin, of pods that ran before we did say, the server may speak first: its
+ * ports are what is left to tell who it is.
+ */
+static __always_inline int is_answer(const struct packet *packet, __u8 flags)
+{
+	return packet->protocol == IPPROTO_TCP && !(flags & TCP_SYN) &&
+	       bpf_ntohs(packet->source_port) < FIRST_CLIENT_PORT &&
+	       bpf_ntohs(packet->destination_port) >= FIRST_CLIENT_PORT;
+}
+
 static __always_inline enum policy_verdict track(struct __sk_buff *skb, struct packet *packet,
 						 enum packet_state state)
 {
@@ -230,8 +250,12 @@ static __always_inline enum policy_verdict track(struct __sk_buff *skb, struct p
 		state = assemble(packet, state);
 	client = flow_of(skb, packet, &key);
 	flow = bpf_map_lookup_elem(&policy_tracked, &key);
-	reply = flow && flow->until[!client] > now && (flags & (TCP_SYN | TCP_ACK)) != TCP_SYN &&
-		!is_echo(packet, ICMP_ECHO, ICMPV6_ECHO);
+	if (is_first(packet, flags))
+		reply = 0;
+	else if (flow && (flow->until[FLOW_LOW] > now || flow->until[FLOW_HIGH] > now))
+		reply = flow->until[!client] > now;
+	else
+		reply = state == PACKET_WHOLE && is_answer(packet, flags);
 	if (reply) {
 		client = !client;
 		turn(packet);
