@@ -235,7 +235,8 @@ class Daemon:
 
                 self._clear("policy", clear, config.paths.bpf)
             return None, None
-        from bgpd.policy.policing import Objects, Policing
+        from bgpd.policy.policing import Policing
+        from bgpd.policy.view import Objects
 
         endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
         endpoints.on_change(self._note_change)

@@ -133,10 +133,10 @@ def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
 def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:
     """Those that select a pod of this node."""
     from bgpd.policy.compile import Compiler  # a node without policy does without
-    from bgpd.policy.policing import Objects, snapshot
     from bgpd.policy.report import policies
+    from bgpd.policy.view import Objects, View
 
-    found = snapshot(node_name, Objects(read.nodes, read.pods, read.namespaces, read.policies), {})
+    found = View(node_name, Objects(read.nodes, read.pods, read.namespaces, read.policies)).look({})
     return policies(found, Compiler().advance(found)[-1])
 
 

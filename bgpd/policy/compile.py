@@ -34,6 +34,7 @@ from bgpd.policy.entries import Contents, RuleSet
 from bgpd.policy.numbers import Numbers
 from bgpd.policy.resolve import Group, NumberedPort, Selection, Vocabulary, group_of, groups_of, named_ports
 from bgpd.policy.rulebook import Rulebook, SetContent, SetRule, numbered
+from bgpd.runtime.diff import changed
 
 T = TypeVar("T", bound=Hashable)
 
@@ -96,14 +97,14 @@ class Compiler:
         `held` has pods of this node that Kubernetes shows.
         """
         before, self._snapshot = self._snapshot, snapshot
-        pods = _changed(before.pods, snapshot.pods) | _changed(before.local, snapshot.local)
-        policies = _changed(before.policies, snapshot.policies)
-        changed = _changed(before.namespaces, snapshot.namespaces)
-        namespaces = {name: snapshot.namespaces.get(name) for name in changed}
+        pods = changed(snapshot.pods, before.pods) | changed(snapshot.local, before.local)
+        policies = changed(snapshot.policies, before.policies)
+        renamed = changed(snapshot.namespaces, before.namespaces)
+        namespaces = {name: snapshot.namespaces.get(name) for name in renamed}
         touched = self._selection.update(snapshot, pods, policies)
         audited = before.audited ^ snapshot.audited
         touched |= {key for key in snapshot.local if key.partition("/")[0] in audited}
-        touched |= _changed(self._held, held)
+        touched |= changed(held, self._held)
         self._held = held
         self._renew(policies)
         groups, named = self._groups.settle(), self._named.settle()
@@ -315,11 +316,3 @@ def _at(pod: Pod, rule: SetRule) -> SetRule:
         return rule
     named = [NumberedPort(port.protocol, port.name, port.port) for port in pod.ports]
     return rule._replace(ports=numbered(rule.ports, named))
-
-
-def _changed(before: Mapping[str, T], after: Mapping[str, T]) -> set[str]:
-    """The keys whose values differ. Whole lists come again after a gap in the watch, mostly with the same values."""
-    if before is after:
-        return set()
-    changed = {key for key, value in after.items() if (was := before.get(key)) is not value and was != value}
-    return changed | (before.keys() - after.keys())

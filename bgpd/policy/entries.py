@@ -6,7 +6,7 @@ Values are those of `datapath.layout`, which also writes keys as bytes. Tuples, 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -127,7 +127,7 @@ def largest(contents: Contents, place: str) -> str:
     return ", ".join(f"{policy} ({count:,})" for policy, count in shares_of(contents, place).most_common(3))
 
 
-def needed_in(place: str, have: Contents, want: Contents) -> int:
-    """What comes is written before what it replaces goes, so both must fit."""
-    old, new = entries_in(have, place), entries_in(want, place)
-    return len(new) if old is new else len(old.keys() | new.keys())
+def needed_in(place: str, at_once: Iterable[Contents], left: Collection[Any] = ()) -> int:
+    """What comes is written before what it replaces goes, so all must fit; and what is `left` of others, by key."""
+    parts = {id(part): part for part in [entries_in(each, place) for each in at_once]}.values()
+    return len(set(left).union(*parts)) if left or len(parts) > 1 else sum(map(len, parts))

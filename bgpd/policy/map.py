@@ -3,8 +3,9 @@
 One reconciler has all of them, for the order goes across maps: what is looked up last is written first, then pods
 and addresses flip, each by one atomic write, then what nobody can be sent to any more goes. `policy.transition` has
 that order, `policy.compile` the stages in which one contents becomes another. Here every stage is written in
-batches. Before anything is removed, the packets that were being judged when the flip was written are waited for: one
-of them may have read the old set of a pod and not yet its rules.
+batches. What nothing leads to any more stays until the packets that were being judged then have been: one of them may
+have read the old set of a pod and not yet its rules. That takes the kernel some 10 ms and nobody waits for it: what
+is wanted is in force before, and what is left over goes later, unless it is wanted again.
 
 Contents that do not fit change nothing. What fails halfway leaves the maps between two stages; the loop reads them
 again and goes on from there.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from bgpd.policy.entries import (
     needed_in,
     place_of,
 )
-from bgpd.policy.transition import Write, changes
+from bgpd.policy.transition import FOUND, Write, changes
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
 
@@ -109,8 +110,14 @@ class PolicyMaps:
         self._installed, self._directory = installed, directory
         self._grace = GracePeriod()
         self._have = Contents()
+        self._left: dict[tuple[str, Any], int] = {}  # what is to go, by part and key: since which stage
+        self._stage = 0  # the last one that was written
+        self._writing = asyncio.Lock()
+        self._sweep: asyncio.Task[None] | None = None
 
     async def observe(self) -> Mapping[str, Stages]:
+        await self._swept()
+        self._left.clear()
         self._have = await asyncio.to_thread(self._read)
         return {KEY: Stages((self._have,))}
 
@@ -121,11 +128,32 @@ class PolicyMaps:
             try:
                 self._check_room(stages)
             except TargetError:
+                await self._swept()
                 stages = stages[-1:]  # the way there may begin at contents that did not fit either
                 self._check_room(stages)
-            for stage in stages:
-                await asyncio.to_thread(self._write, stage)
+            async with self._writing:
+                for stage in stages:
+                    await asyncio.to_thread(self._write, stage)
+        if self._left and (self._sweep is None or self._sweep.done()):
+            await self._swept()  # or nobody would hear of one that failed
+            self._sweep = asyncio.create_task(self._remove_left(), name="policy entries left over")
         return [DONE] * len(wanted)
+
+    async def _swept(self) -> None:
+        """Returns when nothing is left over. DatapathError: it could not be removed, and is still there."""
+        sweep, self._sweep = self._sweep, None
+        if sweep is not None:
+            await sweep
+
+    async def _remove_left(self) -> None:
+        while self._left:
+            stage = self._stage
+            await asyncio.to_thread(self._grace.wait)
+            async with self._writing:
+                due = [each for each, since in self._left.items() if since <= stage]
+                await asyncio.to_thread(self._delete, due)
+                for each in due:
+                    del self._left[each]
 
     def _read(self) -> Contents:
         loader.restore(self._installed, self._directory)
@@ -136,37 +164,40 @@ class PolicyMaps:
             parts[name] = {**parts.get(name, {}), **found}
         return Contents(**parts)
 
-    def _check_room(self, stages: Iterable[Contents]) -> None:
-        """A stage is written before what it replaces goes, so both must fit."""
-        at = self._have
-        for stage in stages:
-            for place in PLACES:
-                room, needed = self._installed.maps[place].spec.max_entries, needed_in(place, at, stage)
+    def _check_room(self, stages: Sequence[Contents]) -> None:
+        """A stage is written before what it replaces goes, and what is found by number goes after them all."""
+        way = (self._have, *stages)
+        for place, part in PLACES.items():
+            left = {key for name, key in self._left if name == part}
+            for at_once in (way,) if part in FOUND else pairwise(way):
+                room = self._installed.maps[place].spec.max_entries
+                needed = needed_in(place, at_once, left)
                 if needed > room:
                     raise TargetError(
-                        f"the {PLACES[place]} of all policies come to {needed:,} entries and the map {place} holds "
-                        f"{room:,}. Most are of NetworkPolicy {largest(stage, place)}: let it tell less apart for "
-                        "this node's pods. The old rules stay in force"
+                        f"the {part} of all policies come to {needed:,} entries and the map {place} holds {room:,}. "
+                        f"Most are of NetworkPolicy {largest(at_once[-1], place)}: let it tell less apart for this "
+                        "node's pods. The old rules stay in force"
                     )
-            at = stage
 
     def _write(self, want: Contents) -> None:
-        """One stage: additions and flips, then removals."""
-        waited = False
-        for (removes, place), writes in groupby(changes(self._have, want), self._place):
-            target = self._installed.maps[place]
-            if removes:
-                if not waited:
-                    self._grace.wait()
-                    waited = True
-                target.delete([_KINDS[each.map].key(each.key) for each in writes])
+        """One stage: additions and flips. What nothing leads to any more then is left over."""
+        self._stage += 1
+        for (removes, place), group in groupby(changes(self._have, want), _place):
+            writes = list(group)
+            if not removes:
+                self._installed.maps[place].update(dict(map(_packed, writes)))
+                for each in writes:
+                    self._left.pop((each.map, each.key), None)
+            elif writes[0].map in FOUND:
+                self._left.update(((each.map, each.key), self._stage) for each in writes)
             else:
-                target.update(dict(map(_packed, writes)))
+                self._delete((each.map, each.key) for each in writes)
         self._have = want
 
-    @staticmethod
-    def _place(write: Write) -> tuple[bool, str]:
-        return write.value is None, place_of(write.map, write.key)
+    def _delete(self, entries: Iterable[tuple[str, Any]]) -> None:
+        """Of any parts; those of one lie in one map, or one after the other in each of its maps."""
+        for place, group in groupby(entries, lambda each: place_of(*each)):
+            self._installed.maps[place].delete([_KINDS[part].key(key) for part, key in group])
 
 
 class PodLinks:
@@ -194,6 +225,10 @@ class PodLinks:
 def sizes(contents: Contents) -> Mapping[str, int]:
     """How many entries of it each of the kernel's maps has."""
     return {place: len(entries_in(contents, place)) for place in PLACES}
+
+
+def _place(write: Write) -> tuple[bool, str]:
+    return write.value is None, place_of(write.map, write.key)
 
 
 def _packed(write: Write) -> tuple[bytes, bytes]:

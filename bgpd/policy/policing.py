@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +24,8 @@ from bgpd.datapath import layout
 from bgpd.datapath.loader import Datapath
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, MacvlanLink, VethLink
-from bgpd.model.node import Node
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
-from bgpd.model.pod import Namespace, Pod
-from bgpd.model.policy import NetworkPolicy, Snapshot
+from bgpd.model.policy import Snapshot
 from bgpd.model.prefix import Address
 from bgpd.netlink.links import Watch
 from bgpd.netlink.owntables import OwnTables
@@ -52,6 +49,7 @@ from bgpd.policy.parents import (
     refusal,
 )
 from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table, key
+from bgpd.policy.view import Objects, View
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
@@ -66,27 +64,6 @@ AGAIN_ANYHOW_S = 600.0  # for one that needs less room because of pods elsewhere
 AGAIN_SHARE = 1 / 20  # to find out is a whole compilation, which costs at most this share of the time
 
 
-@dataclass(frozen=True, slots=True)
-class Objects:
-    """What Kubernetes has, by namespace/name, or by name."""
-
-    nodes: Store[Mapping[str, Node]]
-    pods: Store[Mapping[str, Pod]]
-    namespaces: Store[Mapping[str, Namespace]]
-    policies: Store[Mapping[str, NetworkPolicy]]
-
-    @property
-    def unread(self) -> list[str]:
-        """The kinds that have not been read completely so far."""
-        kinds: dict[str, Store[Any]] = {
-            "Node": self.nodes,
-            "Pod": self.pods,
-            "Namespace": self.namespaces,
-            "NetworkPolicy": self.policies,
-        }
-        return [kind for kind, store in kinds.items() if not store.newest.synced]
-
-
 class Policing:
     """Keeps maps and tables as planned. `endpoints` are the interfaces that pods of this node were attached by."""
 
@@ -98,7 +75,8 @@ class Policing:
         endpoints: Store[Mapping[AttachmentKey, Endpoint]],
         report: Callable[[Round], None],
     ) -> None:
-        self._node_name, self._config, self.objects, self.endpoints = node_name, config, objects, endpoints
+        self._config, self.objects, self.endpoints = config, objects, endpoints
+        self._view = View(node_name, objects)
         self._fitting = Fitting({name: layout.MAPS[name].max_entries for name in PLACES})
         self._compiled: tuple[tuple[Revision, ...], tuple[Contents, ...]] | None = None
         self._tried: tuple[Revision, ...] = ()  # what may make room at once, when it was last tried
@@ -107,6 +85,7 @@ class Policing:
         self.datapath = Datapath("policy", config.newest.value.config.paths.bpf)
         self._unjudged: tuple[int, ...] = ()  # versions that bridges hand to nobody
         self._own_tables = OwnTables(TABLES)
+        self._planned: tuple[tuple[Revision, tuple[int, ...]], Mapping[str, Table]] | None = None
         self.maps: Reconciler[str, Stages] = Reconciler(
             "policy_maps", self._want_maps, _OnDemand(self._open_maps), str, report, resync_s=lambda: LOOK_BACK_S
         )
@@ -270,7 +249,7 @@ class Policing:
             stores: tuple[Store[Any], ...] = (self.endpoints, objects.namespaces, objects.policies, self._config)
             at = tuple(store.newest.revision for store in stores)
             again = is_due or not self.misfits or at != self._tried
-            self.snapshot = snapshot(self._node_name, objects, self.endpoints.newest.value)
+            self.snapshot = self._view.look(self.endpoints.newest.value)
             overflow = self._config.newest.value.config.policy.on_overflow
             self._compiled = revisions, self._fitting.advance(self.snapshot, have, overflow, again=again)
             if again:
@@ -316,12 +295,19 @@ class Policing:
     def _want_tables(self) -> Desired[str, Table]:
         if not (self.maps.ever_settled and self.links.ever_settled and self.endpoints.newest.synced):
             return Desired({}, complete=False)
+        made_of = self.endpoints.newest.revision, self._unjudged
+        if self._planned is None or self._planned[0] != made_of:
+            self._planned = made_of, {key(table.family): table for table in self._tables()}
+        return Desired(self._planned[1], complete=True)
+
+    def _tables(self) -> tuple[Table, Table]:
         installed, place = self.datapath.installed(), str(self.datapath.directory)
         number = {name: program.id for name, program in installed.programs.items()}
         routed, bridged = sources(self.endpoints.newest.value.values())
-        inet = inet_table(place, number["policy"], number["policy_reply"], routed)
-        bridge = bridge_table(place, number["policy_astray"], number["policy_bridge"], bridged, self._unjudged)
-        return Desired({key(table.family): table for table in (inet, bridge)}, complete=True)
+        return (
+            inet_table(place, number["policy"], number["policy_reply"], routed),
+            bridge_table(place, number["policy_astray"], number["policy_bridge"], bridged, self._unjudged),
+        )
 
     def _open_maps(self) -> PolicyMaps:
         return PolicyMaps(self.datapath.installed(), self.datapath.directory)
@@ -344,22 +330,6 @@ class Policing:
             return True
         pod = self.objects.pods.newest.value.get(f"{endpoint.pod.namespace}/{endpoint.pod.name}")
         return pod is not None and endpoint.pod.uid in ("", pod.uid)
-
-
-def snapshot(node_name: str, objects: Objects, endpoints: Mapping[AttachmentKey, Endpoint]) -> Snapshot:
-    """What verdicts rest on. This node's pods are those that Kubernetes shows here or that have an interface here."""
-    pods, namespaces = objects.pods.newest.value, objects.namespaces.newest.value
-    local: dict[str, tuple[Address, ...]] = {
-        key: () for key, pod in pods.items() if pod.node == node_name and not (pod.host_network or pod.finished)
-    }
-    for endpoint in endpoints.values():
-        if endpoint.pod is not None:
-            name = f"{endpoint.pod.namespace}/{endpoint.pod.name}"
-            local[name] = (*local.get(name, ()), *endpoint.addresses)
-    node = objects.nodes.newest.value.get(node_name)
-    audited = frozenset(namespace.name for namespace in namespaces.values() if namespace.audited)
-    own = frozenset(node.internal_ips) if node is not None else frozenset()
-    return Snapshot(pods, namespaces, objects.policies.newest.value, local, own, audited)
 
 
 def unenforceable(endpoint: Endpoint) -> str:

@@ -234,7 +234,8 @@ class Vocabulary:
         self._take(lost)
         self._touch_blocks(changed)
         self._namespaces.keep(self._namespace_selectors())
-        self._shared = {features: features for features in self._features.values()}
+        shared = set(self._features.values())
+        self._shared = dict(zip(shared, shared, strict=True))
 
     def _ports_named(self, name: NamedPort) -> Iterator[tuple[str, NumberedPort]]:
         for key in self._pods.with_port(name):

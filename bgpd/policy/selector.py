@@ -1,4 +1,4 @@
-"""Finds the pods that a selector selects without asking each pod, and remembers which namespaces one selects. Pure.
+"""Finds the pods and namespaces that a selector selects without asking each of them. Pure.
 
 What a selector means is `model.labels`' business; this only keeps the questions few: of the requirements that name
 values, the rarest is looked up, and what it finds is asked in full.
@@ -6,44 +6,86 @@ values, the rarest is looked up, and what it finds is asked in full.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import TypeVar
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Generic, TypeAlias, TypeVar
 
 from bgpd.model.labels import Operator, Selector
 from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NamedPort, PodPeer
 
 K = TypeVar("K")
+L = TypeVar("L", Namespace, Pod)
+
+_Groups: TypeAlias = Sequence[Collection[str]]  # of keys
+
+
+class LabelIndex(Generic[L]):
+    """Objects by key, found by the labels that they have."""
+
+    def __init__(self) -> None:
+        self.objects: dict[str, L] = {}
+        self._by_label: dict[str, dict[str, set[str]]] = {}  # for the label keys that were asked for so far
+
+    def put(self, key: str, found: L) -> None:
+        """Adds an object or replaces what was known of it."""
+        self.drop(key)
+        self.objects[key] = found
+        for label, by_value in self._by_label.items():
+            if label in found.labels:
+                by_value.setdefault(found.labels[label], set()).add(key)
+
+    def drop(self, key: str) -> L | None:
+        """Returns what it was."""
+        was = self.objects.pop(key, None)
+        if was is not None:
+            for label, by_value in self._by_label.items():
+                if label in was.labels:
+                    _discard(by_value, was.labels[label], key)
+        return was
+
+    def candidates(self, selector: Selector) -> Iterator[_Groups]:
+        """For each requirement that names values: the keys of those that have one of them."""
+        for requirement in selector.requirements:
+            if requirement.operator is Operator.IN:
+                by_value = self._with_label(requirement.key)
+                yield [by_value[value] for value in set(requirement.values) if value in by_value]
+
+    def _with_label(self, label: str) -> dict[str, set[str]]:
+        """Those that have a label, by its value. Most labels are in no selector."""
+        by_value = self._by_label.get(label)
+        if by_value is None:
+            by_value = self._by_label[label] = {}
+            for key, found in self.objects.items():
+                if label in found.labels:
+                    by_value.setdefault(found.labels[label], set()).add(key)
+        return by_value
 
 
 class PodIndex:
     """Pods by key, found by namespace, label and named port."""
 
     def __init__(self) -> None:
-        self.pods: dict[str, Pod] = {}
+        self._labels: LabelIndex[Pod] = LabelIndex()
         self._by_namespace: dict[str, set[str]] = {}
-        self._by_label: dict[str, dict[str, set[str]]] = {}  # for the label keys that were asked for so far
         self._by_port: dict[tuple[int, str], set[str]] = {}
+
+    @property
+    def pods(self) -> Mapping[str, Pod]:
+        return self._labels.objects
 
     def put(self, key: str, pod: Pod) -> None:
         """Adds a pod or replaces what was known of it."""
         self.drop(key)
-        self.pods[key] = pod
+        self._labels.put(key, pod)
         self._by_namespace.setdefault(pod.namespace, set()).add(key)
-        for label, by_value in self._by_label.items():
-            if label in pod.labels:
-                by_value.setdefault(pod.labels[label], set()).add(key)
         for port in _names(pod):
             self._by_port.setdefault(port, set()).add(key)
 
     def drop(self, key: str) -> None:
-        pod = self.pods.pop(key, None)
+        pod = self._labels.drop(key)
         if pod is None:
             return
         _discard(self._by_namespace, pod.namespace, key)
-        for label, by_value in self._by_label.items():
-            if label in pod.labels:
-                _discard(by_value, pod.labels[label], key)
         for port in _names(pod):
             _discard(self._by_port, port, key)
 
@@ -55,10 +97,10 @@ class PodIndex:
 
     def select(self, selector: Selector, namespaces: Collection[str]) -> Collection[str]:
         """The pods of these namespaces that `selector` selects, in no order."""
-        inside = [self._by_namespace[name] for name in namespaces if name in self._by_namespace]
+        inside: _Groups = [self._by_namespace[name] for name in namespaces if name in self._by_namespace]
         if not selector.requirements:
             return set().union(*inside)
-        groups = min((inside, *self._by_requirement(selector)), key=_size)
+        groups = min((inside, *self._labels.candidates(selector)), key=_size)
         return [
             key
             for keys in groups
@@ -67,29 +109,12 @@ class PodIndex:
             and selector.selects(self.pods[key].labels)
         ]
 
-    def _by_requirement(self, selector: Selector) -> Iterator[list[set[str]]]:
-        """For each requirement that names values: the pods that have one of them."""
-        for requirement in selector.requirements:
-            if requirement.operator is Operator.IN:
-                by_value = self._with_label(requirement.key)
-                yield [by_value[value] for value in set(requirement.values) if value in by_value]
-
-    def _with_label(self, label: str) -> dict[str, set[str]]:
-        """The pods that have a label, by its value. Most labels that pods have are in no selector."""
-        by_value = self._by_label.get(label)
-        if by_value is None:
-            by_value = self._by_label[label] = {}
-            for key, pod in self.pods.items():
-                if label in pod.labels:
-                    by_value.setdefault(pod.labels[label], set()).add(key)
-        return by_value
-
 
 class NamespaceIndex:
     """Namespaces by name, and which of them each selector that was asked about selects."""
 
     def __init__(self) -> None:
-        self._namespaces: dict[str, Namespace] = {}
+        self._labels: LabelIndex[Namespace] = LabelIndex()
         self._selected: dict[Selector, set[str]] = {}
 
     def of(self, peer: PodPeer, policy_namespace: str) -> Collection[str]:
@@ -98,8 +123,7 @@ class NamespaceIndex:
             return (policy_namespace,)
         selected = self._selected.get(peer.namespaces)
         if selected is None:
-            selected = {name for name, each in self._namespaces.items() if peer.namespaces.selects(each.labels)}
-            self._selected[peer.namespaces] = selected
+            selected = self._selected[peer.namespaces] = self._select(peer.namespaces)
         return selected
 
     def update(self, changed: Mapping[str, Namespace | None]) -> dict[str, set[Selector]]:
@@ -107,9 +131,9 @@ class NamespaceIndex:
         flipped: dict[str, set[Selector]] = {}
         for name, namespace in changed.items():
             if namespace is None:
-                self._namespaces.pop(name, None)
+                self._labels.drop(name)
             else:
-                self._namespaces[name] = namespace
+                self._labels.put(name, namespace)
             for selector, selected in self._selected.items():
                 selects = namespace is not None and selector.selects(namespace.labels)
                 if selects != (name in selected):
@@ -121,13 +145,19 @@ class NamespaceIndex:
         """Forgets all selectors but these."""
         self._selected = {key: value for key, value in self._selected.items() if key in selectors}
 
+    def _select(self, selector: Selector) -> set[str]:
+        namespaces = self._labels.objects
+        everything: _Groups = [namespaces.keys()]
+        groups = min((everything, *self._labels.candidates(selector)), key=_size)
+        return {name for names in groups for name in names if selector.selects(namespaces[name].labels)}
+
 
 def _names(pod: Pod) -> set[tuple[int, str]]:
     """Two containers of a pod may use one name."""
     return {(port.protocol, port.name) for port in pod.ports}
 
 
-def _size(groups: list[set[str]]) -> int:
+def _size(groups: _Groups) -> int:
     return sum(map(len, groups))
 
 

@@ -122,6 +122,11 @@ class Table:
     sets: Mapping[str, frozenset[bytes]]
     damage: str = ""
 
+    @property
+    def rules_from(self) -> tuple[object, ...]:
+        """All that the chains and rules depend on."""
+        return self.family, self.directory, self.ids, self.judged, bool(self.sets)
+
 
 _Rules: TypeAlias = list[tuple[Sequence[bytes], str]]
 """The expressions of each rule, and its comment."""
@@ -162,16 +167,17 @@ def update(have: Table, want: Table) -> Iterator[Message]:
 
 
 def _update(have: Table, want: Table) -> Iterator[Message]:
-    old, new = _chains(have), _chains(want)
-    if old != new:
+    same_rules = have.rules_from == want.rules_from
+    if not same_rules:
+        old = _chains(have)
         if old:
             yield nft.no_rules(NAME)
-        yield from (nft.no_chain(NAME, name) for name in old.keys() - new.keys())
+        yield from (nft.no_chain(NAME, name) for name in old.keys() - _chains(want).keys())
     for number, (name, keys) in enumerate(want.sets.items(), 1):
         if name not in have.sets:
             yield filters.key_set(NAME, name, *_KEYS[name], number)
         yield from filters.set_keys(NAME, name, have.sets.get(name, frozenset()), keys)
-    if old != new:
+    if not same_rules:
         yield from _rules(want)
 
 

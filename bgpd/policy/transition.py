@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bgpd.policy.entries import Contents
+from bgpd.runtime.diff import gone, written
 
 FLIPS = ("cidrs", "peers")
 """Maps whose entries decide which others are found."""
@@ -38,12 +39,9 @@ def changes(have: Contents, want: Contents) -> Iterator[Write]:
 
 def _written(name: str, have: Mapping[Any, Any], want: Mapping[Any, Any]) -> Iterator[Write]:
     if have is not want:
-        for key, value in want.items():
-            if have.get(key) != value:
-                yield Write(name, key, value)
+        yield from (Write(name, key, want[key]) for key in written(want, have))
 
 
 def _removed(name: str, have: Mapping[Any, Any], want: Mapping[Any, Any]) -> Iterator[Write]:
     if have is not want:
-        for key in have.keys() - want.keys():
-            yield Write(name, key, None)
+        yield from (Write(name, key, None) for key in gone(want, have))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -39,13 +40,25 @@ def maps(policy: Installed, directory: Path) -> PolicyMaps:
 
 
 def bring(maps: PolicyMaps, *steps: Contents) -> None:
-    """From what is there, as the loop would."""
+    """From what is there, as the loop would; in the end nothing is left over."""
 
     async def apply() -> None:
         have = await maps.observe()
         assert await maps.apply([Change(KEY, Stages(steps), have.get(KEY))]) == [DONE]
+        await maps.observe()
 
     asyncio.run(apply())
+
+
+async def flip(maps: PolicyMaps, stages: Sequence[Contents]) -> None:
+    """Back and forth, faster than what is left over goes: some of it is wanted again."""
+    have = (await maps.observe())[KEY]
+    for turn in range(FLIPS):
+        want = Stages((stages[(turn + 1) % 2],))
+        await maps.apply([Change(KEY, want, have)])
+        await asyncio.sleep(turn % 4 * 0.004)
+        have = want
+    await maps.observe()
 
 
 def there(maps: PolicyMaps) -> Contents:
@@ -95,12 +108,12 @@ def test_a_pod_meets_the_old_rules_or_the_new_ones_at_every_moment(policy: Insta
 
     looking = threading.Thread(target=look)
     looking.start()
-    for turn in range(FLIPS):
-        bring(maps, stages[(turn + 1) % 2])
+    asyncio.run(flip(maps, stages))
     over.set()
     looking.join()
     assert len(verdicts) > FLIPS
     assert {*verdicts} == {PASS}
+    assert there(maps) == stages[FLIPS % 2]  # and nothing is left over
     bring(maps, replace(stages[0], rules={}))
     assert ask(policy, to(V4)) == DROP
 

@@ -24,7 +24,8 @@ from bgpd.model.outcome import DONE, Blocked
 from bgpd.model.pod import Namespace as PodNamespace
 from bgpd.model.pod import Pod
 from bgpd.model.policy import NetworkPolicy
-from bgpd.policy.policing import Objects, Policing
+from bgpd.policy.policing import Policing
+from bgpd.policy.view import Objects
 from bgpd.runtime.store import Store
 from tests.fabric import frames, policy_node
 from tests.fabric.macvlan_node import PLANS, MacvlanPlace

@@ -33,7 +33,8 @@ from bgpd.model.fault import Fault
 from bgpd.model.masq import Compat, Reading, Rules
 from bgpd.model.node import Node
 from bgpd.observe.control import ControlError
-from bgpd.policy.policing import Objects, Policing
+from bgpd.policy.policing import Policing
+from bgpd.policy.view import Objects
 from bgpd.runtime.store import Store
 
 HOUR_S = 3600.0
