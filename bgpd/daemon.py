@@ -55,6 +55,7 @@ from bgpd.observe.control import ControlServer
 from bgpd.observe.health import Readiness
 from bgpd.observe.http import HttpServer
 from bgpd.observe.metrics import Metrics
+from bgpd.runtime.collector import look_seldom
 from bgpd.runtime.lock import RunLock
 from bgpd.runtime.malloc import give_back_large_blocks
 from bgpd.runtime.notify import Notifier, watchdog
@@ -134,6 +135,7 @@ class Daemon:
 
     async def _serve(self, config: Config, stack: contextlib.ExitStack) -> None:
         """Builds, wires, runs, and takes down in the reverse order."""
+        look_seldom()
         config.paths.run.mkdir(parents=True, exist_ok=True)
         config.paths.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         stack.callback(RunLock(config.paths.run).release)

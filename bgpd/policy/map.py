@@ -114,12 +114,14 @@ class PolicyMaps:
         self._stage = 0  # the last one that was written
         self._writing = asyncio.Lock()
         self._sweep: asyncio.Task[None] | None = None
+        self._meddled = False  # somebody else has written: what is to go may be what packets find
 
     async def observe(self) -> Mapping[str, Stages]:
         await self._swept()
         self._left.clear()
-        self._have = await asyncio.to_thread(self._read)
-        return {KEY: Stages((self._have,))}
+        found = await asyncio.to_thread(self._read)
+        self._meddled, self._have = Stages((found,)) != Stages((self._have,)), found
+        return {KEY: Stages((found,))}
 
     async def apply(self, wanted: Sequence[Change[str, Stages]]) -> Sequence[Outcome]:
         """DatapathError: the maps are between two stages. TargetError: it does not fit, nothing is changed."""
@@ -137,6 +139,9 @@ class PolicyMaps:
         if self._left and (self._sweep is None or self._sweep.done()):
             await self._swept()  # or nobody would hear of one that failed
             self._sweep = asyncio.create_task(self._remove_left(), name="policy entries left over")
+        if self._meddled:
+            await self._swept()
+            self._meddled = False
         return [DONE] * len(wanted)
 
     async def _swept(self) -> None:
