@@ -303,7 +303,7 @@ class Vocabulary:
         before = self._owners.pop(address, None)
         if not claimants:
             self._claimants.pop(address, None)
-            self._held.pop(address, None)
+            self._held.pop(address, None)  # while somebody has it, changes of blocks find it there
         else:
             self._owners[address] = max(claimants, key=snapshot.claim) if len(claimants) > 1 else claimants[0]
         after = self._owners.get(address)

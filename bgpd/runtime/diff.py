@@ -82,7 +82,12 @@ def gone(want: Mapping[K, V], have: Mapping[K, V]) -> Iterator[K]:
 
 def changed(want: Mapping[K, V], have: Mapping[K, V]) -> set[K]:
     """The keys that are new, gone or have another value."""
-    return set() if want is have else {*written(want, have), *gone(want, have)}
+    if want is have:
+        return set()
+    found = set(written(want, have))
+    if len(have) + sum(key not in have for key in found) != len(want):
+        found.update(gone(want, have))
+    return found
 
 
 def _compared(want: Mapping[K, V], have: Mapping[K, V]) -> tuple[Iterable[K], Iterable[K]]:

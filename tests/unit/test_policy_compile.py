@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bgpd.model.policy import Direction, Snapshot
+from bgpd.model.labels import Selector
+from bgpd.model.pod import Pod
+from bgpd.model.policy import Direction, IpBlock, NetworkPolicy, PolicyRule, Snapshot
+from bgpd.model.prefix import Address
 from bgpd.policy.compile import Compiler
 from bgpd.policy.entries import Contents
 from bgpd.policy.evaluate import Decision, Flow, Reason, evaluate, owner
@@ -107,3 +111,17 @@ def test_an_empty_node_has_nothing() -> None:
     """No pod here, no entry: whatever the cluster has is none of this node's business."""
     nothing = Snapshot({}, {}, {}, {})
     assert Compiler().advance(nothing) == (Contents(),)
+
+
+def test_an_address_forgets_a_block_with_the_pod_that_showed_it_too() -> None:
+    """The policy goes with the other pod's address, in one change."""
+    address = (IPv4Address("10.0.0.2"),)
+    rule = PolicyRule((IpBlock(IPv4Network("10.0.0.0/8"), ()),), None)
+    policy = NetworkPolicy("x", "p", "", Selector(), (rule,), None)
+    mine, selected, other = Pod("y", "k", ips=address), Pod("x", "k"), Pod("z", "k", ips=address)
+    pods = {each.key: each for each in (mine, selected, other)}
+    local: dict[str, tuple[Address, ...]] = {mine.key: (), selected.key: (IPv4Address("10.0.0.3"),)}
+    compiler = Compiler()
+    compiler.advance(Snapshot(pods, {}, {policy.key: policy}, local))
+    after = Snapshot({**pods, other.key: replace(other, ips=())}, {}, {}, local)
+    assert compiler.advance(after)[-1] == Compiler().advance(after)[-1]
