@@ -50,7 +50,6 @@ from bgpd.policy.parents import (
 )
 from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table, key
 from bgpd.policy.view import Objects, View
-from bgpd.runtime.collector import set_aside
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
@@ -220,7 +219,6 @@ class Policing:
         self.parents.kick(stale=True)  # with whom it waited for
         for loop in (self.maps, self.links):
             loop.suspect()  # the first look took as long as loading the programs did, and put the next one off
-        set_aside()  # the cluster, as it was first read
 
     def _inputs_changed(self) -> None:
         for loop in self.loops:

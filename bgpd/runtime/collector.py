@@ -1,8 +1,8 @@
-"""How often Python looks for objects that only refer to each other, and at which ones.
+"""How often Python looks for objects that only refer to each other.
 
-What counting references does not free is rare here: models are values that refer to nothing that refers back. But to
-look at the objects of 10,000 pods takes 50 ms, in which nobody is answered, and while a list of them is read the
-default looks at them again and again: a quarter of the time. Source: the documentation of `gc`.
+What counting references does not free is rare here: models are values that refer to nothing that refers back. But
+while a list of 10,000 pods is read, the default looks at what came last again and again: a quarter of the time.
+Source: the documentation of `gc`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,3 @@ _NEW_OBJECTS = 10_000  # 700 by default; of these at most so many more wait to b
 def look_seldom() -> None:
     """For the whole process."""
     gc.set_threshold(_NEW_OBJECTS, *gc.get_threshold()[1:])
-
-
-def set_aside() -> None:
-    """What is there now came to stay: it is looked at once more, then never again."""
-    gc.collect()
-    gc.freeze()
