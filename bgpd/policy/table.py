@@ -24,11 +24,12 @@ table inet bgpd-policy {
 }
 table bridge bgpd-policy {
     chain prerouting { type filter hook prerouting priority dstnat; iif @links goto source }
-    chain source { as above, and ARP and neighbor discovery only of the pod's own addresses }
+    chain source { as above, nothing with a VLAN tag, and ARP and neighbor discovery only of the pod's own addresses }
     chain forward { type filter hook forward priority filter - 2...
         iif @links ip6 saddr fe80::/10 goto on_link                # neighbor discovery, and nothing else
         oif @links jump to_pod
         meta protocol ip goto judge4   # where the bridge does not hand its frames to the table above
+        ether type 8021q meta protocol ip goto tagged4             # else: such frames it never does
     }
     chain to_pod {
         oif . ether daddr . ip daddr @sources4 return              # the same for IPv6; ARP
@@ -38,7 +39,9 @@ table bridge bgpd-policy {
 ```
 
 A bridge hands what it forwards to the first table if `bridge-nf-call-iptables` says so, as kube-proxy wants it (in
-`bridge-nf-call-ip6tables` for IPv6). Where it does not, the second one asks a program that tracks flows itself.
+`bridge-nf-call-ip6tables` for IPv6). Where it does not, the second one asks a program that tracks flows itself. So it
+does for what has a VLAN tag, given by a bridge that keeps its ports apart with these: `bridge-nf-filter-vlan-tagged`
+is off everywhere, and where it is on, both tables judge.
 
 This does not decide what is allowed, nor which links are pods'. `netlink.owntables` tells the kernel.
 """
@@ -82,6 +85,8 @@ IPV4_DESTINATION, IPV6_DESTINATION = (Header.NETWORK, 16, 4), (Header.NETWORK, 2
 IPV4_SOURCE, IPV6_SOURCE = (Header.NETWORK, 12, 4), (Header.NETWORK, 8, 16)
 ARP_HARDWARE, ARP_PROTOCOL = (Header.NETWORK, 8, 6), (Header.NETWORK, 14, 4)  # RFC 826, of Ethernet and IPv4
 ADVERTISED = (Header.TRANSPORT, 8, 16)  # RFC 4861 section 4.4: the target address
+ETHER_TYPE = (Header.LINK, 12, 2)  # the outermost, of a tag too
+VLAN_TAGS = (b"\x81\x00", b"\x88\xa8")  # IEEE 802.1Q table 9-1
 ETH_IP, ETH_ARP, ETH_IPV6 = b"\x08\x00", b"\x08\x06", b"\x86\xdd"
 ICMP, ICMPV6 = 1, 58
 ROUTER_ADVERTISEMENT, NEIGHBOR_ADVERTISEMENT, REDIRECT = 134, 136, 137
@@ -112,7 +117,8 @@ class Table:
 
     `directory` has the pins of the programs, `ids` the kernel's numbers of those that are asked, in the order of the
     rules: a rule goes on with the one that it was made with when another is pinned. `judged`: the IP versions whose
-    packets are judged; in the inet table always both. `damage` says what is wrong with a table that was found.
+    packets are judged, with a VLAN tag or without; in the inet table always both. `damage` says what is wrong with a
+    table that was found.
     """
 
     family: Family
@@ -142,7 +148,7 @@ def bridge_table(
 ) -> Table:
     """`sources`: behind ports of bridges. `judged`: versions that no bridge hands to the inet table."""
     versions = frozenset(judged)
-    ids = (policy_astray, *[policy_bridge] * len(versions))
+    ids = (policy_astray, policy_bridge, policy_bridge)
     return Table(Family.BRIDGE, directory, ids, versions, _sets_of(sources))
 
 
@@ -231,6 +237,7 @@ def _bridge_chains(table: Table) -> dict[str, _Rules]:
     chains: dict[str, _Rules] = {
         "prerouting": [((*_FROM_POD, _goto("source")), "")],
         "source": [
+            *(((*_tagged(each), filters.counter(), _DROP), "pods are in no VLAN of their own") for each in VLAN_TAGS),
             ((*arp, _goto("arp")), ""),
             *(
                 ((*ipv6, *_is_icmpv6(each), filters.counter(), _DROP), "pods are no routers")
@@ -261,13 +268,20 @@ def _bridge_chains(table: Table) -> dict[str, _Rules]:
 def _bridge_forward(
     table: Table, arp: tuple[bytes, ...], ipv4: tuple[bytes, ...], ipv6: tuple[bytes, ...]
 ) -> dict[str, _Rules]:
-    judged = {version: is_version for version, is_version in ((4, ipv4), (6, ipv6)) if version in table.judged}
+    versions = {4: ipv4, 6: ipv6}
+    judged = {version: is_version for version, is_version in versions.items() if version in table.judged}
     chains: dict[str, _Rules] = {
         "forward": [
             ((*_FROM_POD, *ipv6, *_link_local(IPV6_SOURCE), _goto("on_link")), ""),
             ((*_FROM_POD, *ipv6, *_is_unspecified(), _goto("on_link")), ""),
             ((nft.meta(Meta.OIF), nft.in_set("links"), nft.verdict(nft.Verdict.JUMP, "to_pod")), ""),
             *(((*is_version, _goto(f"judge{version}")), "") for version, is_version in judged.items()),
+            *(
+                ((*_tagged(each), *versions[version], _goto(f"tagged{version}")), "not for br_netfilter")
+                for version in versions
+                if version not in judged
+                for each in VLAN_TAGS
+            ),
         ],
         "to_pod": [
             ((*ipv4, *_to(IPV4_DESTINATION), nft.in_set("sources4"), _RETURN), ""),
@@ -280,8 +294,9 @@ def _bridge_forward(
             ((filters.counter(), _DROP), "policy knows no link-local addresses"),
         ],
     }  # fmt: skip
-    for version, number in zip(judged, table.ids[1:], strict=True):
-        chains[f"judge{version}"] = [_judge(table, "policy_bridge", number)]
+    for version, number in zip(versions, table.ids[1:], strict=True):
+        name = f"judge{version}" if version in judged else f"tagged{version}"
+        chains[name] = [_judge(table, "policy_bridge", number)]
     return chains
 
 
@@ -327,6 +342,10 @@ def _is_unspecified() -> tuple[bytes, ...]:
     return nft.payload(*IPV6_SOURCE), nft.compare(Compare.EQUAL, UNSPECIFIED[6])
 
 
+def _tagged(tag: bytes) -> tuple[bytes, ...]:
+    return nft.payload(*ETHER_TYPE), nft.compare(Compare.EQUAL, tag)
+
+
 def _is_protocol(number: int) -> tuple[bytes, ...]:
     return nft.meta(Meta.L4PROTO), nft.compare(Compare.EQUAL, bytes([number]))
 
@@ -348,7 +367,7 @@ def found_in(family: Family, shown: Parts) -> Table:
     judged = frozenset(version for version in (4, 6) if family is Family.INET or f"judge{version}" in shown.chains)
     asked = [
         found
-        for name in ("forward", "replies", "to_pod", "judge4", "judge6")
+        for name in ("forward", "replies", "to_pod", "judge4", "tagged4", "judge6", "tagged6")
         for found in programs_asked(shown.rules.get(name, ()), _PROGRAM_COMMENT)
     ]
     found = Table(
@@ -363,7 +382,7 @@ def found_in(family: Family, shown: Parts) -> Table:
 
 def _damage(found: Table, shown: Parts) -> str:
     """How what is there differs from what `found` would have been made of; empty: not at all."""
-    asked = 2 if found.family is Family.INET else 1 + len(found.judged)
+    asked = 2 if found.family is Family.INET else 3
     if shown.sets.keys() == _KEYS.keys() and len(found.ids) != asked:
         return "its chains do not ask our programs"
     return differences(_KEYS, _rules(found), shown)

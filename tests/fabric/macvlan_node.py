@@ -10,8 +10,6 @@ that goes with the lab.
 from __future__ import annotations
 
 import asyncio
-import errno
-import socket
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -27,6 +25,7 @@ from bgpd.model.outcome import Outcome
 from bgpd.netlink.links import Links
 from bgpd.policy.parents import ParentLinks, Programs, Stations, entries, install, programs
 from bgpd.runtime.diff import Change, diff
+from tests.fabric import frames
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.policy_node import link, verdicts
 
@@ -114,20 +113,7 @@ class MacvlanPlace:
         return self.node.call(lambda: asyncio.run(function()))
 
     def inject(self, name: str, frame: bytes, *, protocol: int = 0, interface: str = "eth0") -> None:
-        self.send(self.namespace(name), frame, interface, protocol)
-
-    @staticmethod
-    def send(sender: Namespace, frame: bytes, interface: str, protocol: int = 0) -> None:
-        """Past everything that a pod has of its own: by a packet socket, without a queue. `protocol`: what the frame
-        is said to be, 0: what it is."""
-        with sender.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
-            wire.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
-            wire.bind((interface, protocol))
-            try:
-                wire.send(frame)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:  # what is dropped on the way out is told
-                    raise
+        frames.send(self.namespace(name), interface, frame, protocol)
 
 
 class MacvlanNode(MacvlanPlace):
@@ -218,5 +204,3 @@ class MacvlanNode(MacvlanPlace):
         return verdicts(self.policy.maps["policy_verdicts"])
 
 
-PACKET_QDISC_BYPASS = 20  # linux/if_packet.h
-SOL_PACKET = 263  # linux/socket.h; not in Python's

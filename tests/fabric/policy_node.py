@@ -140,12 +140,13 @@ class PolicyNode(PolicyPlace):
         ifindex, mac = link(self.node, f"port-{name}")[0], link(self.namespace(name), "eth0")[1]
         return Source(ifindex, mac, tuple(ip_address(plan.of(name)) for plan in PLANS))
 
-    def wanted(self) -> dict[str, Table]:
+    def wanted(self, bridged: Iterable[str] = BRIDGED) -> dict[str, Table]:
+        """`bridged`: the pods on the bridge whose ports are told of."""
         programs = {name: each.id for name, each in self.installed.programs.items()}
         place, judged = str(self.directory), () if self.br_netfilter else (4, 6)
         inet = inet_table(place, programs["policy"], programs["policy_reply"], map(self.source, ROUTED))
         bridge = bridge_table(
-            place, programs["policy_astray"], programs["policy_bridge"], map(self.source, BRIDGED), judged
+            place, programs["policy_astray"], programs["policy_bridge"], map(self.source, bridged), judged
         )
         return dict(zip(TABLES, (inet, bridge), strict=True))
 

@@ -258,10 +258,10 @@ def test_the_node_s_other_macvlans_are_no_strangers(node: MacvlanNode) -> None:
         mac = link(owner, interface)[1]
         frame = frames.udp(node.mac("outside"), mac, ABROAD[4], V4.outside)
         with listener(node.outside) as wire:
-            node.send(owner, frame, interface)
+            frames.send(owner, interface, frame)
             assert not marked(wire, SILENCE_S)
             node.tell(others=[mac] if owner is machine else ())
-            node.send(owner, frame, interface)
+            frames.send(owner, interface, frame)
             assert marked(wire, SILENCE_S)
 
 

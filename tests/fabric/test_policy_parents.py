@@ -174,7 +174,7 @@ def test_a_macvlan_of_another_system_may_send_once_the_configuration_names_it(
 
     def heard(source: str) -> bool:
         with frames.listener(place.outside) as wire:
-            place.send(machine, frames.udp(to, mac, source, PLANS[0].outside), "eth0")
+            frames.send(machine, "eth0", frames.udp(to, mac, source, PLANS[0].outside))
             return frames.marked(wire, SILENCE_S) is not None
 
     async def run() -> None:
