@@ -38,7 +38,7 @@ from bgpd.console import Console, Parts, Pending
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
-from bgpd.kube.sources import Source, api_server, api_source, manifest_source, several
+from bgpd.kube.sources import Source, api_server, api_source, manifest_source, recorder, several
 from bgpd.model.attachment import OWN_FILE, AttachmentKey
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
@@ -65,6 +65,7 @@ from bgpd.runtime.store import Store
 
 if TYPE_CHECKING:
     from bgpd.cni.chaining import Chaining
+    from bgpd.kube.client import ApiServer
     from bgpd.masq.masquerading import Masquerading
     from bgpd.noderoutes.noderouting import NodeRouting
     from bgpd.policy.policing import Policing
@@ -177,7 +178,8 @@ class Daemon:
         routing = Routing(config.node.name, inputs, speaker, header, self._report)
         bfd = Bfd(BirdFiles(config.paths.run), inputs, routing, self._report)
         cluster = Cluster.empty()
-        source = await _source(config, inputs.nodes, cluster)
+        server = await _api_server(config)
+        source = _source(config, server, _feeds(config, inputs.nodes, cluster))
         masquerading = self._masquerading(config, inputs, cluster.masquerade)
         parts = Parts(masquerading, *self._policing(config, inputs, cluster), self._node_routing(config, inputs))
         console = Console(self.file, inputs, routing, bfd, source, drainer, parts)
@@ -196,6 +198,8 @@ class Daemon:
         tasks = {type(part).__name__.lower(): part.run() for part in parts.running}
         if console.policy is not None:
             tasks["policy events"] = console.policy.events.run()
+        if server is not None and parts.policing is not None:
+            tasks["recorder"] = recorder(server, parts.policing.notices, config.node.name)
         return console, tasks | {
             "source": source.run(),
             "speaker": speaker.run(),
@@ -431,15 +435,21 @@ class Daemon:
                 await asyncio.sleep(PUBLISH_S)
 
 
-async def _source(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) -> Source:
-    """The one source the configuration names, feeding our own objects. FaultsError: unusable credentials."""
-    feeds = list(_feeds(config, nodes, cluster))
-    if config.source.manifests is not None:
-        return manifest_source(config.source.manifests, feeds)
-    assert config.source.kubernetes is not None
+async def _api_server(config: Config) -> ApiServer | None:
+    """None: the source is a directory. FaultsError: unusable credentials."""
+    if config.source.kubernetes is None:
+        return None
     server = api_server(config.source.kubernetes.kubeconfig)
     await server.check()
-    return several([api_source(server, feed) for feed in feeds])
+    return server
+
+
+def _source(config: Config, server: ApiServer | None, feeds: Iterator[Feed[Any]]) -> Source:
+    """The one source the configuration names, feeding our own objects."""
+    if server is not None:
+        return several([api_source(server, feed) for feed in feeds])
+    assert config.source.manifests is not None
+    return manifest_source(config.source.manifests, list(feeds))
 
 
 def _feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) -> Iterator[Feed[Any]]:

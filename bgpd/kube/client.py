@@ -1,7 +1,8 @@
 """Talks to one API server as one user: credentials, TLS and transport of the Kubernetes client, raw bodies.
 
 Decides when credentials are read again (a file of theirs changed, or the server answered 401) and what a
-broken connection or a refusal is called. It decodes nothing but refusals and never retries: `watch` does.
+broken connection or a refusal is called. It decodes nothing but refusals and never retries: `watch` and
+`recorder` do.
 The only module that imports kubernetes, which costs 40 MB of resident memory: import it when it is needed.
 
 The client's own hook that re-reads a service account's token goes by wall clock, which may jump; it is off.
@@ -18,6 +19,7 @@ import tempfile
 import weakref
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -39,12 +41,30 @@ CONNECT_S = 10.0  # TCP, TLS and the response's head; a healthy server takes a t
 PLUGIN_S = 30.0  # an exec plugin asks its cloud for a token; everything else is local files
 DEAD_AFTER_S = 20.0  # a silent network: TCP probes go unanswered for so long
 _ERROR_BODY = 64 * 1024
+_DONE = (200, 201)
 
 Query = Mapping[str, str]
+Body = Mapping[str, Any]
 
 
 class UnreachableError(Exception):
     """No answer, or half of one; the text says from where and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    method: str
+    path: str
+    query: Query = field(default_factory=dict)
+    body: Body | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        accept = {"Accept": "application/json"}
+        return accept | {"Content-Type": "application/merge-patch+json"} if self.method == "PATCH" else accept
+
+    def url(self, host: str) -> str:
+        return f"{host}{self.path}?{urlencode(self.query)}" if self.query else f"{host}{self.path}"
 
 
 class ApiServer:
@@ -95,7 +115,17 @@ class ApiServer:
 
     async def get(self, path: str, query: Query, timeout_s: float) -> bytes:
         """The body of a whole answer. Raises as `stream` does."""
-        async with self._open(path, query, timeout_s) as response:
+        async with self._open(_Request("GET", path, query), timeout_s) as response:
+            return await response.read()
+
+    async def create(self, path: str, body: Body, timeout_s: float) -> bytes:
+        """Adds an object to the collection `path`; it as the server has it. Raises as `stream` does."""
+        async with self._open(_Request("POST", path, body=body), timeout_s) as response:
+            return await response.read()
+
+    async def patch(self, path: str, body: Body, timeout_s: float) -> bytes:
+        """Applies a merge patch (RFC 7386) to the object `path`; it as it is then. Raises as `stream` does."""
+        async with self._open(_Request("PATCH", path, body=body), timeout_s) as response:
             return await response.read()
 
     @asynccontextmanager
@@ -105,17 +135,17 @@ class ApiServer:
         Pieces are no lines: a line may be longer than any buffer that aiohttp would allow.
         Raises, on entering and inside: `UnreachableError`, `RefusedError`, `FaultsError`.
         """
-        async with self._open(path, query, timeout_s) as response:
+        async with self._open(_Request("GET", path, query), timeout_s) as response:
             yield response.content.iter_any()
 
     @asynccontextmanager
-    async def _open(self, path: str, query: Query, timeout_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
+    async def _open(self, request: _Request, timeout_s: float) -> AsyncIterator[aiohttp.ClientResponse]:
         login = await self._current()
         login.users += 1
         try:
-            response = await self._send(login, path, query, timeout_s)
+            response = await self._send(login, request, timeout_s)
             try:
-                if response.status != 200:
+                if response.status not in _DONE:
                     await self._refuse(response)
                 yield response
             finally:
@@ -129,15 +159,14 @@ class ApiServer:
             login.users -= 1
             await login.close_if_left()
 
-    async def _send(self, login: _Login, path: str, query: Query, timeout_s: float) -> aiohttp.ClientResponse:
-        headers = {**login.client.default_headers, "Accept": "application/json"}
-        await login.client.update_params_for_auth(headers, [], ["BearerToken"], path, "GET", None)
-        url = f"{login.host}{path}?{urlencode(query)}" if query else f"{login.host}{path}"
+    async def _send(self, login: _Login, request: _Request, timeout_s: float) -> aiohttp.ClientResponse:
+        headers = {**login.client.default_headers, **request.headers}
+        await login.client.update_params_for_auth(headers, [], ["BearerToken"], request.path, request.method, None)
         # A frozen server's kernel still accepts connections, so the head needs a bound of its own.
         head_s = min(self._connect_s, timeout_s)
         try:
             async with asyncio.timeout(head_s):
-                return await login.request(url, headers, timeout_s)
+                return await login.send(request, headers, timeout_s)
         except TimeoutError:
             text = f"{login.host} began no answer in {head_s:g} s; is it overloaded or frozen?"
             raise UnreachableError(text) from None
@@ -234,9 +263,11 @@ class _Login:
         self.users = 0
         self.is_left = False
 
-    async def request(self, url: str, headers: dict[str, str], timeout_s: float) -> aiohttp.ClientResponse:
+    async def send(self, request: _Request, headers: dict[str, str], timeout_s: float) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
-        answer = await self.client.rest_client.request("GET", url, headers=headers, _request_timeout=timeout)
+        answer = await self.client.rest_client.request(
+            request.method, request.url(self.host), headers=headers, body=request.body, _request_timeout=timeout
+        )
         response: aiohttp.ClientResponse = answer.response
         return response
 

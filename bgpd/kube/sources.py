@@ -7,13 +7,14 @@ it is imported when that source is made, and a node that runs on manifests never
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.manifests import ManifestSource
+from bgpd.model.notice import Notice
 from bgpd.runtime.store import Store
 
 if TYPE_CHECKING:
@@ -45,6 +46,13 @@ def api_source(server: ApiServer, feed: Feed[T]) -> Source:
     from bgpd.kube.watch import ApiSource
 
     return ApiSource(server, feed)
+
+
+def recorder(server: ApiServer, notices: Store[Mapping[str, Notice]], node: str) -> Coroutine[Any, Any, None]:
+    """Tells the API server these notices as Events of this node, until cancelled."""
+    from bgpd.kube.recorder import Recorder
+
+    return Recorder(server, notices, node).run()
 
 
 def manifest_source(directory: Path, feeds: Sequence[Feed[Any]]) -> Source:

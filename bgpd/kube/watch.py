@@ -24,7 +24,6 @@ from typing import Generic, TypeAlias, TypeVar
 from bgpd.kube.client import ApiServer, UnreachableError
 from bgpd.kube.feed import Feed, SourceState, SourceStatus, entered
 from bgpd.kube.mirror import GarbledError, GoneError, Listing, Mirror, RefusedError
-from bgpd.kube.parse import Kind
 from bgpd.model.fault import FaultsError
 from bgpd.runtime.backoff import Backoff
 from bgpd.runtime.store import Store
@@ -34,7 +33,7 @@ T = TypeVar("T")
 PAGE_LIMIT = 500  # what kubectl and client-go ask for
 LINE_LIMIT = 16 * 1024 * 1024  # etcd takes 1.5 MB for an object; managedFields and escapes may double it
 
-_Failure: TypeAlias = GoneError | GarbledError | RefusedError | UnreachableError | FaultsError
+Failure: TypeAlias = GoneError | GarbledError | RefusedError | UnreachableError | FaultsError
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ class ApiSource(Generic[T]):
 
     async def _keep_following(self) -> None:
         attempt = 0
-        failure: _Failure | None = None
+        failure: Failure | None = None
         while True:
             before, failure = failure, await self._follow()
             if self._clock() - self._watching_since >= self._timing.steady_s:
@@ -98,7 +97,7 @@ class ApiSource(Generic[T]):
             if delay:
                 await self._pause(delay)
 
-    async def _follow(self) -> _Failure | None:
+    async def _follow(self) -> Failure | None:
         """Lists if need be and watches until that ends; returns why, None being the server's timeout."""
         self._watching_since = math.inf
         try:
@@ -164,7 +163,7 @@ class ApiSource(Generic[T]):
         warning = self._feed.emptiness if self._feed.store.newest.synced else ""
         self.status.publish(replace(self.status.newest.value, faults=faults, warning=warning))
 
-    def _failed(self, failure: _Failure) -> None:
+    def _failed(self, failure: Failure) -> None:
         """Prepares the next attempt and says what went wrong with this one."""
         if isinstance(failure, RefusedError) and failure.status == 401:
             self._server.refused()
@@ -173,17 +172,15 @@ class ApiSource(Generic[T]):
         current = self.status.newest.value
         if current.state is SourceState.SYNCED:
             current = entered(current, SourceState.RETRYING, self._clock())
-        text = explained(failure, self._verb, self._feed.kind)
+        text = explained(failure, self._verb, self._feed.kind.group, self._feed.kind.resource)
         faults = (*self._mirror.faults, *self._server.faults)
         self.status.publish(replace(current, last_error=text, reconnects=current.reconnects + 1, faults=faults))
 
-    def _delay_s(self, attempt: int, failure: _Failure | None, before: _Failure | None) -> float:
+    def _delay_s(self, attempt: int, failure: Failure | None, before: Failure | None) -> float:
         if _has_remedy(failure) and not _has_remedy(before):
             return 0.0  # also at the end of a long outage, whose last pause would be half a minute more
-        delay = self._timing.backoff.delay_s(attempt, self._rand())
-        if isinstance(failure, RefusedError) and failure.retry_after_s is not None:
-            delay = max(delay, min(failure.retry_after_s, self._timing.backoff.limit_s))
-        return delay
+        asked_s = failure.retry_after_s if isinstance(failure, RefusedError) else None
+        return self._timing.backoff.delay_s(attempt, self._rand(), asked_s)
 
 
 class Lines:
@@ -210,27 +207,27 @@ class Lines:
         return [line for line in ended if line]
 
 
-def _is_about_version(failure: _Failure) -> bool:
+def _is_about_version(failure: Failure) -> bool:
     """410 Gone, 400 for a version that is no number to this server, 404 when the kind came and went."""
     return isinstance(failure, RefusedError) and failure.status in (400, 404, 410)
 
 
-def _has_remedy(failure: _Failure | None) -> bool:
+def _has_remedy(failure: Failure | None) -> bool:
     """A new list, or credentials that were read anew, will do; a second time in a row they did not."""
     return isinstance(failure, GoneError) or (isinstance(failure, RefusedError) and failure.status in (401, 410))
 
 
-def explained(failure: _Failure, verb: str, kind: Kind[T]) -> str:
+def explained(failure: Failure, verb: str, group: str, resource: str) -> str:
     """A failure as the operator should read it: what, and what to do."""
     match failure:
         case RefusedError(status=401):
             return f"the API server does not accept the credentials (401): {failure.message}"
         case RefusedError(status=403):
-            rule = f'apiGroups: ["{kind.group}"], resources: ["{kind.resource}"], verbs: ["{verb}"]'
-            return f"not allowed to {verb} {kind.resource}; the role lacks {rule} (403): {failure.message}"
+            rule = f'apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]'
+            return f"not allowed to {verb} {resource}; the role lacks {rule} (403): {failure.message}"
         case RefusedError():
-            return f"the API server refused to {verb} {kind.resource} ({failure.status}): {failure.message}"
+            return f"the API server refused to {verb} {resource} ({failure.status}): {failure.message}"
         case GoneError():
-            return f"the API server cannot continue the watch of {kind.resource}: {failure}"
+            return f"the API server cannot continue the watch of {resource}: {failure}"
         case _:
             return str(failure)

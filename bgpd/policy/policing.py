@@ -24,6 +24,7 @@ from bgpd.datapath import layout
 from bgpd.datapath.loader import Datapath
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, MacvlanLink, VethLink
+from bgpd.model.notice import Notice
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.policy import Snapshot
 from bgpd.model.prefix import Address
@@ -48,6 +49,7 @@ from bgpd.policy.parents import (
     programs,
     refusal,
 )
+from bgpd.policy.report import notices
 from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table, key
 from bgpd.policy.view import Objects, View
 from bgpd.runtime.diff import Change
@@ -81,6 +83,8 @@ class Policing:
         self._compiled: tuple[tuple[Revision, ...], tuple[Contents, ...]] | None = None
         self._tried: tuple[Revision, ...] = ()  # what may make room at once, when it was last tried
         self._tried_at = self._again_s = 0.0
+        self.notices: Store[Mapping[str, Notice]] = Store({})
+        """What the cluster is to be told, by policy."""
         self.snapshot = Snapshot(pods={}, namespaces={}, policies={}, local={})
         self.datapath = Datapath("policy", config.newest.value.config.paths.bpf)
         self._unjudged: tuple[int, ...] = ()  # versions that bridges hand to nobody
@@ -252,6 +256,7 @@ class Policing:
             self.snapshot = self._view.look(self.endpoints.newest.value)
             overflow = self._config.newest.value.config.policy.on_overflow
             self._compiled = revisions, self._fitting.advance(self.snapshot, have, overflow, again=again)
+            self.notices.publish(notices(self.misfits))
             if again:
                 self._tried, self._tried_at = at, time.monotonic()
                 self._again_s = max(AGAIN_S, (self._tried_at - started) / AGAIN_SHARE)

@@ -12,12 +12,14 @@ from bgpd.model.attachment import AttachmentKey
 from bgpd.model.brief import brief
 from bgpd.model.endpoint import Endpoint, is_bridging
 from bgpd.model.fault import FieldFault, dotted
+from bgpd.model.notice import Notice, Reason, Reference
 from bgpd.model.policy import Direction, Snapshot
 from bgpd.model.prefix import Address
 from bgpd.policy import wording
 from bgpd.policy.entries import Contents, shares
 from bgpd.policy.fit import Misfit
 
+NOTICES = 25  # of a node at a time; a map that is too small for more has one cause, and `policy list` shows them all
 UNSEEN = (
     "its macvlan is in mode bridge: what pods of this mode and node send to groups is not judged, and one may pose "
     "as another; attached again, it is in mode vepa"
@@ -134,6 +136,23 @@ def policies(snapshot: Snapshot, contents: Contents, misfits: Sequence[Misfit] =
                  "blocked": _blocked(misfit) if misfit else None}
             )  # fmt: skip
     return found
+
+
+def notices(misfits: Sequence[Misfit]) -> dict[str, Notice]:
+    """What users of the cluster should know, by policy: the first that do not fit, for each of them costs writes.
+
+    Nothing of a policy that is gone while its pods are not yet judged without it.
+    """
+    there = [misfit for misfit in misfits if misfit.uid]
+    return {
+        misfit.policy: Notice(_reference(misfit), Reason.POLICY_BLOCKED, "Enforce", misfit.reason)
+        for misfit in there[:NOTICES]
+    }
+
+
+def _reference(misfit: Misfit) -> Reference:
+    namespace, _, name = misfit.policy.partition("/")
+    return Reference("networking.k8s.io/v1", "NetworkPolicy", namespace, name, misfit.uid)
 
 
 def _blocked(misfit: Misfit) -> dict[str, Any]:

@@ -12,7 +12,11 @@ class Backoff:
     first_s: float = 0.2
     limit_s: float = 30.0
 
-    def delay_s(self, attempt: int, random: float) -> float:
-        """The pause after the `attempt`-th failure in a row (from 1); `random` is uniform in [0, 1)."""
+    def delay_s(self, attempt: int, random: float, asked_s: float | None = None) -> float:
+        """The pause after the `attempt`-th failure in a row (from 1); `random` is uniform in [0, 1).
+
+        At least `asked_s`, which the other side asked for, within the limit. None: it did not.
+        """
         full = min(self.limit_s, self.first_s * 2.0 ** min(attempt - 1, 32))
-        return full * (1 - random / 4)
+        delay = full * (1 - random / 4)
+        return delay if asked_s is None else max(delay, min(asked_s, self.limit_s))

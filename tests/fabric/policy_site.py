@@ -297,6 +297,13 @@ def peers(*names: str, **more: Any) -> Object:
     return {"podSelector": values, **more}
 
 
+def too_big(name: str) -> Object:
+    """For the pod of that name. A range of ports takes 30 entries, and another 30 for each block it is open to."""
+    ports = [{"port": 1, "endPort": 65534}]
+    blocks = [{"ipBlock": {"cidr": f"60.{number >> 8}.{number & 255}.0/24"}} for number in range(2_200)]
+    return policy("x", "big", labelled(pod=name), ingress=[{"from": [it], "ports": ports} for it in blocks])
+
+
 def addresses(name: str) -> dict[int, str]:
     """Of what `policy_node` calls so."""
     return {plan.version: plan.of(name) for plan in PLANS}

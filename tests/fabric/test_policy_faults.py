@@ -24,7 +24,7 @@ from bgpd.datapath import layout
 from bgpd.policy.table import NAME
 from tests.fabric.netns import Lab
 from tests.fabric.node import BIN
-from tests.fabric.policy_site import Object, PolicySite, addresses, labelled, namespace, peers, policy
+from tests.fabric.policy_site import PolicySite, addresses, labelled, namespace, peers, policy, too_big
 from tests.fabric.probes import How
 from tests.fabric.process import Process, poll
 
@@ -169,13 +169,6 @@ def test_a_file_that_breaks_counts_as_it_was(site: PolicySite) -> None:
     check(site)
     site.apply()
     check(site)
-
-
-def too_big(name: str) -> Object:
-    """For the pod of that name. A range of ports takes 30 entries, and another 30 for each block it is open to."""
-    ports = [{"port": 1, "endPort": 65534}]
-    blocks = [{"ipBlock": {"cidr": f"60.{number >> 8}.{number & 255}.0/24"}} for number in range(2_200)]
-    return policy("x", "big", labelled(pod=name), ingress=[{"from": [it], "ports": ports} for it in blocks])
 
 
 MORE = policy("x", "more", labelled(pod="a"), ingress=[{"from": [peers("b")]}])

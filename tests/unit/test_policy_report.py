@@ -8,9 +8,11 @@ from ipaddress import ip_address
 from bgpd.model.attachment import AttachmentKey, PodName
 from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode, VethLink
 from bgpd.model.fault import FieldFault
+from bgpd.model.notice import Notice, Reason, Reference
 from bgpd.model.policy import Direction, Snapshot
 from bgpd.policy.compile import Compiler
-from bgpd.policy.report import Row, State, policies, rows
+from bgpd.policy.fit import Fate, Misfit
+from bgpd.policy.report import NOTICES, Row, State, notices, policies, rows
 from tests.unit.test_policy_evaluate import CLIENT, WEB, allow, cluster, into, label, out
 
 KEY = AttachmentKey("cluster", "c1", "eth0")
@@ -94,3 +96,18 @@ def test_policies_count_where_they_select_a_pod() -> None:
     assert (row["policy"], row["pods"]) == ("x/faulty", ["x/web"])
     assert row["entries"] > 0
     assert row["problems"] == ["spec.ingress[1].from: must be a list, not 3"]
+
+
+def misfit(name: str, uid: str = "1-2-3") -> Misfit:
+    return Misfit(f"x/{name}", uid, "policy_ranges", 10, 9, 8, f"x/{name} (8)", {"x/web": Fate.CLOSED})
+
+
+def test_a_notice_for_each_policy_that_does_not_fit() -> None:
+    """Of the policy itself, with all that `policy list` says; not of one that is gone, and not of any number."""
+    big = misfit("big")
+    reference = Reference("networking.k8s.io/v1", "NetworkPolicy", "x", "big", "1-2-3")
+    wanted = {"x/big": Notice(reference, Reason.POLICY_BLOCKED, "Enforce", big.reason)}
+    assert notices([big, misfit("gone", uid="")]) == wanted
+    assert notices([]) == {}
+    names = [f"p{each}" for each in range(NOTICES + 1)]
+    assert list(notices([misfit(name) for name in names])) == [f"x/{name}" for name in names[:NOTICES]]
