@@ -241,6 +241,8 @@ class BgpdNode:
         """A node of the fabric (default: its first) with both its pod CIDRs at both ToRs, and nothing left to do."""
         place = place or fabric.nodes[0]
         node = cls.at(place, bgp or two_tor_bgp(fabric), *place.pod_cidrs, **sections)
+        if any("bfd" in peer for peer in node.config["bgp"]["peers"]):
+            node.start_bfd()
         with BgpCapture(place.namespace, CABLE) as capture:
             if node.config["bgp"].get("speaker") == "managed":
                 node.start_daemon()

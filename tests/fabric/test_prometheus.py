@@ -10,20 +10,22 @@ import json
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.fabric import plugin
 from tests.fabric.netns import Lab, missing
-from tests.fabric.node import BgpdNode
+from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.process import poll
 from tests.fabric.prometheus import JOB, Prometheus
-from tests.fabric.topology import F5_SNAT, POD_SUPERNETS, TwoTorFabric
+from tests.fabric.topology import BOTH_FAMILIES, F5_SNAT, POD_SUPERNETS, TwoTorFabric
 from tests.system.observability import ALERTS, dashboard, panels, variables
 from tests.unit.cni_requests import frame
 
 SCRAPED_S = 20.0
+BFD_MS = 300
 # What Grafana makes of it at its data source's default scrape interval of 15 s.
 RATE_INTERVAL = "1m"
 # What should not be has no series while it is not: by the comparison, or for want of a time when it was.
@@ -37,12 +39,12 @@ def fabric() -> Iterator[TwoTorFabric]:
     if reason is not None:
         pytest.skip(reason)
     with Lab() as lab:
-        yield TwoTorFabric(lab).start()
+        yield TwoTorFabric(lab, neighbor=replace(BOTH_FAMILIES, bfd_ms=BFD_MS)).start()
 
 
 @pytest.fixture(scope="module")
 def node(fabric: TwoTorFabric) -> Iterator[BgpdNode]:
-    """It announces, masquerades and polices. Its `paths.bpf` is a bpffs that goes with it."""
+    """It announces, with BFD, masquerades and polices. Its `paths.bpf` is a bpffs that goes with it."""
     place = fabric.nodes[0]
     directory = BgpdNode.directory_of(place.namespace)
     document, pins = directory / "document", directory / "bpf"
@@ -51,7 +53,8 @@ def node(fabric: TwoTorFabric) -> Iterator[BgpdNode]:
     subprocess.run(["mount", "-t", "bpf", "bpf", pins], check=True)
     config = {"enabled": True, "ipv6": True, "config": {"path": str(document)}, "clusterCIDRs": list(POD_SUPERNETS)}
     try:
-        yield BgpdNode.announcing(fabric, masquerade=config, **plugin.sections(directory))
+        bgp = two_tor_bgp(fabric, bfd={})
+        yield BgpdNode.announcing(fabric, bgp, masquerade=config, **plugin.sections(directory))
     finally:
         subprocess.run(["umount", "--lazy", pins], check=True)
 
