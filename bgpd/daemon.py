@@ -17,13 +17,13 @@ import contextlib
 import errno
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgpd import __version__, gauges
-from bgpd.bgp import flaps, launch, view
+from bgpd.bgp import launch
 from bgpd.bgp.bfd import Bfd
 from bgpd.bgp.bird import BirdFiles
 from bgpd.bgp.drain import Drainer
@@ -32,10 +32,11 @@ from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.bgp.stop import StopError, withdraw_everything
+from bgpd.chronicle import Chronicle
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Bgp, Config, NodeRoutes, SpeakerMode
+from bgpd.config.schema import Config, NodeRoutes, SpeakerMode
 from bgpd.console import Console, Parts, Pending
-from bgpd.kube.feed import Feed, SourceState, SourceStatus
+from bgpd.kube.feed import Feed
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source, recorder, several
@@ -44,8 +45,7 @@ from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.endpoint import Endpoint
-from bgpd.model.fault import Fault, FaultsError
-from bgpd.model.masq import Reading
+from bgpd.model.fault import FaultsError
 from bgpd.model.node import Node
 from bgpd.model.noderoute import MARK
 from bgpd.model.pod import Namespace, Pod
@@ -111,13 +111,8 @@ class Daemon:
         self.heartbeat = time.monotonic()
         self.changed = asyncio.Event()  # something that /metrics shows may differ from what was last published
         self.changed.set()
-        self._sessions = SpeakerState()
-        self._source_status: SourceStatus | None = None
-        self._document: tuple[str, str | None, tuple[Fault, ...]] | None = None
-        self._node: Node | None = None
-        self._unhealthy = ""
         self._log_round = log.RoundLog(log.get("reconcile"))
-        self._session_log = flaps.SessionLog()
+        self._tell = Chronicle()
 
     async def run(self) -> None:
         """Serves until SIGTERM or SIGINT. StartError: something is in the way."""
@@ -185,16 +180,11 @@ class Daemon:
         console = Console(self.file, inputs, routing, bfd, source, drainer, parts)
         for loop in (*gauges.loops(console), bfd.loop):
             self.metrics.begin(loop.name)
-        console.on_reload = lambda pending: self._tell_reload(console, pending)
+        console.on_reload = lambda pending: self._reloaded(console, pending)
         stores = inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state, bfd.state
         for store in stores:
             store.on_change(self._note_change)
-        # told once the routes that it brings have been sent off: what was woken before has its turn first
-        inputs.nodes.on_change(lambda: asyncio.get_running_loop().call_soon(self._tell_node, routing))
-        inputs.drain.on_change(lambda: self.log.info("drain", state=inputs.drain.newest.value.value))
-        inputs.health.on_change(lambda: self._tell_health(inputs.health.newest.value))
-        speaker.state.on_change(lambda: self._tell_sessions(inputs.config.newest.value.config.bgp, speaker))
-        source.status.on_change(lambda: self._tell_source(source))
+        self._tell_changes(inputs, routing, speaker, source)
         tasks = {type(part).__name__.lower(): part.run() for part in parts.running}
         if console.policy is not None:
             tasks["policy events"] = console.policy.events.run()
@@ -219,14 +209,13 @@ class Daemon:
         if not config.masquerade.enabled:
             return None
         from bgpd.masq.masquerading import Masquerading
+        from bgpd.masq.sight import state_of
 
         give_back_large_blocks()
         masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, config_maps, self._report)
-        from bgpd.masq.sight import state_of
-
         reading = masquerading.reading
         reading.on_change(self._note_change)
-        reading.on_change(lambda: self._tell_document(state_of(reading.newest), reading.newest.value))
+        reading.on_change(lambda: self._tell.document(state_of(reading.newest), reading.newest.value))
         return masquerading
 
     def _policing(self, config: Config, inputs: Inputs, cluster: Cluster) -> tuple[Policing | None, Chaining | None]:
@@ -338,75 +327,19 @@ class Daemon:
         self.metrics.observe_round(round)
         self.changed.set()
 
-    def _tell_sessions(self, bgp: Bgp, speaker: Speaker) -> None:
-        """A line for each session that came or went, unless it flaps, and one when the speaker did."""
-        before, self._sessions = self._sessions, speaker.state.newest.value
-        self._log_sessions(view.transitions(bgp, before, self._sessions, time.monotonic()))
-        if before.connected != self._sessions.connected:
-            tell = self.log.info if self._sessions.connected else self.log.warning
-            reason = {"reason": self._sessions.reason} if self._sessions.reason else {}
-            tell("speaker", connected=self._sessions.connected, **reason)
+    def _tell_changes(self, inputs: Inputs, routing: Routing, speaker: Speaker, source: Source) -> None:
+        tell, loop = self._tell, asyncio.get_running_loop()
+        # told once the routes that it brings have been sent off: what was woken before has its turn first
+        inputs.nodes.on_change(lambda: loop.call_soon(lambda: tell.node(routing.node_name, routing.node)))
+        inputs.drain.on_change(lambda: tell.drain(inputs.drain.newest.value))
+        inputs.health.on_change(lambda: tell.health(inputs.health.newest.value))
+        bgp = inputs.config
+        speaker.state.on_change(lambda: tell.sessions(bgp.newest.value.config.bgp, speaker.state.newest.value))
+        source.status.on_change(lambda: tell.source(source.status.newest.value))
 
-    def _tell_node(self, routing: Routing) -> None:
-        """A line when our node is found, goes, or shows something else that routes depend on."""
-        before, node = self._node, routing.node
-        self._node = node
-        if node is None:
-            if before is not None:
-                self.log.warning("node", name=routing.node_name, state="gone")
-            return
-        shown = (node.pod_cidrs, node.internal_ips, node.problems)
-        if before is None or shown != (before.pod_cidrs, before.internal_ips, before.problems):
-            tell = self.log.warning if node.problems else self.log.info
-            problems = {"problems": brief(node.problems)} if node.problems else {}
-            addresses = brief(node.internal_ips)
-            tell("node", name=node.name, podCIDRs=brief(node.pod_cidrs), internalIPs=addresses, **problems)
-
-    def _tell_health(self, health: Health) -> None:
-        """A line when the verdict of the health checks changes."""
-        before, self._unhealthy = self._unhealthy, health.reason
-        if health.reason and not before:
-            self.log.warning("unhealthy, withdrawing everything", reason=health.reason)
-        elif before and not health.reason:
-            self.log.info("healthy again")
-
-    def _log_sessions(self, transitions: Sequence[flaps.Transition] = ()) -> None:
-        for line in self._session_log.lines(transitions, time.monotonic()):
-            self.log.log(log.LEVELS[line.level], line.event, **line.fields)
-
-    def _tell_source(self, source: Source) -> None:
-        """A line when the source is lost, found again, or says something new."""
-        before, status = self._source_status, source.status.newest.value
-        self._source_status = status
-        if before is not None and before.state is status.state and before.faults == status.faults:
-            return
-        lost = status.state is SourceState.RETRYING
-        tell = self.log.warning if lost or status.faults else self.log.info
-        told: dict[str, Any] = {"error": status.last_error} if lost else {}
-        if status.faults:
-            told["faults"] = brief(status.faults)
-        tell("source", state=status.state.value, **told)
-
-    def _tell_document(self, state: str, reading: Reading) -> None:
-        """A line when the masquerade document is refused, is good again, or comes from elsewhere."""
-        origin = reading.document.origin if reading.document else None
-        before, self._document = self._document, (state, origin, reading.faults)
-        if before != self._document:
-            tell = self.log.warning if reading.faults else self.log.info
-            faults = {"faults": brief(reading.faults)} if reading.faults else {}
-            tell("masquerade document", state=state, **({"document": origin} if origin else {}), **faults)
-
-    def _tell_reload(self, console: Console, pending: Pending) -> None:
-        """What became of a reload, whoever asked for it."""
-        state = console.config_state
+    def _reloaded(self, console: Console, pending: Pending) -> None:
         self.changed.set()
-        if state.faults:
-            self.log.error("configuration refused, the last good one stays in use", faults=brief(state.faults))
-            return
-        waits = {"needs_restart": pending.daemon, "needs_speaker_restart": pending.speaker}
-        self.log.info("configuration loaded", **{name: list(keys) for name, keys in waits.items() if keys})
-        for warning in brief(state.warnings):
-            self.log.warning("configuration", warning=warning)
+        self._tell.reload(console.config_state, pending)
 
     def _note_change(self) -> None:
         self.changed.set()
@@ -419,7 +352,7 @@ class Daemon:
         shown = ""
         while True:
             self.heartbeat = time.monotonic()
-            self._log_sessions()
+            self._tell.flaps()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self.changed.wait()
