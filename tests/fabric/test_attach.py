@@ -35,7 +35,9 @@ def test_each_kind_is_found_where_the_node_sees_it(node: Node) -> None:
         assert bridged and routed and macvlan
         assert bridged.link == VethLink(node.link("veth-a").index, "veth-a", node.link("cni0").index)
         assert routed.link == VethLink(node.link("veth-b").index, "veth-b", None)
-        assert macvlan.link == MacvlanLink(node.link("uplink").index, "uplink", MacvlanMode.BRIDGE)
+        with Links() as links:
+            cookie = links.pod(pods[2].path, "eth0").cookie
+        assert macvlan.link == MacvlanLink(node.link("uplink").index, "uplink", MacvlanMode.BRIDGE, cookie)
         assert [str(each) for each in (bridged, routed, macvlan)] == ["shop/a eth0", "shop/b eth0", "shop/c eth0"]
         assert [(each.mac, each.addresses) for each in (bridged, routed, macvlan)] == [
             (each.mac, each.addresses) for each in given
