@@ -6,7 +6,7 @@ Values are those of `datapath.layout`, which also writes keys as bytes. Tuples, 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -127,7 +127,11 @@ def largest(contents: Contents, place: str) -> str:
     return ", ".join(f"{policy} ({count:,})" for policy, count in shares_of(contents, place).most_common(3))
 
 
-def needed_in(place: str, at_once: Iterable[Contents], left: Collection[Any] = ()) -> int:
-    """What comes is written before what it replaces goes, so all must fit; and what is `left` of others, by key."""
-    parts = {id(part): part for part in [entries_in(each, place) for each in at_once]}.values()
-    return len(set(left).union(*parts)) if left or len(parts) > 1 else sum(map(len, parts))
+def needed_in(place: str, at_once: Sequence[Contents], room: int, left: Collection[Any] = ()) -> int:
+    """What comes is written before what it replaces goes, so all must fit; and what is `left` of others, by key.
+
+    While even without what they share they come to no more than `room`, it is that: nothing is counted.
+    """
+    parts: dict[int, Mapping[Any, Any]] = {id(part): part for part in (getattr(it, PLACES[place]) for it in at_once)}
+    most = len(left) + sum(map(len, parts.values()))
+    return most if most <= room else len(set(left).union(*(entries_in(each, place) for each in at_once)))

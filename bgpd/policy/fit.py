@@ -281,11 +281,10 @@ class _Choice:
 
 def shortage(have: Contents, want: Contents, capacity: Mapping[str, int]) -> Shortage | None:
     """A map in which there is no room for what comes beside what it replaces."""
-    for place, part in PLACES.items():
-        if len(getattr(have, part)) + len(getattr(want, part)) > capacity[place]:  # else there is nothing to count
-            needed = needed_in(place, (have, want))
-            if needed > capacity[place]:
-                return Shortage(place, needed, capacity[place])
+    for place in PLACES:
+        needed = needed_in(place, (have, want), capacity[place])
+        if needed > capacity[place]:
+            return Shortage(place, needed, capacity[place])
     return None
 
 

@@ -176,7 +176,7 @@ class PolicyMaps:
             left = {key for name, key in self._left if name == part}
             for at_once in (way,) if part in FOUND else pairwise(way):
                 room = self._installed.maps[place].spec.max_entries
-                needed = needed_in(place, at_once, left)
+                needed = needed_in(place, at_once, room, left)
                 if needed > room:
                     raise TargetError(
                         f"the {part} of all policies come to {needed:,} entries and the map {place} holds {room:,}. "
