@@ -16,6 +16,7 @@ from bgpd.bgp.plan import Drain
 from bgpd.config.schema import Bgp
 from bgpd.console import ConfigState, Pending
 from bgpd.kube.feed import SourceState, SourceStatus
+from bgpd.model.bfd import BfdState, State
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.fault import Fault
@@ -35,6 +36,7 @@ class Chronicle:
         self._node: Node | None = None
         self._unhealthy = ""
         self._session_log = flaps.SessionLog()
+        self._bfd = BfdState(reason="")
 
     def sessions(self, bgp: Bgp, now: SpeakerState) -> None:
         """A line for each session that came or went, unless it flaps, and one when the speaker did."""
@@ -74,6 +76,18 @@ class Chronicle:
             self._log.warning("unhealthy, withdrawing everything", reason=health.reason)
         elif before and not health.reason:
             self._log.info("healthy again")
+
+    def bfd(self, now: BfdState) -> None:
+        """A line for each session that came up or fell, and one when BIRD came or went."""
+        before, self._bfd = self._bfd, now
+        if (before.connected, before.reason) != (now.connected, now.reason) and (before.connected or now.connected):
+            tell = self._log.info if now.connected or not now.reason else self._log.warning
+            tell("bfd", connected=now.connected, **({"reason": now.reason} if now.reason else {}))
+        for address, session in now.sessions.items():
+            was = before.sessions[address].state if address in before.sessions else State.DOWN
+            if (was is State.UP) != (session.state is State.UP):
+                tell = self._log.info if session.state is State.UP else self._log.warning
+                tell("bfd session", address=str(address), state=session.state.value)
 
     def source(self, status: SourceStatus) -> None:
         """A line when the source is lost, found again, or says something new."""

@@ -6,8 +6,11 @@
                                                      │   └── sessions, adj-rib-out (read back)
                                                      └─► Bfd ─► BIRD; what falls there ends its session
 
+The same sources feed the parts that not every node has, each with reconcilers of its own: masquerade and policy
+(maps, nf_tables, links of eBPF programs), the CNI plugin's server, node routes. What is off is taken out at the start.
+
 One event loop, one TaskGroup, every task named. An unexpected exception ends the process and systemd starts it
-again: BGP sessions belong to the speaker and do not notice. Nothing is decided here beyond the wiring.
+again: BGP sessions belong to the speaker and do not notice. What the log tells of it all is `chronicle`'s.
 """
 
 from __future__ import annotations
@@ -171,7 +174,7 @@ class Daemon:
         files.prepare(header)
         speaker = Speaker(files.socket, Store(SpeakerState()))
         routing = Routing(config.node.name, inputs, speaker, header, self._report)
-        bfd = Bfd(BirdFiles(config.paths.run), inputs, routing, self._report)
+        bfd = Bfd(BirdFiles(config.paths.run), routing, self._report)
         cluster = Cluster.empty()
         server = await _api_server(config)
         source = _source(config, server, _feeds(config, inputs.nodes, cluster))
@@ -184,7 +187,7 @@ class Daemon:
         stores = inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state, bfd.state
         for store in stores:
             store.on_change(self._note_change)
-        self._tell_changes(inputs, routing, speaker, source)
+        self._tell_changes(inputs, routing, bfd, source)
         tasks = {type(part).__name__.lower(): part.run() for part in parts.running}
         if console.policy is not None:
             tasks["policy events"] = console.policy.events.run()
@@ -327,15 +330,16 @@ class Daemon:
         self.metrics.observe_round(round)
         self.changed.set()
 
-    def _tell_changes(self, inputs: Inputs, routing: Routing, speaker: Speaker, source: Source) -> None:
+    def _tell_changes(self, inputs: Inputs, routing: Routing, bfd: Bfd, source: Source) -> None:
         tell, loop = self._tell, asyncio.get_running_loop()
         # told once the routes that it brings have been sent off: what was woken before has its turn first
         inputs.nodes.on_change(lambda: loop.call_soon(lambda: tell.node(routing.node_name, routing.node)))
         inputs.drain.on_change(lambda: tell.drain(inputs.drain.newest.value))
         inputs.health.on_change(lambda: tell.health(inputs.health.newest.value))
-        bgp = inputs.config
-        speaker.state.on_change(lambda: tell.sessions(bgp.newest.value.config.bgp, speaker.state.newest.value))
+        config, sessions = inputs.config, routing.speaker.state
+        sessions.on_change(lambda: tell.sessions(config.newest.value.config.bgp, sessions.newest.value))
         source.status.on_change(lambda: tell.source(source.status.newest.value))
+        bfd.state.on_change(lambda: tell.bfd(bfd.state.newest.value))
 
     def _reloaded(self, console: Console, pending: Pending) -> None:
         self.changed.set()

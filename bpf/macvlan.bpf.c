@@ -5,7 +5,7 @@
  *
  *   egress    what leaves: of a pod in mode vepa all that it sends, whomever to; the node's own
  *   ingress   frames from the wire, and what egress gives back to another of the node; in bridge mode those from pod
- * to pod too, which look like any other but for the sender's MAC address
+ *             to pod too, which look like any other but for the sender's MAC address
  *
  * Who is in mode vepa reaches the others of the node through us: egress has seen who sends, marks the frame and hands
  * it to ingress, which judges it; of a frame to a group each gets a copy, and the frame itself goes to the wire. A
@@ -215,6 +215,10 @@ static __always_inline int read_frame(struct __sk_buff *skb, struct frame *frame
 
 /* --- from pods and the node to the wire ------------------------------------------------------------------------- */
 
+/* The cookie of the first network namespace. The sockets by which a pod's kernel resets connections and answers
+ * echoes are in it again when such a frame had to wait for ARP. */
+#define INIT_NETNS 1
+
 /*
  * Whether the sender is who it says: UNDECIDED if rules are to be asked. A packet socket of a pod can send with
  * whatever MAC address, the node's too, and can say of a frame that it is of another protocol than it is, by which
@@ -225,7 +229,7 @@ static __always_inline enum policy_verdict check_sender(struct __sk_buff *skb, c
 {
 	enum policy_verdict verdict;
 
-	if (netns && sender && sender->netns && netns != sender->netns)
+	if (netns && netns != INIT_NETNS && sender && sender->netns && netns != sender->netns)
 		return POLICY_SPOOFED;
 	if (sender && sender->flags & MACVLAN_NODE) {
 		verdict = check_source(skb, frame, 0);
@@ -244,6 +248,12 @@ static __always_inline enum policy_verdict check_sender(struct __sk_buff *skb, c
 static __always_inline int relays(__u16 one, __u16 other)
 {
 	return one & EXCHANGES && other & EXCHANGES && (one | other) & MACVLAN_VEPA;
+}
+
+/* Of another system, which may be on this parent or behind the wire. */
+static __always_inline int is_foreign(const struct macvlan_station *station)
+{
+	return station->flags & MACVLAN_NODE && !station->netns;
 }
 
 static __always_inline void copy_to(struct __sk_buff *skb, __u32 parent, const __u8 *mac)
@@ -300,8 +310,13 @@ static __always_inline int leave(struct __sk_buff *skb, __u64 netns)
 	receiver = station_of(frame.parent, frame.eth.h_dest);
 	if (sender && receiver && relays(sender->flags, receiver->flags) &&
 	    (verdict == UNDECIDED || passes(verdict))) {
+		const __u32 mark = skb->mark;
+
 		skb->mark = RELAYED;
-		return bpf_redirect(frame.parent, BPF_F_INGRESS);
+		if (!is_foreign(receiver))
+			return bpf_redirect(frame.parent, BPF_F_INGRESS);
+		bpf_clone_redirect(skb, frame.parent, BPF_F_INGRESS);
+		skb->mark = mark;
 	}
 	if (verdict == UNDECIDED)
 		verdict = track(skb, &frame.packet, frame.state);
@@ -326,8 +341,7 @@ int macvlan_egress_v6_6(struct __sk_buff *skb)
 	return leave(skb, 0);
 }
 
-/* --- from the wire, and from pod to pod --------------------------------------------------------------------------
- */
+/* --- from the wire, and from pod to pod ------------------------------------------------------------------------- */
 
 /* As `parse_v6` not static. What the rules of `pod` say of what comes to it astray. `silent`: it will be asked again.
  */
@@ -392,10 +406,13 @@ static long hand_over(void *map, const struct macvlan_station_key *key, const st
 	const struct frame *frame = group->frame;
 
 	(void)map;
-	if (key->parent != frame->parent || receiver->flags & MACVLAN_NODE ||
-	    same_mac(key->mac, frame->eth.h_source) || !same_mac(key->mac, receiver->mac))
+	if (key->parent != frame->parent || same_mac(key->mac, frame->eth.h_source) ||
+	    !same_mac(key->mac, receiver->mac))
 		return 0;
-	if (!passes(judge_astray(&frame->packet, frame->state, address_of(receiver, &frame->packet), 1))) {
+	if (receiver->flags & MACVLAN_NODE) {
+		if (!(receiver->flags & EXCHANGES))
+			return 0;
+	} else if (!passes(judge_astray(&frame->packet, frame->state, address_of(receiver, &frame->packet), 1))) {
 		group->deaf = 1;
 		return !group->spread;
 	}

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 
 from bgpd.bgp.bird import Bird, BirdFiles
 from bgpd.bgp.reconcile import is_up
-from bgpd.bgp.routing import Inputs, Routing
+from bgpd.bgp.routing import Routing
 from bgpd.model.bfd import BFD_DOWN, BfdState, Down, Session, State, Wanted
 from bgpd.model.prefix import Address
 from bgpd.observe import log
@@ -29,21 +29,21 @@ from bgpd.runtime.store import Store
 
 LOOK_S = 1.0  # without a hint
 RECONNECT_S = 0.2
+AGAIN_S = 0.5  # one that went down is not up again sooner: packets are a second apart then (RFC 5880 6.8.3)
 
 
 class Bfd:
     """Keeps BIRD's sessions as planned and `state` as they are."""
 
     def __init__(
-        self, files: BirdFiles, inputs: Inputs, routing: Routing, report: Callable[[Round], None]
+        self, files: BirdFiles, routing: Routing, report: Callable[[Round], None]
     ) -> None:
         self._files, self._bird, self._routing = files, Bird(files), routing
         self.state: Store[BfdState] = Store(BfdState(reason=""))
         self.loop: Reconciler[str, Wanted] = Reconciler("bfd", self._want, self._bird, str, report)
         self._wanted_some = asyncio.Event()
         self._log = log.get("bfd")
-        for store in (inputs.config, inputs.nodes):
-            store.on_change(self._inputs_changed)
+        routing.on_plan(self._inputs_changed)
 
     @property
     def wanted(self) -> dict[str, Wanted]:
@@ -101,22 +101,29 @@ class Bfd:
         if not before.connected:
             self.loop.kick(stale=True)  # another BIRD, or the first one: it may have loaded something else
         fell = fallen(before.sessions, sessions)
-        lost = {address: down for address, down in before.lost.items() if not _up(sessions.get(address))}
+        lost = {it: down for it, down in before.lost.items() if it in sessions and not _up(sessions[it])}
         lost |= {address: Down(before.sessions[address].timeout_ms) for address in fell}
         self.state.publish(BfdState(True, "", sessions, lost))
         for address in fell:
-            group.create_task(self._end(address, lost[address]), name=f"bfd down {address}")
+            group.create_task(self._end(address), name=f"bfd down {address}")
 
-    async def _end(self, address: Address, down: Down) -> None:
-        """Ends the BGP session with the peer at this address, if it has one."""
-        speaker = self._routing.speaker
-        if not is_up(speaker.state.newest.value, address):
-            return
-        self._log.warning("BFD down, ending the BGP session", address=str(address), timeout_ms=down.timeout_ms)
+    async def _end(self, address: Address) -> None:
+        """Ends the BGP session with the peer at this address, if it has one, as soon as the speaker can be told."""
+        speaker = self._routing.speaker.state
+        while address in self.state.newest.value.lost:
+            now = speaker.newest.value
+            if now.connected and (not is_up(now, address) or await self._ended(address)):
+                return
+            await asyncio.sleep(RECONNECT_S)
+
+    async def _ended(self, address: Address) -> bool:
         try:
-            await speaker.command(f"neighbor {address} teardown {BFD_DOWN}")
+            await self._routing.speaker.command(f"neighbor {address} teardown {BFD_DOWN}")
         except TargetError as error:
-            self._log.warning("BFD down, and the BGP session cannot be ended", address=str(address), error=str(error))
+            self._log.warning("the BGP session cannot be ended", address=str(address), error=str(error))
+            return False
+        self._log.warning("BFD down, the BGP session is ended", address=str(address))
+        return True
 
 
 def fallen(before: Mapping[Address, Session], after: Mapping[Address, Session]) -> list[Address]:
@@ -127,7 +134,7 @@ def fallen(before: Mapping[Address, Session], after: Mapping[Address, Session]) 
     return [
         address
         for address, session in after.items()
-        if _up(before.get(address)) and (not _up(session) or session.since != before[address].since)
+        if _up(before.get(address)) and (not _up(session) or session.since > before[address].since + AGAIN_S)
     ]
 
 

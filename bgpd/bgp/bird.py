@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,26 +98,29 @@ class Bird:
 
     def __init__(self, files: BirdFiles) -> None:
         self.files = files
+        self._have: Mapping[str, Wanted] = {}
 
     async def sessions(self) -> dict[Address, Session]:
         """As they are now. TargetError: BIRD cannot be asked."""
         try:
-            return bird_codec.sessions(await self._ask("show bfd sessions"))
+            shown = await self._ask("show bfd sessions")
+            return bird_codec.sessions(shown, time.time() - time.monotonic())
         except RefusedError:
             return {}  # no protocol bfd: nobody wants a session
 
     async def observe(self) -> Mapping[str, Wanted]:
-        """What BIRD has loaded; nothing where it does not run."""
-        try:
-            loaded = await self._loaded()
-        except TargetError:
-            return {}
+        """What BIRD has loaded, or will load once it runs; nothing where that is not what the file asks for."""
         text = self.files.read()
-        return bird_codec.wanted_of(text) if loaded == bird_codec.digest_of(text) else {}
+        try:
+            is_loaded = await self._loaded() == bird_codec.digest_of(text)
+        except TargetError:
+            is_loaded = True
+        self._have = bird_codec.wanted_of(text) if is_loaded else {}
+        return self._have
 
     async def apply(self, changes: Sequence[Change[str, Wanted]]) -> Sequence[Outcome]:
         """All of them in one reload: BIRD leaves alone the sessions that are the same before and after."""
-        wanted = bird_codec.wanted_of(self.files.read())
+        wanted = dict(self._have)
         for change in changes:
             if change.want is None:
                 wanted.pop(change.key, None)
@@ -132,6 +136,7 @@ class Bird:
             if asyncio.get_running_loop().time() > deadline:
                 raise TargetError("BIRD has not loaded its new configuration; see the log of bgpd-bfd")
             await asyncio.sleep(0.01)
+        self._have = wanted
         return [DONE] * len(changes)
 
     async def _loaded(self) -> str:

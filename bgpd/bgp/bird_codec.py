@@ -28,7 +28,7 @@ _NEIGHBOR = re.compile(
 )
 _DESCRIPTION = re.compile(r"^\s*Description:\s+([0-9a-f]{12})$", re.MULTILINE)
 _SESSION = re.compile(
-    r"^(?P<peer>[0-9a-fA-F.:]+)\s+\S+\s+(?P<state>AdminDown|Down|Init|Up)\s+(?P<since>\d+)\S*"
+    r"^(?P<peer>[0-9a-fA-F.:]+)\s+\S+\s+(?P<state>AdminDown|Down|Init|Up)\s+(?P<since>\d+\.\d+)"
     r"\s+(?P<interval>[\d.]+)\s+(?P<timeout>[\d.]+)$"
 )
 _STATES = {"AdminDown": State.ADMIN_DOWN, "Down": State.DOWN, "Init": State.INIT, "Up": State.UP}
@@ -44,14 +44,14 @@ def document(wanted: Mapping[str, Wanted], log: str) -> str:
         f'log "{log}" {LOG_BYTES} "{log}.before" all;\n'
         "log stderr { warning, error, auth, fatal, bug };\n"
         "router id 0.0.0.1;  # BIRD wants one; nobody gets to see it\n"
-        'timeformat protocol "%s";\n'
+        'timeformat protocol "%s.%6f";\n'
         "protocol device { }\n"
     )
     if not wanted:
         return head
     in_order = dict(sorted(wanted.items()))
     body = "".join(f"  {line}\n" for line in (*_timers(in_order.values()), *_neighbors(in_order)))
-    digest = hashlib.sha256(body.encode()).hexdigest()[:12]
+    digest = hashlib.sha256((head + body).encode()).hexdigest()[:12]
     return head + f'protocol bfd {PROTOCOL} {{\n  description "{digest}";\n  debug {{ events }};\n{body}}}\n'
 
 
@@ -80,12 +80,16 @@ def loaded_digest(shown: Iterable[str]) -> str:
     return found[1] if found else ""
 
 
-def sessions(shown: Iterable[str]) -> dict[Address, Session]:
-    """`show bfd sessions`, by the peer's address."""
+def sessions(shown: Iterable[str], ahead_s: float) -> dict[Address, Session]:
+    """`show bfd sessions`, by the peer's address. `ahead_s`: of the monotonic clock the wall clock is now.
+
+    BIRD itself counts by the monotonic one, and shows what the wall clock would have said then if it had never been
+    set: a step of it moves all times at once, which means nothing.
+    """
     found = (_SESSION.match(line) for line in shown)
     return {
         parse_address(it["peer"]): Session(
-            _STATES[it["state"]], float(it["since"]), _ms(it["interval"]), _ms(it["timeout"])
+            _STATES[it["state"]], float(it["since"]) - ahead_s, _ms(it["interval"]), _ms(it["timeout"])
         )
         for it in found
         if it

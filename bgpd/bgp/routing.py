@@ -103,6 +103,11 @@ class Routing:
             )
         return self._planned[1]
 
+    def on_plan(self, call: Callable[[], None]) -> None:
+        """Calls whenever the plan may be another one."""
+        for store in self._stores:
+            store.on_change(call)
+
     @property
     def _stores(self) -> tuple[Store[Any], ...]:
         inputs = self._inputs

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from bgpd.bgp import bird
 from bgpd.bgp.plan import BgpPlan, Drain, plan
-from bgpd.cli.exits import FINE, USAGE
+from bgpd.cli.exits import DEGRADED, FINE, USAGE
 from bgpd.cli.output import print_json, table
 from bgpd.cli.settings import configuration
 from bgpd.config.field import SnatSource
@@ -34,6 +34,7 @@ from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NetworkPolicy
 from bgpd.runtime.store import Store
 
+BFD = "BFD"
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
 
@@ -58,7 +59,10 @@ class _Report:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Exit 2, with every fault on stderr, when the daemon would refuse the file, or what it reads because of it."""
+    """Exit 2, with every fault on stderr, when the daemon would refuse the file, or what it reads because of it.
+
+    4 when all that is missing is BIRD for BFD: BGP runs without.
+    """
     loaded = configuration(options)
     report = _Report(list(map(str, loaded.warnings)))
     read = _manifests(loaded, report)
@@ -68,7 +72,7 @@ def main(options: argparse.Namespace) -> int:
     if loaded.config.node_routes is not NodeRoutes.NONE and read is not None:
         report.shown["nodeRoutes"] = _node_routes(loaded.config, node, read)
     if any(peer.bfd for peer in loaded.config.bgp.peers) and bird.program() is None:
-        report.faults["BFD"] = [f"bgp.peers: bfd is given; {bird.MISSING}; BGP runs without it until then"]
+        report.faults[BFD] = [f"bgp.peers: bfd is given; {bird.MISSING}; BGP runs without it until then"]
     if loaded.config.masquerade.enabled:
         _masquerade(loaded.config.masquerade, node, read.config_maps if read else None, planned, report)
     if loaded.config.policy.enabled and read is not None:
@@ -82,6 +86,8 @@ def main(options: argparse.Namespace) -> int:
         for fault in faults:
             sys.stderr.write(f"{fault}\n")
         sys.stdout.write(f"{options.config}: {report.verdict}\n" + _render(report))
+    if report.faults.keys() == {BFD}:
+        return DEGRADED
     return USAGE if faults else FINE
 
 

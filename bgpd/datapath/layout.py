@@ -157,6 +157,7 @@ MAPS = {
         MapSpec("policy_paces", MapType.LRU_HASH, _ADDRESS_BYTES, struct.calcsize("QQ"), 4096),
         MapSpec("policy_links", MapType.HASH, IFINDEX.size, LINK.size, 4096, NO_PREALLOC),
         MapSpec("policy_tracked", MapType.LRU_HASH, FLOW_KEY.size, FLOW.size, 65536),
+        MapSpec("policy_seeding", MapType.ARRAY, struct.calcsize("I"), struct.calcsize("I"), 1),
         MapSpec("policy_fragments", MapType.LRU_HASH, _FRAGMENT_KEY_BYTES, struct.calcsize("HH"), 4096),
         MapSpec("macvlan_stations", MapType.HASH, STATION_KEY.size, STATION.size, 1024, NO_PREALLOC),
         MapSpec("macvlan_addresses", MapType.HASH, ADDRESS_KEY.size, OWNER.size, 4096, NO_PREALLOC),

@@ -45,7 +45,9 @@ class State(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session as BIRD shows it. `since` is Unix seconds; `interval_ms` ours, `timeout_ms` 0 while it is down."""
+    """A session as BIRD shows it. `since` when it came to this state, on the monotonic clock, in seconds, and by some
+    milliseconds another with each look; `interval_ms` ours, `timeout_ms` 0 while it is down.
+    """
 
     state: State
     since: float

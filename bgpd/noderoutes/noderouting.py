@@ -63,7 +63,9 @@ class NodeRouting:
     def mode(self) -> NodeRoutes:
         """As last configured; turning it on or off waits for a restart."""
         newest = self._settings.node_routes
-        return self._mode if newest is NodeRoutes.NONE else newest
+        if newest is not NodeRoutes.NONE:
+            self._mode = newest
+        return self._mode
 
     @property
     def routes(self) -> Iterator[tuple[RouteKey, Route]]:

@@ -5,6 +5,7 @@ Reads and changes nothing. How a metric is called is decided by `observe.metrics
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,8 @@ from bgpd.noderoutes.noderouting import NodeRouting
 from bgpd.observe.control import Handler, Progress
 from bgpd.observe.metrics import NodeRoutes
 from bgpd.runtime.store import Store
+
+FAMILIES, WAYS = ("ipv4", "ipv6"), ("host-gw", "vxlan")
 
 
 class Sight:
@@ -44,7 +47,8 @@ class Sight:
         plan, loop = self._routing.plan, self._routing.loop
         routes = {key: way(value) for key, value in plan.want.items() if isinstance(value, Route)}
         return NodeRoutes(
-            wanted=Counter((family_of(key.prefix), how) for key, how in routes.items() if isinstance(key, RouteKey)),
+            wanted=dict.fromkeys(itertools.product(FAMILIES, WAYS), 0)
+            | Counter((family_of(key.prefix), how) for key, how in routes.items() if isinstance(key, RouteKey)),
             held=len(plan.held),
             unreachable=len(plan.unreachable),
             in_force=loop.ever_settled and not (loop.error or loop.trouble or plan.blocked),
@@ -77,5 +81,5 @@ class Sight:
 
 
 def way(route: Route) -> str:
-    """`host-gw` or `vxlan`."""
+    """One of `WAYS`."""
     return "vxlan" if route.interface == DEVICE else "host-gw"

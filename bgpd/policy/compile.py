@@ -194,15 +194,17 @@ class Compiler:
             selecting = (self._snapshot.policies[each] for each in self._selection.of(key))
             names = tuple(sorted(policy.key for policy in selecting if policy.rules(direction) is not None))
             return SetContent(RuleSet(direction, names), ()) if names else None
-        judging = self._selection.of(key) if hold is None or hold.policies is None else hold.policies
-        policies = sorted(each for each in judging if direction in self._rules[each])
+        # held or not, in the same order: it is part of the number of the set
+        names_of = {each: each for each in self._selection.of(key)}
+        if hold is not None and hold.policies is not None:
+            names_of = {each: self._versions[each].key for each in hold.policies}
+        policies = sorted((each for each in names_of if direction in self._rules[each]), key=names_of.__getitem__)
         if not policies:
             return None
         rules = tuple(chain.from_iterable(self._rules[each][direction] for each in policies))
         if direction is Direction.INGRESS:
             rules = tuple(_at(pod, rule) for rule in rules)
-        names = tuple(policies if hold is None else (self._versions[each].key for each in policies))
-        return SetContent(RuleSet(direction, names), rules)
+        return SetContent(RuleSet(direction, tuple(names_of[each] for each in policies)), rules)
 
     # --- stages -------------------------------------------------------------------------------------------
 

@@ -63,12 +63,18 @@ class Misfit:
 
     @property
     def reason(self) -> str:
+        """For the operator of the node."""
+        return f"{self.notice}. Most entries are of {self.largest}"
+
+    @property
+    def notice(self) -> str:
+        """For who wrote the policy, who may know nothing of other namespaces."""
         fates = ", ".join(f"{pod} {fate}" for pod, fate in sorted(self.pods.items())[:3])
         more = f" and {len(self.pods) - 3} more pods likewise" if len(self.pods) > 3 else ""
         return (
             f"NetworkPolicy {self.policy} does not fit: with its {self.entries:,} new entries the map {self.place} "
             f"would need {self.needed:,}, and it holds {self.capacity:,}; {fates}{more}. "
-            f"{REMEDIES[PLACES[self.place]].capitalize()}. Most entries are of {self.largest}"
+            f"{REMEDIES[PLACES[self.place]].capitalize()}"
         )
 
 

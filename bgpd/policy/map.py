@@ -127,12 +127,12 @@ class PolicyMaps:
         """DatapathError: the maps are between two stages. TargetError: it does not fit, nothing is changed."""
         for change in wanted:
             stages = (Contents(),) if change.want is None else change.want.steps
-            try:
-                self._check_room(stages)
-            except TargetError:
+            if self._shortage(stages):
                 await self._swept()
+            if self._shortage(stages):
                 stages = stages[-1:]  # the way there may begin at contents that did not fit either
-                self._check_room(stages)
+            if shortage := self._shortage(stages):
+                raise TargetError(shortage)
             async with self._writing:
                 for stage in stages:
                     await asyncio.to_thread(self._write, stage)
@@ -152,7 +152,8 @@ class PolicyMaps:
 
     async def _remove_left(self) -> None:
         while self._left:
-            stage = self._stage
+            async with self._writing:
+                stage = self._stage
             await asyncio.to_thread(self._grace.wait)
             async with self._writing:
                 due = [each for each, since in self._left.items() if since <= stage]
@@ -169,8 +170,9 @@ class PolicyMaps:
             parts[name] = {**parts.get(name, {}), **found}
         return Contents(**parts)
 
-    def _check_room(self, stages: Sequence[Contents]) -> None:
-        """A stage is written before what it replaces goes, and what is found by number goes after them all."""
+    def _shortage(self, stages: Sequence[Contents]) -> str:
+        """What does not fit; empty: all does. A stage is written before what it replaces goes, and what is found by
+        number goes after them all."""
         way = (self._have, *stages)
         for place, part in PLACES.items():
             left = {key for name, key in self._left if name == part}
@@ -178,11 +180,12 @@ class PolicyMaps:
                 room = self._installed.maps[place].spec.max_entries
                 needed = needed_in(place, at_once, room, left)
                 if needed > room:
-                    raise TargetError(
+                    return (
                         f"the {part} of all policies come to {needed:,} entries and the map {place} holds {room:,}. "
                         f"Most are of NetworkPolicy {largest(at_once[-1], place)}: let it tell less apart for this "
                         "node's pods. The old rules stay in force"
                     )
+        return ""
 
     def _write(self, want: Contents) -> None:
         """One stage: additions and flips. What nothing leads to any more then is left over."""

@@ -145,7 +145,7 @@ def notices(misfits: Sequence[Misfit]) -> dict[str, Notice]:
     """
     there = [misfit for misfit in misfits if misfit.uid]
     return {
-        misfit.policy: Notice(_reference(misfit), Reason.POLICY_BLOCKED, "Enforce", misfit.reason)
+        misfit.policy: Notice(_reference(misfit), Reason.POLICY_BLOCKED, "Enforce", misfit.notice)
         for misfit in there[:NOTICES]
     }
 

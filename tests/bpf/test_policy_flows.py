@@ -135,6 +135,19 @@ def test_no_more_than_an_answer_is_taken_for_one(closed_client: Installed, addre
     assert ask(closed_client, back(udp(address, 53, 40000)), BRIDGE) == DROP
 
 
+@both
+def test_what_nobody_saw_begin_is_believed_for_a_time_only(closed_client: Installed, address: Address) -> None:
+    """From the first packet on, and not again once that time is over."""
+    seeding, only = closed_client.maps["policy_seeding"], bytes(4)
+    assert seeding.entries() == {only: bytes(4)}
+    assert ask(closed_client, back(tcp(address, 80, 40000, ACK)), BRIDGE) == PASS
+    assert seeding.entries() != {only: bytes(4)}
+    closed_client.maps["policy_tracked"].delete(closed_client.maps["policy_tracked"].entries())
+    seeding.update({only: struct.pack("=I", 1)})
+    assert ask(closed_client, back(tcp(address, 80, 40000, ACK)), BRIDGE) == DROP
+    assert ask(closed_client, tcp(address, 40000, 80, ACK), BRIDGE) == PASS, "its client has spoken"
+
+
 def test_what_was_denied_is_not_remembered(closed_client: Installed) -> None:
     assert ask(closed_client, udp(V4, 4000, 54), BRIDGE) == DROP
     assert closed_client.maps["policy_tracked"].entries() == {}

@@ -133,7 +133,7 @@ def test_without_bird_bgp_runs_on(lab: Lab) -> None:
     without = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /usr/sbin/bird && exec "$@"', "sh"]
     checked = [str(site.node.program), "check", "--config", str(site.node.config_file)]
     found = site.place.namespace.run([*without, *checked], check=False)
-    assert (found.returncode, "BIRD is not installed" in found.stderr) == (2, True)
+    assert (found.returncode, "BIRD is not installed" in found.stderr) == (4, True)
     site.node.start_bfd()
     site.wait_up()
     assert site.node.metric("bgpd_bfd_connected") == 1

@@ -20,9 +20,9 @@ LOG = "/run/bgpd/bfd/bird.log"
 SHOWN = """\
 bgpd:
 IP address                Interface  State      Since         Interval  Timeout
-11.11.255.1               ---        Up         1795297103      0.300    0.900
-fd00::1                   eth0       Down       1795297107      1.000    0.000
-fd00::2                   eth0       AdminDown  1795297107      1.000    0.000
+11.11.255.1               ---        Up         1795297103.500000  0.300    0.900
+fd00::1                   eth0       Down       1795297107.000001  1.000    0.000
+fd00::2                   eth0       AdminDown  1795297107.000001  1.000    0.000
 """
 
 
@@ -76,7 +76,9 @@ def test_every_difference_changes_the_digest() -> None:
         {"tor-a": replace(FAR, timers=replace(TIMERS, multiplier=4))},
         {"tor-a": replace(FAR, local_address=ip_address("11.8.37.67"))},
     ]
-    assert len({bird_codec.digest_of(bird_codec.document(it, LOG)) for it in others}) == len(others)
+    digests = {bird_codec.digest_of(bird_codec.document(it, LOG)) for it in others}
+    assert len(digests) == len(others)
+    assert bird_codec.digest_of(bird_codec.document({"tor-a": FAR}, "/another.log")) not in digests
 
 
 def test_what_is_loaded_is_in_the_description() -> None:
@@ -88,11 +90,27 @@ def test_what_is_loaded_is_in_the_description() -> None:
 
 def test_sessions_are_read_with_their_state_and_times() -> None:
     """`show bfd sessions`: headings are no sessions."""
-    assert bird_codec.sessions(SHOWN.splitlines()) == {
-        ip_address("11.11.255.1"): Session(State.UP, 1795297103.0, 300, 900),
-        ip_address("fd00::1"): Session(State.DOWN, 1795297107.0, 1000, 0),
-        ip_address("fd00::2"): Session(State.ADMIN_DOWN, 1795297107.0, 1000, 0),
+    found = bird_codec.sessions(SHOWN.splitlines(), ahead_s=1795297000.0)
+    assert {it: round(each.since, 3) for it, each in found.items()} == {
+        ip_address("11.11.255.1"): 103.5,
+        ip_address("fd00::1"): 107.0,
+        ip_address("fd00::2"): 107.0,
     }
+    assert [replace(each, since=0.0) for each in found.values()] == [
+        Session(State.UP, 0.0, 300, 900),
+        Session(State.DOWN, 0.0, 1000, 0),
+        Session(State.ADMIN_DOWN, 0.0, 1000, 0),
+    ]
+
+
+def test_a_step_of_the_wall_clock_is_no_fall() -> None:
+    """An hour, which moves all that BIRD shows; and what two looks at two clocks differ by."""
+    before = bird_codec.sessions(SHOWN.splitlines(), ahead_s=1795297000.0)
+    stepped = SHOWN.replace("17952971", "17953007")
+    assert stepped != SHOWN
+    after = bird_codec.sessions(stepped.splitlines(), ahead_s=1795297000.0 + 3600 - 0.005)
+    assert after != before
+    assert fallen(before, after) == []
 
 
 UP = Session(State.UP, 100.0, 300, 900)

@@ -77,7 +77,7 @@ class Rig:
             masquerading = Masquerading("worker1", config, nodes, Store({}), lambda round: None)
             self.reading = masquerading.reading
         parts = Parts(masquerading, self._policing() if policy else None)
-        bfd = Bfd(BirdFiles(directory), self.inputs, routing, lambda round: None)
+        bfd = Bfd(BirdFiles(directory), routing, lambda round: None)
         self.console = Console(self.file, self.inputs, routing, bfd, self.source, drainer, parts)
 
     def _policing(self) -> Policing:

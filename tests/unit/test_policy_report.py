@@ -106,7 +106,7 @@ def test_a_notice_for_each_policy_that_does_not_fit() -> None:
     """Of the policy itself, with all that `policy list` says; not of one that is gone, and not of any number."""
     big = misfit("big")
     reference = Reference("networking.k8s.io/v1", "NetworkPolicy", "x", "big", "1-2-3")
-    wanted = {"x/big": Notice(reference, Reason.POLICY_BLOCKED, "Enforce", big.reason)}
+    wanted = {"x/big": Notice(reference, Reason.POLICY_BLOCKED, "Enforce", big.notice)}
     assert notices([big, misfit("gone", uid="")]) == wanted
     assert notices([]) == {}
     names = [f"p{each}" for each in range(NOTICES + 1)]

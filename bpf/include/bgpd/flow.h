@@ -217,12 +217,36 @@ static __always_inline int is_first(const struct packet *packet, __u8 flags)
 	return (flags & (TCP_SYN | TCP_ACK)) == TCP_SYN || is_echo(packet, ICMP_ECHO, ICMPV6_ECHO);
 }
 
+/* Until which tick it is believed of ports who answers; 0: no packet has come yet. Pinned, it outlives the daemon. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__type(key, __u32);
+	__type(value, __u32);
+	__uint(max_entries, 1);
+} policy_seeding SEC(".maps");
+
+#define SEEDING SECONDS(600)
+
+/* Whether we judge since so short a time that connections may go on which nobody has seen begin. */
+static __noinline int is_seeding(__u32 now)
+{
+	const __u32 only = 0;
+	__u32 *until = bpf_map_lookup_elem(&policy_seeding, &only);
+
+	if (!until)
+		return 0;
+	if (!*until)
+		*until = now + SEEDING;
+	return now < *until;
+}
+
 /* net.ipv4.ip_local_port_range: clients have ports from there on unless they ask for others, servers seldom do. */
 #define FIRST_CLIENT_PORT 32768
 
 /*
- * Of a connection that nobody has seen begin, of pods that ran before we did say, the server may speak first: its
- * ports are what is left to tell who it is.
+ * Of a connection that nobody has seen begin, of pods that ran before we did, the server may speak first: its ports
+ * are what is left to tell who it is. Not for longer than needed, for a pod that forges such segments is taken for a
+ * server, and servers may answer.
  */
 static __always_inline int is_answer(const struct packet *packet, __u8 flags)
 {
@@ -255,7 +279,7 @@ static __always_inline enum policy_verdict track(struct __sk_buff *skb, struct p
 	else if (flow && (flow->until[FLOW_LOW] > now || flow->until[FLOW_HIGH] > now))
 		reply = flow->until[!client] > now;
 	else
-		reply = state == PACKET_WHOLE && is_answer(packet, flags);
+		reply = is_seeding(now) && state == PACKET_WHOLE && is_answer(packet, flags);
 	if (reply) {
 		client = !client;
 		turn(packet);
