@@ -7,7 +7,7 @@
                                                      └─► Bfd ─► BIRD; what falls there ends its session
 
 The same sources feed the parts that not every node has, each with reconcilers of its own: masquerade and policy
-(maps, nf_tables, links of eBPF programs), the CNI plugin's server, node routes. What is off is taken out at the start.
+(maps, nf_tables, links of eBPF programs), the CNI plugin's server, node routes. What is off is taken out first.
 
 One event loop, one TaskGroup, every task named. An unexpected exception ends the process and systemd starts it
 again: BGP sessions belong to the speaker and do not notice. What the log tells of it all is `chronicle`'s.

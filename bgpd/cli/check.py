@@ -86,7 +86,7 @@ def main(options: argparse.Namespace) -> int:
         for fault in faults:
             sys.stderr.write(f"{fault}\n")
         sys.stdout.write(f"{options.config}: {report.verdict}\n" + _render(report))
-    if report.faults.keys() == {BFD}:
+    if [what for what, found in report.faults.items() if found] == [BFD]:
         return DEGRADED
     return USAGE if faults else FINE
 

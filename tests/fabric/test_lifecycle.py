@@ -104,6 +104,8 @@ def test_end_of_rib_follows_the_routes(fabric: TwoTorFabric) -> None:
     place, node = fabric.nodes[0], BgpdNode.announcing(fabric)
     assert node.speaker is not None
     node.speaker.kill()
+    for tor in fabric.tors:
+        tor.speaker.wait_down(place.address)
     with BgpCapture(place.namespace, CABLE) as capture:
         node.start_speaker()
         node.wait_healthy()
