@@ -105,6 +105,18 @@ def test_an_edit_that_does_not_fit_leaves_its_pods_on_their_last_good_rules_and_
     assert "Most entries are of x/web (9), x/small (3)" in misfit.reason
 
 
+def test_to_hold_a_pod_takes_no_room_whatever_its_policies_are_called() -> None:
+    """`a` comes before `a-b`, and must when both are held."""
+    web, far, client = label("app", "web"), IpBlock(ip_network(f"{FAR}/32")), IpBlock(ip_network(f"{CLIENT}/32"))
+    good = named("a", into(ranges(5, far), pods=web)), named("a-b", into(ranges(6, client), pods=web))
+    node = Node(room(ranges=15))
+    before = node.see(cluster(*good, local=LOCAL))
+    assert len(before.ranges) == 11
+    node.see(cluster(*good, named("z", into(ranges(9), pods=web)), local=LOCAL))
+    assert node.misfits == {"x/z": {"x/web": Fate.KEPT}}
+    assert node.have.ranges == before.ranges
+
+
 def test_by_the_setting_they_are_closed() -> None:
     node = Node(room(ranges=8), Overflow.CLOSE)
     node.see(both(FROM_CLIENT))
