@@ -52,8 +52,13 @@ class _Report:
     shown: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def faulty(self) -> list[str]:
+        """What has faults."""
+        return [what for what, faults in self.faults.items() if faults]
+
+    @property
     def verdict(self) -> str:
-        parts = [what for what, faults in self.faults.items() if faults]
+        parts = self.faulty
         verb = "are" if len(parts) > 1 or "manifests" in parts else "is"
         return f"fine, but its {' and its '.join(parts)} {verb} not" if parts else "fine"
 
@@ -86,7 +91,7 @@ def main(options: argparse.Namespace) -> int:
         for fault in faults:
             sys.stderr.write(f"{fault}\n")
         sys.stdout.write(f"{options.config}: {report.verdict}\n" + _render(report))
-    if [what for what, found in report.faults.items() if found] == [BFD]:
+    if report.faulty == [BFD]:
         return DEGRADED
     return USAGE if faults else FINE
 

@@ -11,9 +11,10 @@ import sys
 
 from bgpd.cli.exits import FAILED, FINE
 from bgpd.cli.settings import without_passwords
-from bgpd.cni.clear import Cleared, clear, is_served
+from bgpd.cni.clear import Cleared, clear
 from bgpd.cni.conflist import SOCKET
 from bgpd.cni.publish import Places
+from bgpd.observe.unixsocket import is_answered
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> int:
     paths = without_passwords(options).paths
     served = paths.run / SOCKET.name
-    if is_served(served):
+    if is_answered(served):
         sys.stderr.write(f"bgpd runs and would write them again ({served} answers); stop that first\n")
         return FAILED
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bgpd.cni import protocol
-from bgpd.cni.cache import CacheError, add_request
+from bgpd.cni.cache import RESULTS, CacheError, add_request
 from bgpd.cni.frame import Frame
 from bgpd.cni.interface import RefusedError, adopted, assign
 from bgpd.cni.protocol import CniError
@@ -25,7 +25,6 @@ from bgpd.model.endpoint import Endpoint
 from bgpd.netlink.link import PodLink
 from bgpd.netlink.links import LinkError, Links, NoNamespaceError
 
-RESULTS = ("results", "multus/results")  # below the directory of caches; Multus keeps those of its delegates apart
 _LONGEST = 4 << 20
 
 

@@ -13,12 +13,14 @@ told, and it comes out as that very request: what it means is `protocol`'s. File
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
 from bgpd.cni.frame import Frame
 from bgpd.cni.protocol import PLUGIN_TYPE, Verb
 
+RESULTS = ("results", "multus/results")  # below the directory of caches; Multus keeps those of its delegates apart
 _KIND = "cniCacheV1"
 _LOOPBACK = "lo"
 
@@ -55,6 +57,14 @@ def add_request(data: bytes) -> Frame | None:
     }
     variables = "".join(f"{name}={each}\0" for name, each in environment.items())
     return Frame(variables.encode(), json.dumps(configuration).encode())
+
+
+def configuration(data: bytes) -> bytes:
+    """The network configuration that the attachment was made with; nothing where the file has none."""
+    try:
+        return base64.b64decode(json.loads(data)["config"], validate=True)
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return b""
 
 
 def _object(data: bytes) -> dict[str, Any]:

@@ -8,20 +8,17 @@ script stands in the plugin's place that lets pods go (programs/uninstalled.sh).
 
 from __future__ import annotations
 
-import base64
-import binascii
-import json
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bgpd.cni.cache import RESULTS, configuration
 from bgpd.cni.protocol import PLUGIN_TYPE
 from bgpd.cni.publish import PROGRAMS, Places, remove, replace
 from bgpd.config.files import UnreadableError, read_limited
 from bgpd.model.attachment import OWN_FILE
 
-REMEMBERED = ("results", "multus/results", "multus")  # below the directory of caches; the last is Multus' own
+REMEMBERED = (*RESULTS, "multus")  # below the directory of caches; the last is Multus' own
 _LONGEST = 4 << 20
 _STAND_IN = PROGRAMS / "uninstalled.sh"
 
@@ -33,12 +30,6 @@ class Cleared:
     plugin: Path
     removed: tuple[Path, ...]
     needed_by: tuple[Path, ...]
-
-
-def is_served(path: Path) -> bool:
-    """Whether a daemon answers at its socket."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(str(path)) == 0
 
 
 def clear(places: Places, caches: Path) -> Cleared:
@@ -67,17 +58,9 @@ def _needed_by(caches: Path) -> Iterator[Path]:
 
 
 def _names_us(file: Path) -> bool:
-    """In its text, or in the configuration that libcni keeps in base64. One that cannot be read may."""
+    """In its text, or in the configuration that libcni keeps there. One that cannot be read may."""
     try:
         data = read_limited(file, _LONGEST).data
     except UnreadableError:
         return file.exists()
-    return PLUGIN_TYPE.encode() in data + _configuration(data)
-
-
-def _configuration(data: bytes) -> bytes:
-    try:
-        value = json.loads(data)
-        return base64.b64decode(value["config"], validate=True)
-    except (ValueError, RecursionError, TypeError, KeyError, binascii.Error):
-        return b""
+    return PLUGIN_TYPE.encode() in data + configuration(data)

@@ -23,14 +23,13 @@ from typing import Any
 
 from bgpd.cni.protocol import DEADLINE_S, PLUGIN_TYPE, VERSIONS
 from bgpd.cni.result import Json, release
-from bgpd.model.attachment import OWN_FILE, ChainingMode, InterfaceKind
+from bgpd.model.attachment import OWN_FILE, READ_BY_RUNTIMES, ChainingMode, InterfaceKind
 
 CONFIG_MAP_KEY = "cni-config"
 SOCKET = Path("/run/bgpd/cni.sock")
 QUEUE = Path("/var/lib/bgpd/cni-queue")
 
 _KEPT = f"{OWN_FILE} stays as it is"
-_READ_BY_RUNTIMES = (".conf", ".conflist", ".json")
 _KINDS = {
     "bridge": InterfaceKind.VETH,
     "flannel": InterfaceKind.VETH,
@@ -89,7 +88,7 @@ class _ChainError(Exception):
 
 def chained(files: Mapping[str, bytes], settings: Settings) -> Plan:
     """From the files of the runtime's directory, by name; ours may be among them and does not count."""
-    names = sorted(name for name in files if name.endswith(_READ_BY_RUNTIMES) and name != OWN_FILE)
+    names = sorted(name for name in files if name.endswith(READ_BY_RUNTIMES) and name != OWN_FILE)
     targets = [name for name in names if name > OWN_FILE]
     warnings = tuple(
         f"{name} comes before {OWN_FILE}, and runtimes use it instead; rename it unless it delegates to {OWN_FILE}, "
@@ -99,7 +98,7 @@ def chained(files: Mapping[str, bytes], settings: Settings) -> Plan:
     )
     if not targets:
         text = (
-            f"no {', '.join(_READ_BY_RUNTIMES)} file to chain to; install the main CNI plugin, or set cni.configMap"
+            f"no {', '.join(READ_BY_RUNTIMES)} file to chain to; install the main CNI plugin, or set cni.configMap"
         )
         return Plan(Action.REMOVE, warnings=warnings, problem=text)
     target = targets[0]

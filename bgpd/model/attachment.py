@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from bgpd.model.prefix import Address
 
+READ_BY_RUNTIMES = (".conf", ".conflist", ".json")  # how the names of configurations end there; libcni
 OWN_FILE = "05-bgpd.conflist"  # the chain with our plugin in it, in the container runtime's directory
 
 

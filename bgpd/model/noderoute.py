@@ -31,7 +31,7 @@ class DeviceKey:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """`mtu` None: the kernel's. `kind` is vxlan for one of ours, whatever it is for one that has our name only.
+    """`kind` is vxlan for one of ours, whatever it is for one that has our name only.
 
     `local`, the address that packets leave with and come to, decides over the family of all of them.
     """

@@ -21,7 +21,7 @@ _MACVLAN_MODE = 1  # IFLA_MACVLAN_MODE
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _NSID, _FD = 1, 3  # NETNSA_*
 _NO_NUMBER = -1  # NETNSA_NSID_NOT_ASSIGNED
-_HEAD = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
+HEAD = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 _NSID_HEAD = bytes(4)  # struct rtgenmsg
 
 
@@ -62,7 +62,7 @@ class PodLink:
 
 def link_request(which: int | str | None, netns: int | None = None) -> bytes:
     """The body that asks for the interface of this index or name, or for all; in the namespace of this number."""
-    head = _HEAD.pack(0, 0, which if isinstance(which, int) else 0, 0, 0)
+    head = HEAD.pack(0, 0, which if isinstance(which, int) else 0, 0, 0)
     name = attribute(_IFNAME, which) if isinstance(which, str) else b""
     where = attribute(_TARGET_NETNSID, struct.pack("=i", netns)) if netns is not None else b""
     return head + name + where + attribute(_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
@@ -70,7 +70,7 @@ def link_request(which: int | str | None, netns: int | None = None) -> bytes:
 
 def link(body: bytes) -> Link:
     """Of a NEWLINK."""
-    found = attributes(body[_HEAD.size :])
+    found = attributes(body[HEAD.size :])
     info = attributes(found[_LINKINFO][0]) if _LINKINFO in found else {}
     kind = text(info, _INFO_KIND)
     index, other = link_index(body), _number(found, _LINK)
@@ -89,7 +89,7 @@ def link(body: bytes) -> Link:
 
 def link_index(body: bytes) -> int:
     """Of a NEWLINK or DELLINK."""
-    index: int = _HEAD.unpack_from(body)[2]
+    index: int = HEAD.unpack_from(body)[2]
     return index
 
 

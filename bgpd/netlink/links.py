@@ -8,13 +8,11 @@ it also says where the other end of a veth is: a pod with CAP_NET_ADMIN can lay 
 numbered as it likes, but not into the node.
 
 `Links` is synchronous; a call takes well below a millisecond, or as long as somebody else holds the kernel's lock
-for interfaces (RTNL): the daemon calls it in threads. It speaks netlink itself: pyroute2 takes 4 ms for what an ADD
-has to look at, and costs the daemon 15 MB.
+for interfaces (RTNL): the daemon calls it in threads.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import errno
 import fcntl
@@ -22,7 +20,7 @@ import functools
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,14 +28,9 @@ from typing import Self
 
 from bgpd.netlink import link as rtnetlink
 from bgpd.netlink.link import Link, PodLink
-from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, messages, pack
+from bgpd.netlink.message import Received
+from bgpd.netlink.rtsocket import GROUP_LINK, GROUP_NSID, NEWS_ROOM, RtSocket, RtWatch
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK = 270, 1, 10
-_RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE: beyond what unprivileged ones may have
-_GROUP_LINK, _GROUP_NSID = 1, 28  # RTNLGRP_*
-_TIMEOUT_S = 10.0
-_ROOM = 1 << 18
-_NEWS_ROOM = 1 << 22  # some thousand changes, while the daemon is busy
 _OWN = Path("/proc/thread-self/ns/net")
 _NS_GET_ID = 0x8008B70D  # linux/nsfs.h, Linux 6.18
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h, Linux 5.14
@@ -89,11 +82,7 @@ class Links:
     """
 
     def __init__(self) -> None:
-        self._socket = _open()
-        self._socket.settimeout(_TIMEOUT_S)
-        self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
-        self._socket.bind((0, 0))
-        self._sequence = 0
+        self._socket = RtSocket()
         self._cookies: dict[int, int] = {}
 
     def __enter__(self) -> Self:
@@ -129,7 +118,7 @@ class Links:
     def is_alive(self, number: int) -> bool:
         """Whether there is a namespace of this number."""
         try:
-            return bool(self._ask(rtnetlink.GETNSID, rtnetlink.netns_request(number=number)))
+            return bool(self._socket.ask(rtnetlink.GETNSID, rtnetlink.netns_request(number=number)))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.EINVAL):
                 return False
@@ -162,12 +151,12 @@ class Links:
 
     def _number(self, opened: int) -> int:
         for _ in range(2):
-            (answer,) = self._ask(rtnetlink.GETNSID, rtnetlink.netns_request(fd=opened))
+            (answer,) = self._socket.ask(rtnetlink.GETNSID, rtnetlink.netns_request(fd=opened))
             number = rtnetlink.netns_number(answer)
             if number is not None:
                 return number
             with contextlib.suppress(FileExistsError):  # somebody else was faster
-                self._ask(rtnetlink.NEWNSID, rtnetlink.new_netns_request(opened))
+                self._socket.ask(rtnetlink.NEWNSID, rtnetlink.new_netns_request(opened))
         raise OSError(errno.EAGAIN, "the network namespace gets no number")
 
     def _pod_link(self, number: int, inside: Link, own: int) -> PodLink:
@@ -177,7 +166,7 @@ class Links:
 
     def _link(self, which: int | str, netns: int | None = None) -> Link | None:
         try:
-            (answer,) = self._ask(rtnetlink.GETLINK, rtnetlink.link_request(which, netns))
+            (answer,) = self._socket.ask(rtnetlink.GETLINK, rtnetlink.link_request(which, netns))
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None
@@ -185,30 +174,8 @@ class Links:
         return rtnetlink.link(answer)
 
     def _links(self, netns: int | None) -> list[Link]:
-        while True:
-            try:
-                answers = self._ask(rtnetlink.GETLINK, rtnetlink.link_request(None, netns), DUMP)
-            except InterruptedError:
-                continue
-            return [rtnetlink.link(answer) for answer in answers]
-
-    def _ask(self, kind: int, body: bytes, flags: int = 0) -> list[bytes]:
-        """The bodies of all answers. InterruptedError: a dump was overtaken by a change."""
-        self._sequence += 1
-        self._socket.send(pack(kind, REQUEST | ACK | flags, self._sequence, body))
-        answers: list[bytes] = []
-        interrupted = False
-        while True:
-            for answer in messages(self._socket.recv(_ROOM)):
-                interrupted = interrupted or bool(answer.flags & DUMP_INTERRUPTED)
-                if answer.kind in (ERROR, DONE):
-                    (code,) = struct.unpack_from("=i", answer.body)
-                    if code:
-                        raise OSError(-code, os.strerror(-code))
-                    if interrupted:
-                        raise InterruptedError
-                    return answers
-                answers.append(answer.body)
+        answers = self._socket.dump(rtnetlink.GETLINK, rtnetlink.link_request(None, netns))
+        return list(map(rtnetlink.link, answers))
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,44 +193,21 @@ class News:
 class Watch:
     """Hears of every change from when it is made on. `room`: bytes of news that wait, before some are lost."""
 
-    def __init__(self, room: int = _NEWS_ROOM) -> None:
-        self._socket = _open()
-        self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, room)
-        self._socket.bind((0, 0))
-        for group in (_GROUP_LINK, _GROUP_NSID):
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    def __init__(self, room: int = NEWS_ROOM) -> None:
+        self._watch = RtWatch((GROUP_LINK, GROUP_NSID), room)
 
     def close(self) -> None:
-        self._socket.close()
+        self._watch.close()
 
     async def news(self) -> News:
         """Waits for some, and takes what has come with it."""
-        loop = asyncio.get_running_loop()
-        try:
-            data = [await loop.sock_recv(self._socket, _ROOM), *self._waiting()]
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            return News(lost=True)
-        return _news(data)
-
-    def _waiting(self) -> Iterator[bytes]:
-        while True:
-            try:
-                yield self._socket.recv(_ROOM)
-            except BlockingIOError:
-                return
+        received = await self._watch.news()
+        return News(lost=True) if received is None else _news(received)
 
 
-def _news(data: list[bytes]) -> News:
-    received = [each for datagram in data for each in messages(datagram)]
+def _news(received: Sequence[Received]) -> News:
     changed = (each.body for each in received if each.kind in (rtnetlink.NEWLINK, rtnetlink.DELLINK))
     ended = (rtnetlink.netns_number(each.body) for each in received if each.kind == rtnetlink.DELNSID)
     return News(
         frozenset(map(rtnetlink.link_index, changed)), frozenset(number for number in ended if number is not None)
     )
-
-
-def _open() -> socket.socket:
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)

@@ -1,7 +1,7 @@
 """Routes, neighbors, addresses and the VXLAN device as rtnetlink has them, both ways. Pure.
 
 Numbers as in linux/rtnetlink.h, neighbour.h, if_addr.h and if_link.h. What is wanted is for the caller to decide; how
-messages reach the kernel, for `netlink.routes`.
+messages reach the kernel, for `netlink.rtsocket`.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from ipaddress import (
 
 from bgpd.model.noderoute import Device, Route, RouteKey
 from bgpd.model.prefix import Address, Prefix
+from bgpd.netlink import link
 from bgpd.netlink.nftmessage import Attributes, attribute, attributes, nest, text
 
-NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19  # RTM_*
-NEWADDR, DELADDR, GETADDR = 20, 21, 22
+NEWADDR, DELADDR, GETADDR = 20, 21, 22  # RTM_*
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
 NEWNEIGH, DELNEIGH, GETNEIGH = 28, 29, 30
 
@@ -45,16 +45,14 @@ _NO_ADDRESS_OF_ITS_OWN = 1  # IN6_ADDR_GEN_MODE_NONE
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg: family, both lengths, tos, table, protocol, scope, type, flags
 _NEIGHBOR = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, interface, state, flags, type
 _ADDRESS = struct.Struct("=BBBBi")  # struct ifaddrmsg: family, length, flags, scope, interface
-_LINK = struct.Struct("=BxHiII")  # struct ifinfomsg: family, type, index, flags, change
 
 _DST, _OIF, _GATEWAY, _PRIORITY, _MULTIPATH, _TABLE, _NEXTHOP = 1, 4, 5, 6, 9, 15, 30  # RTA_*
 _NDA_DST, _NDA_LLADDR, _NDA_IFINDEX = 1, 2, 8
 _IFA_ADDRESS, _IFA_LOCAL = 1, 2
-_IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_AF_SPEC, _IFLA_EXT_MASK = 1, 3, 4, 18, 26, 29
+_IFLA_ADDRESS, _IFLA_NAME, _IFLA_MTU, _IFLA_INFO, _IFLA_AF_SPEC = 1, 3, 4, 18, 26
 _INFO_KIND, _INFO_DATA = 1, 2
 _VXLAN_ID, _VXLAN_LOCAL, _VXLAN_LEARNING, _VXLAN_PORT, _VXLAN_LOCAL6 = 1, 4, 7, 15, 17
 _ADDR_GEN_MODE = 8  # IFLA_INET6_ADDR_GEN_MODE
-_SKIP_STATISTICS = 1 << 3
 
 # as /etc/iproute2/rt_protos has them
 _PROTOCOLS = {
@@ -212,10 +210,6 @@ def found_address(body: bytes) -> tuple[int, IPv4Interface | IPv6Interface] | No
 # --- interfaces -----------------------------------------------------------------------------------------------------
 
 
-def links_request() -> bytes:
-    return _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_EXT_MASK, _native(_SKIP_STATISTICS))
-
-
 def device(name: str, value: Device) -> bytes:
     """The body that makes the device, down."""
     local = _VXLAN_LOCAL if value.local.version == 4 else _VXLAN_LOCAL6
@@ -226,7 +220,7 @@ def device(name: str, value: Device) -> bytes:
         attribute(_VXLAN_LEARNING, bytes([value.learns])),
     )
     info = nest(_IFLA_INFO, attribute(_INFO_KIND, "vxlan"), nest(_INFO_DATA, *data))
-    return _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_NAME, name) + _changeable(value) + info
+    return link.HEAD.pack(0, 0, 0, 0, 0) + attribute(_IFLA_NAME, name) + _changeable(value) + info
 
 
 def device_settings(name: str, value: Device) -> list[bytes]:
@@ -235,23 +229,19 @@ def device_settings(name: str, value: Device) -> list[bytes]:
     ipv6 = nest(_IFLA_AF_SPEC, nest(FAMILY[6], mode))
     named = attribute(_IFLA_NAME, name)
     return [
-        _LINK.pack(0, 0, 0, 0, 0) + named + ipv6,
-        _LINK.pack(0, 0, 0, 0, 0) + named + _changeable(value),
-        _LINK.pack(0, 0, 0, _UP, _UP) + named,
+        link.HEAD.pack(0, 0, 0, 0, 0) + named + ipv6,
+        link.HEAD.pack(0, 0, 0, 0, 0) + named + _changeable(value),
+        link.HEAD.pack(0, 0, 0, _UP, _UP) + named,
     ]
 
 
 def no_device(name: str) -> bytes:
-    return _LINK.pack(0, 0, 0, 0, 0) + attribute(_IFLA_NAME, name)
-
-
-def link_index(body: bytes) -> int:
-    return int(_LINK.unpack_from(body)[2])
+    return link.HEAD.pack(0, 0, 0, 0, 0) + attribute(_IFLA_NAME, name)
 
 
 def found_link(body: bytes) -> FoundLink:
-    _, _, index, flags, _ = _LINK.unpack_from(body)
-    found = attributes(body[_LINK.size :])
+    _, _, index, flags, _ = link.HEAD.unpack_from(body)
+    found = attributes(body[link.HEAD.size :])
     info = attributes(found[_IFLA_INFO][0]) if _IFLA_INFO in found else {}
     kind, mtu = text(info, _INFO_KIND), _unsigned(found, _IFLA_MTU)
     mac = found[_IFLA_ADDRESS][0].hex(":") if _IFLA_ADDRESS in found else ""

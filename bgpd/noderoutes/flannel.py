@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = (".conf", ".conflist", ".json")
+from bgpd.model.attachment import READ_BY_RUNTIMES
 
 
 def signs(run: Path, cni_conf: Path) -> list[str]:
@@ -23,7 +23,7 @@ def signs(run: Path, cni_conf: Path) -> list[str]:
 
 def _files(directory: Path) -> Iterator[Path]:
     try:
-        yield from sorted(path for path in directory.iterdir() if path.suffix in SUFFIXES)
+        yield from sorted(path for path in directory.iterdir() if path.suffix in READ_BY_RUNTIMES)
     except OSError:
         return
 

@@ -17,8 +17,9 @@ from bgpd.model.brief import brief
 from bgpd.model.node import Node
 from bgpd.model.noderoute import MARK, Key, Route, RouteKey, Value
 from bgpd.model.prefix import Prefix
+from bgpd.netlink import rtsocket
 from bgpd.netlink.route import prefix_key
-from bgpd.netlink.routes import Watch
+from bgpd.netlink.rtsocket import RtWatch
 from bgpd.noderoutes import flannel
 from bgpd.noderoutes.observed import Concern, concerns
 from bgpd.noderoutes.plan import NodeRoutesPlan, Planner, standing
@@ -27,6 +28,10 @@ from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
 
 NAME = "node_routes"
+NEWS = (
+    rtsocket.GROUP_LINK, rtsocket.GROUP_NEIGH, rtsocket.GROUP_IPV4_ADDRESS, rtsocket.GROUP_IPV4_ROUTE,
+    rtsocket.GROUP_IPV6_ADDRESS, rtsocket.GROUP_IPV6_ROUTE,
+)  # fmt: skip
 
 
 class NodeRouting:
@@ -137,7 +142,7 @@ class NodeRouting:
     # --- news ---------------------------------------------------------------------------------------------
 
     async def _listen(self) -> None:
-        with contextlib.closing(Watch()) as watch:
+        with contextlib.closing(RtWatch(NEWS)) as watch:
             while True:
                 news = await watch.news()
                 if news is None:

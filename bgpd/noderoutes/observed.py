@@ -27,6 +27,7 @@ from bgpd.model.noderoute import (
 )
 from bgpd.model.prefix import Prefix
 from bgpd.netlink import route as rtnetlink
+from bgpd.netlink.link import DELLINK, NEWLINK
 from bgpd.netlink.message import Received
 from bgpd.netlink.route import FoundLink, FoundRoute
 
@@ -144,7 +145,7 @@ def concerns(
     kind, body = message.kind, message.body
     if kind in (rtnetlink.NEWROUTE, rtnetlink.DELROUTE):
         return Concern.NONE if message.port == port else _of_route(kind, body, want, prefixes)
-    if kind in (rtnetlink.NEWLINK, rtnetlink.DELLINK):
+    if kind in (NEWLINK, DELLINK):
         return _of_link(kind, body, seen, want)
     if kind in (rtnetlink.NEWADDR, rtnetlink.DELADDR):
         return _of_address(kind, body, seen, want)
@@ -169,15 +170,15 @@ def _of_link(kind: int, body: bytes, seen: Observed, want: Mapping[Key, Value]) 
     link = rtnetlink.found_link(body)
     if link.name == DEVICE:
         wanted = want.get(DeviceKey())
-        return Concern.NONE if (link.device if kind == rtnetlink.NEWLINK else None) == wanted else Concern.TOUCHED
+        return Concern.NONE if (link.device if kind == NEWLINK else None) == wanted else Concern.TOUCHED
     if link.name.startswith(FLANNEL):
         known = any(link.name in sign for sign in seen.host.flannel)
-        return Concern.NONE if known == (kind == rtnetlink.NEWLINK) else Concern.CHANGED
+        return Concern.NONE if known == (kind == NEWLINK) else Concern.CHANGED
     known_link = seen.links.get(link.index)
     if known_link is None:
         return Concern.NONE
     same = (link.name, link.mtu, link.is_up) == (known_link.name, known_link.mtu, known_link.is_up)
-    return Concern.NONE if same and kind == rtnetlink.NEWLINK else Concern.CHANGED
+    return Concern.NONE if same and kind == NEWLINK else Concern.CHANGED
 
 
 def _of_address(kind: int, body: bytes, seen: Observed, want: Mapping[Key, Value]) -> Concern:

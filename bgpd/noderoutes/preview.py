@@ -8,16 +8,15 @@ from typing import Any
 from bgpd.config.schema import Config
 from bgpd.model.node import Node
 from bgpd.model.noderoute import Route, RouteKey
-from bgpd.netlink.routes import Routes
 from bgpd.noderoutes import flannel
 from bgpd.noderoutes.plan import plan
-from bgpd.noderoutes.target import look
+from bgpd.noderoutes.target import look, opened
 
 
 def preview(config: Config, own: Node | None, nodes: Mapping[str, Node]) -> list[dict[str, Any]]:
     """A row for each pod CIDR of another node; one row without, when nothing at all would be done."""
     prefixes = frozenset(prefix for node in nodes.values() if node is not own for prefix in node.pod_cidrs)
-    with Routes() as routes:
+    with opened() as routes:
         seen = look(routes, prefixes, flannel.signs(config.paths.flannel, config.paths.cni_conf))
     found = plan(config.node_routes, config.vxlan, own, nodes, seen.host)
     if found.blocked:

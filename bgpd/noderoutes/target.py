@@ -28,8 +28,9 @@ from bgpd.model.noderoute import (
 )
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.prefix import Prefix
+from bgpd.netlink import link
 from bgpd.netlink import route as rtnetlink
-from bgpd.netlink.routes import CREATE, EXCLUSIVE, REPLACE, Refusal, Request, Routes
+from bgpd.netlink.rtsocket import CREATE, EXCLUSIVE, EXT_ACK, REPLACE, STRICT, Refusal, Request, RtSocket
 from bgpd.noderoutes.observed import Dumps, Observed, device_of, read
 from bgpd.runtime.diff import Change, Kind
 from bgpd.runtime.reconcile import TargetError
@@ -43,7 +44,7 @@ class Target:
 
     def __init__(self, prefixes: Callable[[], Collection[Prefix]], flannel: Callable[[], Sequence[str]]) -> None:
         self._prefixes, self._flannel = prefixes, flannel
-        self._routes: Routes | None = None
+        self._routes: RtSocket | None = None
         self._looked_for: frozenset[Prefix] = frozenset()
         self.seen = Observed()
 
@@ -75,8 +76,8 @@ class Target:
     def _read(self, prefixes: frozenset[Prefix]) -> Observed:
         return look(self._open(), prefixes, self._flannel())
 
-    def _open(self) -> Routes:
-        self._routes = self._routes or Routes()
+    def _open(self) -> RtSocket:
+        self._routes = self._routes or opened()
         return self._routes
 
     # --- writing ------------------------------------------------------------------------------------------
@@ -109,10 +110,10 @@ class Target:
         if prefix in self._looked_for:
             return None
         try:
-            answer = self._open().ask(rtnetlink.GETROUTE, rtnetlink.best_request(prefix))
+            (answer,) = self._open().ask(rtnetlink.GETROUTE, rtnetlink.best_request(prefix))
         except OSError as error:  # a blackhole, say: the next plan knows whose
-            return Retry(f"{prefix} cannot be looked up: {error}")
-        best = rtnetlink.found_route(answer) if answer is not None else None
+            return None if error.errno == errno.ENETUNREACH else Retry(f"{prefix} cannot be looked up: {error}")
+        best = rtnetlink.found_route(answer)
         if best is None or best.key.prefix != prefix or best.protocol == rtnetlink.PROTOCOL:
             return None
         return Retry(f"{prefix} has a route already that is not ours")  # which stands in the next plan
@@ -126,24 +127,29 @@ class Target:
         requests = []
         renewed = isinstance(have, Device) and _identity(have) != _identity(want)
         if renewed:
-            requests.append(Request(rtnetlink.DELLINK, 0, rtnetlink.no_device(DEVICE)))
+            requests.append(Request(link.DELLINK, 0, rtnetlink.no_device(DEVICE)))
         if have is None or renewed:
-            requests.append(Request(rtnetlink.NEWLINK, CREATE | EXCLUSIVE, rtnetlink.device(DEVICE, want)))
-        requests += [Request(rtnetlink.NEWLINK, 0, body) for body in rtnetlink.device_settings(DEVICE, want)]
+            requests.append(Request(link.NEWLINK, CREATE | EXCLUSIVE, rtnetlink.device(DEVICE, want)))
+        requests += [Request(link.NEWLINK, 0, body) for body in rtnetlink.device_settings(DEVICE, want)]
         for refusal in self._open().change(requests):
             if refusal is not None:
                 remedy = _remedy(refusal) or f"is CONFIG_VXLAN there, and UDP port {want.port} free?"
                 return Retry(f"{DEVICE} cannot be made: {refusal}; {remedy}")
-        device = device_of(self._open().dump(rtnetlink.GETLINK, rtnetlink.links_request()))
+        device = device_of(self._open().dump(link.GETLINK, link.link_request(None)))
         if device is not None:
             indexes[DEVICE] = device.index
             self.seen = _with_index(self.seen, device.index)
         return Retry(f"{DEVICE} was made anew, for {want.local}; what lies on it follows") if renewed else DONE
 
 
-def look(routes: Routes, prefixes: frozenset[Prefix], flannel: Sequence[str]) -> Observed:
+def opened() -> RtSocket:
+    """A socket that minds what it is asked for, and says in words what it refuses."""
+    return RtSocket((EXT_ACK, STRICT))
+
+
+def look(routes: RtSocket, prefixes: frozenset[Prefix], flannel: Sequence[str]) -> Observed:
     """All that concerns node routes. OSError: the kernel cannot be asked."""
-    links = routes.dump(rtnetlink.GETLINK, rtnetlink.links_request())
+    links = routes.dump(link.GETLINK, link.link_request(None))
     device = device_of(links)
     forwarding, neighbors = [], []
     if device is not None:
@@ -156,12 +162,12 @@ def look(routes: Routes, prefixes: frozenset[Prefix], flannel: Sequence[str]) ->
     return read(dumps, set(map(rtnetlink.prefix_key, prefixes)), flannel)
 
 
-def _all_routes(routes: Routes) -> list[bytes]:
+def _all_routes(routes: RtSocket) -> list[bytes]:
     requests = map(rtnetlink.routes_request, rtnetlink.FAMILY)
     return [body for request in requests for body in _dumped(routes, rtnetlink.GETROUTE, request)]
 
 
-def _dumped(routes: Routes, kind: int, request: bytes) -> list[bytes]:
+def _dumped(routes: RtSocket, kind: int, request: bytes) -> list[bytes]:
     """Nothing, where the kernel has no such family, or the device has just gone."""
     try:
         return routes.dump(kind, request)
@@ -177,7 +183,7 @@ def clear(state: Path) -> list[str]:
     `state`: the directory in which a file says that there may be some.
     """
     try:
-        with Routes() as routes:
+        with opened() as routes:
             found = list(_ours(routes))
             answers = routes.change([request for _, request in found])
     except OSError as error:
@@ -190,16 +196,16 @@ def clear(state: Path) -> list[str]:
     return [what for what, _ in found]
 
 
-def _ours(routes: Routes) -> Iterator[tuple[str, Request]]:
+def _ours(routes: RtSocket) -> Iterator[tuple[str, Request]]:
     for body in _all_routes(routes):
         found = rtnetlink.found_route(body) if rtnetlink.protocol_of(body) == rtnetlink.PROTOCOL else None
         if found is not None:
             value = Route(found.via, "", found.onlink)
             request = Request(rtnetlink.DELROUTE, 0, rtnetlink.route(found.key, value, found.interface))
             yield str(found.key), request
-    device = device_of(routes.dump(rtnetlink.GETLINK, rtnetlink.links_request()))
+    device = device_of(routes.dump(link.GETLINK, link.link_request(None)))
     if device is not None and device.kind == "vxlan":
-        yield DEVICE, Request(rtnetlink.DELLINK, 0, rtnetlink.no_device(DEVICE))
+        yield DEVICE, Request(link.DELLINK, 0, rtnetlink.no_device(DEVICE))
 
 
 def _request(change: Change[Key, Value], indexes: dict[str, int]) -> Request | None:
@@ -220,7 +226,7 @@ def _request(change: Change[Key, Value], indexes: dict[str, int]) -> Request | N
         case OwnAddressKey(), _:
             body, kinds = rtnetlink.own_address(key.address, index), (rtnetlink.NEWADDR, rtnetlink.DELADDR)
         case _:
-            return Request(rtnetlink.DELLINK, 0, rtnetlink.no_device(DEVICE))
+            return Request(link.DELLINK, 0, rtnetlink.no_device(DEVICE))
     return Request(kinds[want is None], CREATE | REPLACE if want is not None else 0, body)
 
 

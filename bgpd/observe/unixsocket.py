@@ -40,13 +40,8 @@ def identity_of(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _refuse_to_replace(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "is there and is no socket; remove it or move paths.run", str(path))
+def is_answered(path: Path) -> bool:
+    """Whether somebody listens there."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
@@ -54,5 +49,16 @@ def _refuse_to_replace(path: Path) -> None:
         except BlockingIOError:
             pass  # its queue is full: somebody has it, and is slow
         except OSError:
-            return
-    raise OSError(errno.EADDRINUSE, "another bgpd answers on it; stop it or move paths.run", str(path))
+            return False
+    return True
+
+
+def _refuse_to_replace(path: Path) -> None:
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise OSError(errno.EEXIST, "is there and is no socket; remove it or move paths.run", str(path))
+    if is_answered(path):
+        raise OSError(errno.EADDRINUSE, "another bgpd answers on it; stop it or move paths.run", str(path))

@@ -234,9 +234,9 @@ class _Choice:
         if self._overflow is not Overflow.KEEP or short.place in self._cuts or short.place not in CUTTABLE:
             return False
         self._cuts.add(short.place)
-        for policy, entries in self._demands(short.place, self._judging())[:1]:
-            pods = self._judging()[policy]
-            self._blame(policy, short, entries, dict.fromkeys(pods, Fate.CUT))
+        pods = self._judging()
+        for policy, entries in self._demands(short.place, pods)[:1]:
+            self._blame(policy, short, entries, dict.fromkeys(pods[policy], Fate.CUT))
         return True
 
     def _close_largest(self, short: Shortage) -> bool:

@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
-from bgpd.cni.clear import is_served
+from bgpd.observe.unixsocket import is_answered
 from tests.benchmarks.masq_contenders import FORWARD_ONLY, conntrack, nothing
 from tests.benchmarks.masq_stage import FAR, POD, Wire
 from tests.benchmarks.policy_cluster import PORT, Tenant
@@ -133,7 +133,7 @@ def bgpd(stage: Stage, of: Tenant, wire: Wire) -> None:
     cluster = stage.join(of.node, wire.node)
     start(cluster, len(of.addresses))
     run = cluster.node.directory / "run"
-    poll(lambda: is_served(run / "cni.sock"), READY_S, lambda: cluster.node.bgpd("status", check=False))
+    poll(lambda: is_answered(run / "cni.sock"), READY_S, lambda: cluster.node.bgpd("status", check=False))
     inside = {"name": "eth0", "mac": link(wire.pod, "eth0")[1].hex(":"), "sandbox": str(wire.pod.path)}
     result = {"cniVersion": "1.0.0", "interfaces": [inside], "ips": [{"address": f"{POD}/24", "interface": 0}]}
     entry = {"type": "bgpd-cni", "socket": str(run / "cni.sock"), "queue": str(run / "queue"), "prevResult": result}

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from bgpd.cni.clear import is_served
 from bgpd.cni.conflist import Settings
 from bgpd.cni.protocol import VERSIONS
 from bgpd.cni.publish import Places, Publisher
 from bgpd.model.attachment import OWN_FILE
+from bgpd.observe.unixsocket import is_answered
 from bgpd.runtime.store import Store
 from tests.contract.cni_runtime import DEBIAN, PluginError, Runtime
 from tests.fabric.netns import Lab, Namespace, missing
@@ -61,7 +61,7 @@ class Node:
         files = ["cni.sock", "cni-queue", "endpoints", "calls"]
         argv = [sys.executable, "-m", "tests.contract.cni_daemon", *(str(self.directory / file) for file in files)]
         self.daemon = self.host.popen(argv, cwd=Path(__file__).parents[2])
-        poll(lambda: is_served(self.directory / "cni.sock"), SOON_S, self.daemon.log_tail)
+        poll(lambda: is_answered(self.directory / "cni.sock"), SOON_S, self.daemon.log_tail)
 
     def runtime(self, version: str, *plugins: Mapping[str, Any]) -> Runtime:
         """The runtime, with the conflist that we write for a node which has these plugins."""

@@ -19,12 +19,12 @@ from typing import Any
 
 import pytest
 
-from bgpd.cni.clear import is_served
 from bgpd.cni.conflist import QUEUE, SOCKET
 from bgpd.cni.journal import read
 from bgpd.cni.protocol import VERSIONS, Verb
 from bgpd.cni.publish import PROGRAMS
 from bgpd.model.attachment import AttachmentKey
+from bgpd.observe.unixsocket import is_answered
 from tests.contract.cni_runtime import PLUGIN, Answer, call
 from tests.fabric.process import Process, poll, spawn
 from tests.unit.cni_requests import CONTAINER, configuration, environment, previous
@@ -52,7 +52,7 @@ class Node:
         argv = [sys.executable, "-m", "tests.contract.cni_daemon", *map(str, places)]
         root = Path(__file__).parents[2]
         self.daemon = spawn("cni-daemon", argv, log_path=self.directory / "log", cwd=root)
-        poll(lambda: is_served(self.socket), SOON_S, self.daemon.log_tail)
+        poll(lambda: is_answered(self.socket), SOON_S, self.daemon.log_tail)
 
     def call(
         self, verb: str, version: str = "1.1.0", *, deadline_s: int = 5, container: str = CONTAINER, **changes: Any

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bgpd.cni.clear import is_served
 from bgpd.cni.journal import Queue
 from bgpd.cni.server import CniServer
 from bgpd.model.outcome import Retry
+from bgpd.observe.unixsocket import is_answered
 from tests.contract.cni_runtime import DEBIAN, PLUGIN, PluginError, Runtime
 from tests.fabric.attach_site import WAIT_S, Attaching, Node
 from tests.fabric.netns import Lab
@@ -59,7 +59,7 @@ def serve(node: Node, scenario: Any) -> None:
         server = CniServer(directory / "cni.sock", at.attacher, at.journal, Queue(directory / "queue"))
         serving = asyncio.create_task(server.run())
         try:
-            await asyncio.to_thread(poll, lambda: is_served(directory / "cni.sock"), WAIT_S, lambda: "no socket")
+            await asyncio.to_thread(poll, lambda: is_answered(directory / "cni.sock"), WAIT_S, lambda: "no socket")
             await scenario(at)
         finally:
             serving.cancel()

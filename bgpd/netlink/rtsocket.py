@@ -1,10 +1,10 @@
-"""Reads and writes routes and what goes with them, many at a time, and tells when somebody else does. A shell.
+"""Asks rtnetlink, changes what it keeps, many things at a time, and hears when somebody else does. A shell.
 
-What the messages say is `netlink.route`'s business. Writing goes in batches: one datagram has many messages, the
-kernel takes them one after the other and answers each, whatever became of the one before.
+What the messages say is the business of `netlink.link` and `netlink.route`. Writing goes in batches: one datagram has
+many messages, the kernel takes them one after the other and answers each, whatever became of the one before.
 
-It speaks netlink itself, as `netlink.links` does and for the same reason: pyroute2 takes 40 times
-as long to pack a route, and the daemon 15 MB.
+It speaks netlink itself: pyroute2 takes 4 ms for what an ADD has to look at and 40 times as long to pack a route, and
+costs the daemon 15 MB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -22,15 +22,17 @@ from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUE
 from bgpd.netlink.nftmessage import attributes, text
 
 CREATE, EXCLUSIVE, REPLACE = 0x400, 0x200, 0x100  # NLM_F_*
-GROUPS = {"link": 1, "neigh": 3, "ipv4 address": 5, "ipv4 route": 7, "ipv6 address": 9, "ipv6 route": 11}  # RTNLGRP_*
+GROUP_LINK, GROUP_NEIGH, GROUP_NSID = 1, 3, 28  # RTNLGRP_*
+GROUP_IPV4_ADDRESS, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDRESS, GROUP_IPV6_ROUTE = 5, 7, 9, 11
+NEWS_ROOM = 1 << 22  # some thousand changes, while the daemon is busy
+EXT_ACK, STRICT = 11, 12  # NETLINK_*: the kernel says in words what it refuses; it minds all that a request says
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK, _STRICT = 270, 1, 10, 11, 12
+_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK = 270, 1, 10
 _RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE: beyond what unprivileged ones may have
 _CAPPED, _TEXT = 0x100, 1  # NLM_F_CAPPED, NLMSGERR_ATTR_MSG
 _ERROR_SIZE = 4 + 16  # struct nlmsgerr: the code, and the head of what was refused
 _TIMEOUT_S = 10.0
 _ROOM = 1 << 18
-_NEWS_ROOM = 1 << 22
 _AT_A_TIME = 200  # messages in a datagram: their answers fit into the buffer, also if all are refused
 
 
@@ -52,16 +54,16 @@ class Refusal(NamedTuple):
         return f"{os.strerror(self.errno)}" + (f" ({self.words})" if self.words else "")
 
 
-class Routes:
-    """A socket to the kernel, in the network namespace of the thread that opens it. Synchronous: use it in a thread.
+class RtSocket:
+    """In the network namespace of the thread that opens it. Synchronous: use it in a thread.
 
-    OSError from any method: the kernel cannot be asked. `port` is what the kernel calls the socket in its news.
+    OSError from any method: the kernel refuses, or cannot be asked. `port` is what the kernel calls it in its news.
     """
 
-    def __init__(self) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def __init__(self, options: Collection[int] = ()) -> None:
+        self._socket = _open()
         self._socket.settimeout(_TIMEOUT_S)
-        for option in (_CAP_ACK, _EXT_ACK, _STRICT):
+        for option in (_CAP_ACK, *options):
             self._socket.setsockopt(_SOL_NETLINK, option, 1)
         self._socket.bind((0, 0))
         self.port = int(self._socket.getsockname()[0])
@@ -78,26 +80,17 @@ class Routes:
     def close(self) -> None:
         self._socket.close()
 
+    def ask(self, kind: int, body: bytes) -> list[bytes]:
+        """The bodies of all answers."""
+        return self._ask(kind, REQUEST | ACK, body)
+
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """The bodies of everything that is asked for, of one moment."""
         while True:
-            self._sequence += 1
-            self._socket.send(pack(kind, REQUEST | DUMP, self._sequence, body))
             try:
-                return list(self._answers())
+                return self._ask(kind, REQUEST | DUMP, body)
             except InterruptedError:
                 continue  # something was changed meanwhile
-
-    def ask(self, kind: int, body: bytes) -> bytes | None:
-        """The one answer; None: there is no such way."""
-        self._sequence += 1
-        self._socket.send(pack(kind, REQUEST, self._sequence, body))
-        try:
-            return next(self._answers(single=True))
-        except OSError as error:
-            if error.errno == errno.ENETUNREACH:
-                return None
-            raise
 
     def change(self, requests: Sequence[Request]) -> list[Refusal | None]:
         """What became of each, in their order; None: done."""
@@ -123,35 +116,37 @@ class Routes:
                     missing -= 1
         return found
 
-    def _answers(self, *, single: bool = False) -> Iterator[bytes]:
+    def _ask(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        self._sequence += 1
+        self._socket.send(pack(kind, flags, self._sequence, body))
+        answers: list[bytes] = []
         interrupted = False
         while True:
             for answer in messages(self._socket.recv(_ROOM)):
                 if answer.sequence != self._sequence:
-                    continue  # of a dump that was given up
+                    continue  # of one that was given up
                 interrupted = interrupted or bool(answer.flags & DUMP_INTERRUPTED)
                 if answer.kind in (ERROR, DONE):
-                    (code,) = struct.unpack_from("=i", answer.body)
-                    if code:
-                        raise OSError(-code, str(_refusal(answer) or os.strerror(-code)))
+                    refusal = _refusal(answer)
+                    if refusal is not None:
+                        raise OSError(refusal.errno, str(refusal))
                     if interrupted:
                         raise InterruptedError
-                    return
-                yield answer.body
-                if single:
-                    return
+                    return answers
+                answers.append(answer.body)
 
 
-class Watch:
-    """Hears of every change of the groups from when it is made on."""
+class RtWatch:
+    """Hears of every change of the groups from when it is made on. `room`: bytes of news that wait, before some are
+    lost."""
 
-    def __init__(self, groups: Sequence[str] = tuple(GROUPS)) -> None:
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    def __init__(self, groups: Collection[int], room: int = NEWS_ROOM) -> None:
+        self._socket = _open()
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, _NEWS_ROOM)
+        self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, room)
         self._socket.bind((0, 0))
         for group in groups:
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, GROUPS[group])
+            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
 
     def close(self) -> None:
         self._socket.close()
@@ -169,6 +164,10 @@ class Watch:
             if error.errno != errno.ENOBUFS:
                 raise
             return None
+
+
+def _open() -> socket.socket:
+    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
 
 
 def _refusal(answer: Received) -> Refusal | None:
