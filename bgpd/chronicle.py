@@ -13,7 +13,7 @@ from typing import Any
 from bgpd.bgp import flaps, view
 from bgpd.bgp.health import Health
 from bgpd.bgp.plan import Drain
-from bgpd.config.schema import Bgp
+from bgpd.config.bgp import Bgp
 from bgpd.console import ConfigState, Pending
 from bgpd.kube.feed import SourceState, SourceStatus
 from bgpd.model.bfd import BfdState, State

@@ -19,8 +19,9 @@ from bgpd.bgp.bfd import Bfd
 from bgpd.bgp.drain import Drainer, DrainError
 from bgpd.bgp.plan import BgpPlan, Drain
 from bgpd.bgp.routing import Inputs, Routing
+from bgpd.config.bgp import SpeakerMode
 from bgpd.config.load import Loaded, load
-from bgpd.config.schema import Config, NodeRoutes, SpeakerMode
+from bgpd.config.schema import Config, NodeRoutes
 from bgpd.kube.sources import Source
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.bgp import Family, RouteKey

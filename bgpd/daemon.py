@@ -36,8 +36,9 @@ from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.chronicle import Chronicle
+from bgpd.config.bgp import SpeakerMode
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Config, NodeRoutes, SpeakerMode
+from bgpd.config.schema import Config, NodeRoutes
 from bgpd.console import Console, Parts, Pending
 from bgpd.kube.feed import Feed
 from bgpd.kube.networkpolicy import NETWORK_POLICY

@@ -1,6 +1,7 @@
 """Turns the daemon's parts into what /metrics and /readyz show. Reads, never changes.
 
-What a metric is called and means stands in `observe.metrics`, when a node is ready in `observe.health`.
+What a metric is called and means stands in `observe.metrics` and `observe.samples`, when a node is ready in
+`observe.health`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from bgpd.model.bfd import State
 from bgpd.model.bgp import EndOfRibKey, Family, Neighbor, RouteKey
 from bgpd.model.outcome import Blocked, Retry
 from bgpd.observe.health import Condition, Readiness, readiness
-from bgpd.observe.metrics import Objects, Peer, Snapshot, Source
+from bgpd.observe.metrics import Objects, Snapshot
+from bgpd.observe.samples.bgp import Peer
+from bgpd.observe.samples.sources import Source
 from bgpd.runtime.reconcile import Reconciler
 
 

@@ -18,7 +18,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bgpd.config.schema import HealthCheck
+from bgpd.config.bgp import HealthCheck
 from bgpd.runtime.store import Store
 
 OUTPUT_LIMIT = 200

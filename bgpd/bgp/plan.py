@@ -18,7 +18,7 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
-from bgpd.config.schema import Advertisement, Attributes, Bgp, Peer
+from bgpd.config.bgp import Advertisement, Attributes, Bgp, Peer
 from bgpd.model.bfd import Timers, Wanted
 from bgpd.model.bgp import Family, LocalEnd, Neighbor, Path, RouteKey, Secret
 from bgpd.model.node import Node

@@ -11,7 +11,7 @@ from typing import Any
 
 from bgpd.bgp.plan import BgpPlan
 from bgpd.bgp.reconcile import announcement_order, is_up
-from bgpd.config.schema import Bgp
+from bgpd.config.bgp import Bgp
 from bgpd.model.bfd import BfdState, State
 from bgpd.model.bgp import (
     Announcement,

@@ -21,7 +21,8 @@ from bgpd.cli.output import print_json, table
 from bgpd.cli.settings import configuration
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Config, Masquerade, NodeRoutes
+from bgpd.config.masquerade import Masquerade
+from bgpd.config.schema import Config, NodeRoutes
 from bgpd.kube.feed import Feed
 from bgpd.kube.manifests import ManifestSource
 from bgpd.kube.networkpolicy import NETWORK_POLICY

@@ -24,7 +24,8 @@ from bgpd.cli.output import by_family, print_json, table
 from bgpd.cli.settings import run_directory
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded, load
-from bgpd.config.schema import Config, Masquerade, NodeRoutes, SnatAddress
+from bgpd.config.masquerade import Masquerade, SnatAddress
+from bgpd.config.schema import Config, NodeRoutes
 from bgpd.model.fault import FaultsError
 from bgpd.netlink import lookup
 

@@ -18,7 +18,8 @@ from bgpd.cni.server import CniServer
 from bgpd.config.schema import Config
 from bgpd.model.configmap import ConfigMap
 from bgpd.observe import log
-from bgpd.observe.metrics import Cni, RequestDone
+from bgpd.observe.metrics import RequestDone
+from bgpd.observe.samples.cni import Cni
 from bgpd.runtime.store import Store
 
 LOOK_S = 0.2  # how often to ask whether an ADD can succeed now, until it can

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from bgpd.config.bgp import Advertisement, Bgp, Peer
 from bgpd.config.document import Path, spell
 from bgpd.config.field import did_you_mean
-from bgpd.config.schema import Advertisement, AdvertisementType, Bgp, Config, Masquerade, Peer, SnatAddress
+from bgpd.config.masquerade import Masquerade, SnatAddress
+from bgpd.config.schema import Config
+from bgpd.model.bgp import AdvertisementType
 from bgpd.model.masq import Compat
 from bgpd.model.prefix import family_of
 

@@ -72,6 +72,10 @@ def whole(low: int, high: int, *, or_zero: bool = False) -> PlainValidator:
     return PlainValidator(check)
 
 
+PORT = whole(1, 65535)
+U32 = whole(0, 2**32 - 1)
+
+
 def one_of(kind: type[Enum], later: Collection[str] = ()) -> PlainValidator:
     """A member of `kind` by its value. `later` are names that a coming version will know."""
     names = [str(member.value) for member in kind]

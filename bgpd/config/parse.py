@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bgpd.config import check, document
+from bgpd.config.bgp import Advertisement, Peer
 from bgpd.config.document import Document, Limits, Path, spell
 from bgpd.config.field import asn_of, did_you_mean
 from bgpd.config.scalar import shown
-from bgpd.config.schema import Advertisement, Config, Node, Peer
+from bgpd.config.schema import Config, Node
 from bgpd.config.section import Section
 from bgpd.model.fault import Fault, FaultsError
 

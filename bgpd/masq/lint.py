@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from bgpd.config.schema import Masquerade
+from bgpd.config.masquerade import Masquerade
 from bgpd.masq.match import PrefixTable
 from bgpd.model.masq import LINK_LOCAL, Finding, MasqDocument
 from bgpd.model.node import Node

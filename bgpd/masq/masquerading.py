@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Masquerade
+from bgpd.config.masquerade import Masquerade
 from bgpd.datapath import pins
 from bgpd.datapath.loader import Datapath
 from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted

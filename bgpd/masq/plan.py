@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bgpd.config.field import SnatSource
-from bgpd.config.schema import Masquerade
+from bgpd.config.masquerade import Masquerade
 from bgpd.masq.match import PrefixTable
 from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import LINK_LOCAL, MasqDocument, Rules

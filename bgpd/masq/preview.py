@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from bgpd.config.schema import Masquerade
+from bgpd.config.masquerade import Masquerade
 from bgpd.masq.lint import findings, surroundings
 from bgpd.masq.plan import Rule, plan, rules_of
 from bgpd.masq.source import ConfigMapSource, FileSource

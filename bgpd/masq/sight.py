@@ -1,7 +1,7 @@
 """What can be seen of masquerade in a running daemon: the answers of its commands, the figures for /metrics.
 
 Reads and changes nothing. What the findings of a document are is decided by `lint`, how a metric is called by
-`observe.metrics`.
+`observe.samples`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bgpd.model.lpm import LpmKey
 from bgpd.model.masq import Finding, Reading
 from bgpd.model.outcome import Blocked
 from bgpd.model.prefix import Address, Prefix
-from bgpd.observe.metrics import Masquerade
+from bgpd.observe.samples.masquerade import Masquerade
 from bgpd.runtime.store import Snapshot, Store
 
 

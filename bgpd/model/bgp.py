@@ -26,6 +26,12 @@ class Family(StrEnum):
         return cls.IPV4 if value.version == 4 else cls.IPV6
 
 
+class AdvertisementType(StrEnum):
+    """What is announced."""
+
+    POD_CIDR = "PodCIDR"
+
+
 class Secret(str):
     """A password that no log line, traceback or repr shows."""
 

@@ -1,6 +1,6 @@
 """What can be seen of node routes in a running daemon: the answers of its commands, the figures for /metrics.
 
-Reads and changes nothing. How a metric is called is decided by `observe.metrics`.
+Reads and changes nothing. How a metric is called is decided by `observe.samples`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bgpd.model.noderoute import DEVICE, Device, DeviceKey, Route, RouteKey
 from bgpd.model.prefix import family_of, sort_key
 from bgpd.noderoutes.noderouting import NodeRouting
 from bgpd.observe.control import Handler, Progress
-from bgpd.observe.metrics import NodeRoutes
+from bgpd.observe.samples.noderoutes import NodeRoutes
 from bgpd.runtime.store import Store
 
 FAMILIES, WAYS = ("ipv4", "ipv6"), ("host-gw", "vxlan")

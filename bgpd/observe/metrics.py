@@ -1,8 +1,8 @@
-"""Defines every metric once: its name, labels, meaning, and whether it is what we want or what we see.
+"""All metrics: what happens is defined here, what is in `samples`, each once, with its labels and meaning.
 
-Two kinds. What happens (rounds, latencies) is counted as it happens, through `observe_round`. What is
-(sessions, routes, sources) is a `Snapshot` that the daemon publishes whole and that a scrape turns into
-samples, so a peer that is gone is gone from the next scrape, and a scrape in another thread never sees half a
+The meaning says whether it is what we want or what we see. What happens (rounds, latencies) is counted as it
+happens. What is (sessions, routes, sources) is a `Snapshot` that the daemon publishes whole and that a scrape turns
+into samples, so a peer that is gone is gone from the next scrape, and a scrape in another thread never sees half a
 change. Of these, what takes a while to find out is asked for by the scrape, in its thread. What the values are is
 the daemon's business; how they are served is `http`'s.
 """
@@ -10,18 +10,25 @@ the daemon's business; how they are served is `http`'s.
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from bgpd import __version__
 from bgpd.observe.log import Round
+from bgpd.observe.samples import bgp, cni, masquerade, noderoutes, policy, sources
+from bgpd.observe.samples.bgp import Peer
+from bgpd.observe.samples.cni import Cni
+from bgpd.observe.samples.family import gauge
+from bgpd.observe.samples.masquerade import Masquerade
+from bgpd.observe.samples.noderoutes import NodeRoutes
+from bgpd.observe.samples.policy import Policy
+from bgpd.observe.samples.sources import Source
 
 # 1 ms to 10 s: the goal for event to wire is 25 ms in the middle and 100 ms at worst, so it is finest there.
 WIRE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -43,103 +50,12 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
-    """One session and its routes. Families by their configuration names; `last_change_at` is Unix seconds.
-
-    `transitions` counts ups and downs. `advertised` and `end_of_rib` are read back from the speaker: nothing while
-    it does not answer. `bfd_up` None: it has no BFD, or nothing is known of it.
-    """
-
-    name: str
-    address: str
-    up: bool
-    transitions: int = 0
-    last_change_at: float | None = None
-    wanted: Mapping[str, int] = field(default_factory=dict)
-    advertised: Mapping[str, int] = field(default_factory=dict)
-    refused: int = 0
-    end_of_rib: Mapping[str, bool] = field(default_factory=dict)
-    bfd_up: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """`last_error_at` is Unix seconds; None: there was no error yet. `faults` counts what it cannot read now."""
-
-    name: str
-    synced: bool
-    reconnects: int = 0
-    last_error_at: float | None = None
-    following: bool = False
-    faults: int = 0
-
-
-@dataclass(frozen=True, slots=True)
 class Objects:
     """How a reconciler's objects stand."""
 
     done: int = 0
     retry: int = 0
     blocked: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Masquerade:
-    """`entries` and `active` by family, `in_force` by subsystem; nothing where the datapath is not ours.
-
-    `findings` counts them in the document in use, `flows` those that the kernel has judged, by verdict. Both are
-    called by each scrape, in its thread.
-    """
-
-    document_synced: bool
-    document_faults: int
-    entries: Mapping[str, int]
-    active: Mapping[str, bool]
-    in_force: Mapping[str, bool]
-    findings: Callable[[], int]
-    flows: Callable[[], Mapping[str, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """`endpoints` by state, `in_force` by subsystem, `capacity` and `entries` by map; `policies` isolate pods here.
-
-    `blocked` counts those of them that do not fit, by the map that is too small.
-
-    `events_lost` counts since the daemon started, `packets` those that the kernel has judged, by verdict. What can be
-    called is called by each scrape, in its thread.
-    """
-
-    endpoints: Mapping[str, int]
-    policies: int
-    blocked: Mapping[str, int]
-    in_force: Mapping[str, bool]
-    events_lost: Callable[[], int]
-    capacity: Mapping[str, int]
-    entries: Callable[[], Mapping[str, int]]
-    packets: Callable[[], Mapping[str, int]]
-
-
-@dataclass(frozen=True, slots=True)
-class Cni:
-    """`attachments` are remembered; `published`: the runtime's chain has the plugin in it.
-
-    Called by each scrape, in its thread.
-    """
-
-    attachments: Callable[[], int]
-    queued_dels: Callable[[], int]
-    published: Callable[[], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRoutes:
-    """`wanted` by family and way (host-gw, vxlan), `held` and `unreachable` are prefixes that get none."""
-
-    wanted: Mapping[tuple[str, str], int]
-    held: int
-    unreachable: int
-    in_force: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,140 +212,54 @@ class _State(Collector):
     def collect(self) -> Iterator[Family]:
         snapshot = self.snapshot
         yield from _about(snapshot, self._versions)
-        yield from _sessions(snapshot)
-        yield from _routes(snapshot)
-        yield from _sources(snapshot)
+        yield from bgp.sessions(snapshot.peers)
+        yield from bgp.routes(snapshot.peers)
+        yield from sources.samples(snapshot.sources)
         yield _objects(snapshot)
-        yield from _masquerade(snapshot.masquerade)
-        yield from _policy(snapshot.policy)
-        yield from _cni(snapshot.cni)
-        yield from _node_routes(snapshot.node_routes)
+        yield from masquerade.samples(snapshot.masquerade)
+        yield from policy.samples(snapshot.policy)
+        yield from cni.samples(snapshot.cni)
+        yield from noderoutes.samples(snapshot.node_routes)
 
     def describe(self) -> Iterator[Family]:
         """The names, so that the registry refuses a second definition."""
         return self.collect()
 
 
-def _gauge(name: str, help: str, labels: Sequence[str] = ()) -> GaugeMetricFamily:
-    return GaugeMetricFamily(name, help, labels=labels)
-
-
 def _about(snapshot: Snapshot, versions: tuple[str, str]) -> Iterator[Family]:
-    build = _gauge("bgpd_build_info", "Constant 1: the versions of bgpd and ExaBGP.", ["version", "exabgp"])
+    build = gauge("bgpd_build_info", "Constant 1: the versions of bgpd and ExaBGP.", ["version", "exabgp"])
     build.add_metric(versions, 1)
     yield build
-    good = _gauge(
+    good = gauge(
         "bgpd_config_last_reload_successful",
         "Observed: 1 when the newest configuration is in use, 0 when it has faults and the last good one is.",
     )
     good.add_metric((), snapshot.config_ok)
     yield good
-    at = _gauge(
+    at = gauge(
         "bgpd_config_last_reload_success_timestamp_seconds",
         "Observed: when the configuration in use was loaded, in seconds since the epoch.",
     )
     if snapshot.config_loaded_at is not None:
         at.add_metric((), snapshot.config_loaded_at)
     yield at
-    connected = _gauge("bgpd_speaker_connected", "Observed: 1 when the speaker (ExaBGP) answers, else 0.")
+    connected = gauge("bgpd_speaker_connected", "Observed: 1 when the speaker (ExaBGP) answers, else 0.")
     connected.add_metric((), snapshot.speaker_connected)
     yield connected
-    bfd = _gauge("bgpd_bfd_connected", "Observed: 1 when BIRD answers, which speaks BFD, else 0; absent without.")
+    bfd = gauge("bgpd_bfd_connected", "Observed: 1 when BIRD answers, which speaks BFD, else 0; absent without.")
     if snapshot.bfd_connected is not None:
         bfd.add_metric((), snapshot.bfd_connected)
     yield bfd
-    draining = _gauge("bgpd_bgp_draining", "Desired: 1 while the node is being drained or is drained, else 0.")
+    draining = gauge("bgpd_bgp_draining", "Desired: 1 while the node is being drained or is drained, else 0.")
     draining.add_metric((), snapshot.draining)
     yield draining
-    healthy = _gauge("bgpd_bgp_healthy", "Observed: 0 while a health check keeps everything withdrawn, else 1.")
+    healthy = gauge("bgpd_bgp_healthy", "Observed: 0 while a health check keeps everything withdrawn, else 1.")
     healthy.add_metric((), snapshot.healthy)
     yield healthy
 
 
-def _sessions(snapshot: Snapshot) -> Iterator[Family]:
-    labels = ["peer", "address"]
-    up = _gauge("bgpd_bgp_session_up", "Observed: 1 when the session is Established, else 0.", labels)
-    transitions = CounterMetricFamily(
-        "bgpd_bgp_session_transitions",
-        "Observed: times the session came up or went down since the speaker started.",
-        labels=labels,
-    )
-    changed = _gauge(
-        "bgpd_bgp_session_last_change_timestamp_seconds",
-        "Observed: when the session last came up or went down, in seconds since the epoch.",
-        labels,
-    )
-    bfd = _gauge(
-        "bgpd_bfd_session_up", "Observed: 1 when BFD with the peer is up, else 0; absent where it has none.", labels
-    )
-    for peer in snapshot.peers:
-        values = (peer.name, peer.address)
-        up.add_metric(values, peer.up)
-        transitions.add_metric(values, peer.transitions)
-        if peer.last_change_at is not None:
-            changed.add_metric(values, peer.last_change_at)
-        if peer.bfd_up is not None:
-            bfd.add_metric(values, peer.bfd_up)
-    yield from (up, transitions, changed, bfd)
-
-
-def _routes(snapshot: Snapshot) -> Iterator[Family]:
-    labels = ["peer", "family"]
-    wanted = _gauge("bgpd_bgp_routes_wanted", "Desired: routes to announce to the peer.", labels)
-    advertised = _gauge(
-        "bgpd_bgp_routes_advertised", "Observed: routes announced to the peer (its adj-rib-out, read back).", labels
-    )
-    refused = _gauge(
-        "bgpd_bgp_routes_refused",
-        "Desired: routes asked for and not announced to the peer; `bgpd routes` says why.",
-        ["peer"],
-    )
-    end_of_rib = _gauge(
-        "bgpd_bgp_end_of_rib_sent", "Observed: 1 when this session has had its End-of-RIB, else 0.", labels
-    )
-    for peer in snapshot.peers:
-        for family, count in peer.wanted.items():
-            wanted.add_metric((peer.name, family), count)
-        for family, count in peer.advertised.items():
-            advertised.add_metric((peer.name, family), count)
-        for family, sent in peer.end_of_rib.items():
-            end_of_rib.add_metric((peer.name, family), sent)
-        refused.add_metric((peer.name,), peer.refused)
-    yield from (wanted, advertised, refused, end_of_rib)
-
-
-def _sources(snapshot: Snapshot) -> Iterator[Family]:
-    synced = _gauge(
-        "bgpd_source_synced", "Observed: 1 once the source has delivered a complete list, else 0.", ["source"]
-    )
-    reconnects = CounterMetricFamily(
-        "bgpd_source_reconnects", "Observed: times the source had to be asked anew.", labels=["source"]
-    )
-    following = _gauge(
-        "bgpd_source_following", "Observed: 1 while changes at the source arrive, 0 while it is lost.", ["source"]
-    )
-    failed = _gauge(
-        "bgpd_source_last_error_timestamp_seconds",
-        "Observed: when the source last failed, in seconds since the epoch.",
-        ["source"],
-    )
-    faults = _gauge(
-        "bgpd_source_faults",
-        "Observed: files and objects at the source that cannot be read now; `bgpd status` names them.",
-        ["source"],
-    )
-    for source in snapshot.sources:
-        synced.add_metric((source.name,), source.synced)
-        following.add_metric((source.name,), source.following)
-        reconnects.add_metric((source.name,), source.reconnects)
-        faults.add_metric((source.name,), source.faults)
-        if source.last_error_at is not None:
-            failed.add_metric((source.name,), source.last_error_at)
-    yield from (synced, following, reconnects, faults, failed)
-
-
 def _objects(snapshot: Snapshot) -> Family:
-    objects = _gauge(
+    objects = gauge(
         "bgpd_reconcile_objects",
         "Observed: objects by state: done, retry (by itself, later), blocked (until its input changes).",
         ["subsystem", "state"],
@@ -440,128 +270,3 @@ def _objects(snapshot: Snapshot) -> Family:
     return objects
 
 
-def _masquerade(now: Masquerade | None) -> Iterator[Family]:
-    synced = _gauge(
-        "bgpd_masquerade_document_synced",
-        "Observed: 1 once a good document has been read, 0 while there is at most one remembered from before.",
-    )
-    faults = _gauge(
-        "bgpd_masquerade_document_faults",
-        "Observed: faults in the document; while it has any, the last good one is in use. `bgpd status` names them.",
-    )
-    findings = _gauge(
-        "bgpd_masquerade_document_findings",
-        "Observed: what in the document in use works and is probably not meant; `bgpd doctor` names it.",
-    )
-    entries = _gauge("bgpd_masquerade_entries", "Observed: entries of the list in the kernel.", ["family"])
-    active = _gauge(
-        "bgpd_masquerade_active",
-        "Observed: 1 while the kernel masquerades what the list does not keep, else 0.",
-        ["family"],
-    )
-    in_force = _gauge(
-        "bgpd_masquerade_in_force",
-        "Observed: 1 while the kernel has what is wanted (list, rule), else 0; `bgpd status` says why.",
-        ["subsystem"],
-    )
-    flows = CounterMetricFamily(
-        "bgpd_masquerade_flows",
-        "Observed: pods' flows that the list decided on: listed keep their address, all others are masqueraded.",
-        labels=["verdict"],
-    )
-    if now is not None:
-        synced.add_metric((), now.document_synced)
-        faults.add_metric((), now.document_faults)
-        findings.add_metric((), now.findings())
-        for family, count in now.entries.items():
-            entries.add_metric((family,), count)
-        for family, is_active in now.active.items():
-            active.add_metric((family,), is_active)
-        for subsystem, is_in_force in now.in_force.items():
-            in_force.add_metric((subsystem,), is_in_force)
-        for verdict, count in now.flows().items():
-            flows.add_metric((verdict,), count)
-    yield from (synced, faults, findings, entries, active, in_force, flows)
-
-
-def _policy(now: Policy | None) -> Iterator[Family]:
-    endpoints = _gauge(
-        "bgpd_policy_endpoints",
-        "Observed: interfaces of this node's pods by how policy stands with them; `bgpd endpoints` names them.",
-        ["state"],
-    )
-    policies = _gauge("bgpd_policy_policies", "Desired: NetworkPolicies that isolate a pod of this node.")
-    blocked = _gauge(
-        "bgpd_policy_blocked",
-        "Observed: NetworkPolicies that do not fit into a map, their pods held back; `bgpd policy list` names them.",
-        ["map"],
-    )
-    in_force = _gauge(
-        "bgpd_policy_in_force",
-        "Observed: 1 while the kernel has what is wanted (maps, links, tables), else 0; `bgpd status` says why.",
-        ["subsystem"],
-    )
-    entries = _gauge("bgpd_policy_map_entries", "Observed: entries of a map that policy is made of.", ["map"])
-    capacity = _gauge("bgpd_policy_map_capacity", "Observed: entries that such a map has room for.", ["map"])
-    packets = CounterMetricFamily(
-        "bgpd_policy_packets",
-        "Observed: packets of this node's pods that were judged, by verdict; audited ones pass and count twice.",
-        labels=["verdict"],
-    )
-    lost = CounterMetricFamily(
-        "bgpd_policy_events_lost",
-        "Observed: dropped packets that `bgpd flows` does not show: over the rate of a pod, or for want of room.",
-    )
-    if now is not None:
-        for state, count in now.endpoints.items():
-            endpoints.add_metric((state,), count)
-        policies.add_metric((), now.policies)
-        for name, count in now.blocked.items():
-            blocked.add_metric((name,), count)
-        for subsystem, is_in_force in now.in_force.items():
-            in_force.add_metric((subsystem,), is_in_force)
-        for name, count in now.entries().items():
-            entries.add_metric((name,), count)
-        for name, count in now.capacity.items():
-            capacity.add_metric((name,), count)
-        for verdict, count in now.packets().items():
-            packets.add_metric((verdict,), count)
-        lost.add_metric((), now.events_lost())
-    yield from (endpoints, policies, blocked, in_force, entries, capacity, packets, lost)
-
-
-def _node_routes(now: NodeRoutes | None) -> Iterator[Family]:
-    wanted = _gauge(
-        "bgpd_node_routes_wanted", "Desired: routes to other nodes' pod CIDRs, by their way.", ["family", "way"]
-    )
-    without = _gauge(
-        "bgpd_node_routes_without",
-        "Observed: other nodes' pod CIDRs that get no route or keep an old one (held: somebody else has one, or they "
-        "overlap; unreachable: no way there); `bgpd status` names them.",
-        ["why"],
-    )
-    in_force = _gauge(
-        "bgpd_node_routes_in_force",
-        "Observed: 1 while the kernel has the routes that are wanted, else 0; `bgpd status` says why.",
-    )
-    if now is not None:
-        for labels, count in now.wanted.items():
-            wanted.add_metric(labels, count)
-        without.add_metric(("held",), now.held)
-        without.add_metric(("unreachable",), now.unreachable)
-        in_force.add_metric((), now.in_force)
-    yield from (wanted, without, in_force)
-
-
-def _cni(now: Cni | None) -> Iterator[Family]:
-    attachments = _gauge("bgpd_cni_attachments", "Observed: interfaces of pods that the CNI plugin has attached.")
-    queued = _gauge("bgpd_cni_queued_dels", "Observed: DELs that came while nobody answered, still to be done.")
-    published = _gauge(
-        "bgpd_cni_published",
-        "Observed: 1 while the chain that the runtime uses has the plugin in it, else 0; `bgpd status` says why.",
-    )
-    if now is not None:
-        attachments.add_metric((), now.attachments())
-        queued.add_metric((), now.queued_dels())
-        published.add_metric((), now.published())
-    yield from (attachments, queued, published)

@@ -1,7 +1,7 @@
 """What can be seen of NetworkPolicy in a running daemon: the answers of its commands, the figures for /metrics.
 
 Reads and changes nothing. The rows are `report`'s, the reasons `explain`'s, the drops `events`'; how a metric is
-called is up to `observe.metrics`.
+called is up to `observe.samples`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.maps import Map
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.policy import RuleRef, Snapshot
-from bgpd.observe import metrics
 from bgpd.observe.control import USAGE, ControlError, Handler, Progress
+from bgpd.observe.samples.policy import Policy
 from bgpd.policy import explain, report
 from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.events import Event, Events
@@ -156,14 +156,14 @@ class Sight:
 
     # --- metrics ------------------------------------------------------------------------------------------
 
-    def figures(self) -> metrics.Policy:
+    def figures(self) -> Policy:
         """What /metrics shows."""
         policing, maps = self._policing, self._maps()
         stages = policing.maps.have.get(KEY)
         there = stages.steps[-1] if stages is not None else Contents()
         others = Counter({"policy_links": len(policing.links.have), "macvlan_stations": 0, "macvlan_addresses": 0})
         others.update(name for name, _ in policing.stations.have)
-        return metrics.Policy(
+        return Policy(
             endpoints=self._states(),
             policies=len(self._counting()),
             blocked={place: sum(each.place == place for each in policing.misfits) for place in PLACES},

@@ -24,7 +24,13 @@ from grafana_foundation_sdk.cog.runtime import panelcfg_config
 from grafana_foundation_sdk.models.dashboard import Dashboard
 
 from bgpd.cli.main import COMMANDS
-from bgpd.observe.metrics import Cni, Masquerade, Metrics, NodeRoutes, Objects, Peer, Policy, Snapshot, Source
+from bgpd.observe.metrics import Metrics, Objects, Snapshot
+from bgpd.observe.samples.bgp import Peer
+from bgpd.observe.samples.cni import Cni
+from bgpd.observe.samples.masquerade import Masquerade
+from bgpd.observe.samples.noderoutes import NodeRoutes
+from bgpd.observe.samples.policy import Policy
+from bgpd.observe.samples.sources import Source
 from tests.system.observability import ALERTS, SOURCE, dashboard, panels, variables
 
 ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")

@@ -12,9 +12,11 @@ import yaml
 
 from bgpd.bgp import codec
 from bgpd.config import field
+from bgpd.config.bgp import SpeakerMode
 from bgpd.config.field import Listen, SnatSource
+from bgpd.config.masquerade import MapOwner
 from bgpd.config.parse import parse
-from bgpd.config.schema import Config, LogFormat, LogLevel, MapOwner, SpeakerMode
+from bgpd.config.schema import Config, LogFormat, LogLevel
 from bgpd.config.section import Section
 from bgpd.model.attachment import ChainingMode
 from bgpd.model.bgp import Family

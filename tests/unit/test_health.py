@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgpd.bgp.health import Check, combined, judged, probe
-from bgpd.config.schema import HealthCheck
+from bgpd.config.bgp import HealthCheck
 
 
 def rule(**fields: Any) -> HealthCheck:

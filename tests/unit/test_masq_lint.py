@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from bgpd.config.schema import Masquerade
+from bgpd.config.masquerade import Masquerade
 from bgpd.masq.lint import Lint, Surroundings, findings, surroundings
 from bgpd.model.masq import Rules
 from bgpd.model.node import Node

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.config.masquerade import Masquerade
 from bgpd.config.parse import parse as parse_config
-from bgpd.config.schema import Masquerade
 from bgpd.masq.match import PrefixTable
 from bgpd.masq.parse import parse
 from bgpd.masq.plan import MasqPlan, Rule, explain, plan, rules_of

@@ -7,18 +7,12 @@ import re
 from prometheus_client import generate_latest
 
 from bgpd import __version__
-from bgpd.observe.metrics import (
-    WIRE_BUCKETS_S,
-    Cni,
-    Masquerade,
-    Metrics,
-    Objects,
-    Peer,
-    Policy,
-    RequestDone,
-    Snapshot,
-    Source,
-)
+from bgpd.observe.metrics import WIRE_BUCKETS_S, Metrics, Objects, RequestDone, Snapshot
+from bgpd.observe.samples.bgp import Peer
+from bgpd.observe.samples.cni import Cni
+from bgpd.observe.samples.masquerade import Masquerade
+from bgpd.observe.samples.policy import Policy
+from bgpd.observe.samples.sources import Source
 from bgpd.runtime.reconcile import Round
 
 TOR_A = Peer(

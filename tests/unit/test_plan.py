@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgpd.bgp.plan import BgpPlan, Drain, plan
+from bgpd.config.bgp import Bgp
 from bgpd.config.parse import parse
-from bgpd.config.schema import Bgp
 from bgpd.model.bfd import Timers, Wanted
 from bgpd.model.bgp import ASN, Family, LocalEnd, Path, RouteKey
 from bgpd.model.node import Node

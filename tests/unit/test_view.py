@@ -9,8 +9,8 @@ import yaml
 
 from bgpd.bgp import view
 from bgpd.bgp.plan import BgpPlan, Drain, plan
+from bgpd.config.bgp import Bgp
 from bgpd.config.parse import parse
-from bgpd.config.schema import Bgp
 from bgpd.model.bfd import BfdState, Down, State
 from bgpd.model.bfd import Session as BfdSession
 from bgpd.model.bgp import (

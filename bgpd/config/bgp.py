@@ -1,0 +1,277 @@
+"""The section `bgp`: sessions, what is announced on them, and the brakes. See `schema` for the rest.
+
+Whether a single value is acceptable is decided in `field`; whether the values fit together, in `check`.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import model_validator
+
+from bgpd.config.field import (
+    ADDRESS,
+    ASN_NUMBER,
+    BOOLEAN,
+    COMMUNITY,
+    DISTINCT,
+    DISTINCT_NAMES,
+    ENDPOINT,
+    HTTP_URL,
+    IPV4,
+    IPV6,
+    LARGE_COMMUNITY,
+    NOT_EMPTY,
+    PATH,
+    PEER_NAME,
+    PORT,
+    PREFIX,
+    TEXT,
+    U32,
+    Listen,
+    one_of,
+    whole,
+)
+from bgpd.config.section import PRESENT, Section
+from bgpd.config.selector import NodeSelector
+from bgpd.model.bgp import ASN, AdvertisementType, Family
+from bgpd.model.prefix import Address, Prefix, PrefixError, parse_address
+
+
+class SpeakerMode(StrEnum):
+    """Who starts ExaBGP."""
+
+    EXTERNAL = "external"
+    MANAGED = "managed"
+
+
+class NextHop(Section):
+    """The next hop to announce, per family. None: the session's own address, or the node's InternalIP."""
+
+    ipv4: Annotated[IPv4Address | None, IPV4] = None
+    ipv6: Annotated[IPv6Address | None, IPV6] = None
+
+
+class Timers(Section):
+    """RFC 4271 section 4.2. How often a connection is retried is up to ExaBGP and cannot be set."""
+
+    hold_time_seconds: Annotated[int, whole(3, 65535, or_zero=True)] = 90
+    """A peer that is silent for this long is lost; 0: never. The lower of the two sides' values is used.
+    90 is RFC 4271's suggestion; below 9 a busy node may be taken for a dead one."""
+
+    keep_alive_time_seconds: Annotated[int | None, whole(0, 21845)] = None
+    """Only for symmetry with Cilium: ExaBGP sends keepalives at a third of the hold time, so this must be
+    holdTimeSeconds // 3 or left out."""
+
+
+class GracefulRestart(Section):
+    """RFC 4724: the peer keeps our routes while the speaker is restarted."""
+
+    enabled: Annotated[bool, BOOLEAN] = True
+
+    restart_time_seconds: Annotated[int, whole(1, 4095)] = 120
+    """How long the peer keeps them. 120 is Cilium's and BIRD's default: longer than any restart, shorter than
+    anyone wants traffic to run into a node that is gone. The field in the message has 12 bits."""
+
+
+class Bfd(Section):
+    """RFC 5880: a path that carries nothing is noticed in milliseconds. The slower of both ends counts."""
+
+    transmit_interval_milliseconds: Annotated[int, whole(10, 60_000)] = 300
+    """How often we send. 300, as FRR and most switches have it: one node's packets cost next to nothing, and a
+    node that is busy for a moment does not lose its routes."""
+
+    receive_interval_milliseconds: Annotated[int, whole(10, 60_000)] = 300
+    """How often the peer may send."""
+
+    detect_multiplier: Annotated[int, whole(1, 255)] = 3
+    """How many packets in a row the peer misses before it takes the path for dead. RFC 5880 has no default; 3 is
+    everybody's: one lost packet is no outage."""
+
+    multihop: Annotated[bool | None, BOOLEAN] = None
+    """RFC 5883 (UDP port 4784) instead of RFC 5881 (3784); both ends must agree. None: as for BGP itself, so
+    multihop where ebgpMultihop is given, and on iBGP unless ttlSecurity is set."""
+
+
+class Peer(Section):
+    """One BGP neighbor, as a rule a ToR switch."""
+
+    name: Annotated[str, PEER_NAME]
+    """Ours, for advertisements, commands and metrics."""
+
+    peer_address: Annotated[Address, ADDRESS]
+
+    peer_asn: Annotated[ASN, ASN_NUMBER]
+    """The same as ours makes the session iBGP."""
+
+    peer_port: Annotated[int, PORT] = 179
+    """TCP port that we dial."""
+
+    local_asn: Annotated[ASN | None, ASN_NUMBER] = None
+    """None: bgp.localASN. Another one is for a rack whose switches expect the node in an AS of its own."""
+
+    local_address: Annotated[Address | None, ADDRESS] = None
+    """The source address of the session. None: the node's InternalIP of the peer's family."""
+
+    families: Annotated[tuple[Annotated[Family, one_of(Family)], ...], NOT_EMPTY, DISTINCT]
+    """Default: the family of peerAddress, for which the session's own address is a next hop."""
+
+    next_hop: NextHop = NextHop()
+
+    auth_password_file: Annotated[Path | None, PATH] = None
+    """One line with the TCP MD5 password (RFC 2385). None: no authentication."""
+
+    ttl_security: Annotated[bool, BOOLEAN] = False
+    """RFC 5082: only packets that crossed no router count. False, because both sides must agree on it."""
+
+    ebgp_multihop: Annotated[int | None, whole(1, 255)] = None
+    """The TTL to send with when routers lie between. None: 1 for eBGP, the system's default for iBGP."""
+
+    passive: Annotated[bool, BOOLEAN] = False
+    """True: wait for the peer to dial. False, because a session comes up sooner when both try."""
+
+    timers: Timers = Timers()
+    graceful_restart: GracefulRestart = GracefulRestart()
+
+    bfd: Annotated[Bfd | None, PRESENT] = None
+    """None: no BFD; it takes a daemon of its own, and the peer must be told too."""
+
+    node_selector: Annotated[NodeSelector | None, PRESENT] = None
+    """The nodes that keep this session, by the labels of their Node objects. None: every node."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_families(cls, data: Any) -> Any:
+        data = {} if data is None else data
+        if not isinstance(data, dict) or "families" in data:
+            return data
+        try:
+            family = Family.of(parse_address(str(data.get("peerAddress"))))
+        except PrefixError:
+            family = Family.IPV4  # the address has a fault of its own
+        return data | {"families": [family.value]}
+
+    def bfd_is_multihop(self, local_asn: int) -> bool:
+        """Which kind of BFD is meant for this peer; `local_asn` is bgp.localASN."""
+        if self.bfd is not None and self.bfd.multihop is not None:
+            return self.bfd.multihop
+        internal = self.peer_asn == (self.local_asn or local_asn)
+        return self.ebgp_multihop is not None or (internal and not self.ttl_security)
+
+
+class Attributes(Section):
+    """Path attributes of what is announced."""
+
+    communities: tuple[Annotated[str, COMMUNITY], ...] = ()
+    """RFC 1997, as '64512:100' or by a well-known name."""
+
+    large_communities: tuple[Annotated[str, LARGE_COMMUNITY], ...] = ()
+    """RFC 8092, as '64512:1:2'."""
+
+    local_preference: Annotated[int | None, U32] = None
+    """Higher wins; iBGP only. None: ExaBGP's default, which is 100."""
+
+    med: Annotated[int | None, U32] = None
+    """Lower wins. None: not sent."""
+
+    as_path_prepend: Annotated[int, whole(0, 16)] = 0
+    """How many times our ASN is put in front once more, to make the path less attractive."""
+
+
+class Advertisement(Section):
+    """Something that is announced, to whom, and how."""
+
+    advertisement_type: Annotated[
+        AdvertisementType, one_of(AdvertisementType, later=("Service", "PodIP", "EgressIP"))
+    ]
+
+    peers: Annotated[tuple[Annotated[str, PEER_NAME], ...] | None, NOT_EMPTY, DISTINCT] = None
+    """Names of peers. None: all of them."""
+
+    attributes: Attributes = Attributes()
+
+
+class Export(Section):
+    """The brake: whatever the rest of the configuration and the cluster say, nothing else is announced."""
+
+    allow: Annotated[tuple[Annotated[Prefix, PREFIX], ...] | None, NOT_EMPTY] = None
+    """Only prefixes within one of these. None: everything but a default route, with a warning, because then a
+    wrong podCIDR in the cluster is announced."""
+
+    max_prefixes: Annotated[int, whole(1, 1_000_000)] = 1024
+    """No more prefixes than this. A node has a handful of them; 1024 leaves room for addresses announced one
+    by one and is far below what a ToR's table takes from a rack."""
+
+
+class Drain(Section):
+    """What `bgpd drain` does before the routes are withdrawn."""
+
+    wait_seconds: Annotated[int, whole(0, 600)] = 10
+    """How long routes stay announced with GRACEFUL_SHUTDOWN (RFC 8326), so that traffic has moved before they
+    go. 10 is ample for the convergence of one fabric."""
+
+
+class HealthCheck(Section):
+    """One thing that must work on this node for its routes to be worth announcing. Exactly one probe."""
+
+    name: Annotated[str, PEER_NAME]
+    """Ours, for the reason in `bgpd routes`."""
+
+    http_get: Annotated[str | None, HTTP_URL] = None
+    """A URL that must answer 200 to 399, as a kubelet probe understands it."""
+
+    tcp_socket: Annotated[Listen | None, ENDPOINT] = None
+    """An address and port that must accept a connection."""
+
+    exec: Annotated[tuple[Annotated[str, TEXT], ...] | None, NOT_EMPTY] = None
+    """A program, by its absolute path, and its arguments; it must end with 0."""
+
+    period_seconds: Annotated[int, whole(1, 3600)] = 5
+    timeout_seconds: Annotated[int, whole(1, 600)] = 2
+
+    failure_threshold: Annotated[int, whole(1, 100)] = 3
+    """How many failures in a row make the node unhealthy. 3, as for a kubelet probe: one is no trend."""
+
+    success_threshold: Annotated[int, whole(1, 100)] = 2
+    """How many successes in a row make it healthy again. 2, so that something that flaps stays withdrawn."""
+
+    @model_validator(mode="after")
+    def _one_probe(self) -> HealthCheck:
+        if sum(probe is not None for probe in (self.http_get, self.tcp_socket, self.exec)) != 1:
+            raise ValueError("give exactly one of 'httpGet', 'tcpSocket' and 'exec'")
+        return self
+
+
+class Bgp(Section):
+    """Sessions and what is announced on them."""
+
+    local_asn: Annotated[ASN, ASN_NUMBER]
+
+    router_id: Annotated[IPv4Address | None, IPV4] = None
+    """None: the node's IPv4 InternalIP, which is unique in the fabric already."""
+
+    listen_port: Annotated[int, whole(0, 65535)] = 179
+    """TCP port on which peers may dial us; 0: never listen. On by default, because ExaBGP retries only once
+    a minute in the end, while a switch that came back dials at once."""
+
+    speaker: Annotated[SpeakerMode, one_of(SpeakerMode)] = SpeakerMode.EXTERNAL
+    """external: the systemd unit, which outlives the daemon. managed: a child of the daemon, for a lab."""
+
+    peers: Annotated[tuple[Peer, ...], NOT_EMPTY]
+
+    advertisements: tuple[Advertisement, ...] = ()
+    """Nothing is announced by default: a session alone shall not draw traffic."""
+
+    export: Export = Export()
+
+    end_of_rib_timeout_seconds: Annotated[int, whole(1, 3600)] = 30
+    """End-of-RIB is held back until everything is announced, at most this long. 30 is well below the restart
+    time, after which the peer drops stale routes in any case."""
+
+    drain: Drain = Drain()
+
+    health: Annotated[tuple[HealthCheck, ...], DISTINCT_NAMES] = ()
+    """While one of these fails, everything is withdrawn. None by default: what must work differs by CNI."""
