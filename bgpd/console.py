@@ -246,7 +246,8 @@ class Console:
         if self.unhealthy:
             found.append(f"unhealthy, everything is withdrawn: {self.unhealthy}")
         elif self.drain is not Drain.WITHDRAWN:
-            homeless = {key.prefix for key in plan.unsuited} - {key.prefix for key in (*plan.routes, *plan.refused)}
+            elsewhere = {key.prefix for key in (*plan.routes, *plan.refused, *plan.withheld)}
+            homeless = {key.prefix for key in plan.unsuited} - elsewhere
             found += brief(
                 sorted(homeless, key=sort_key),
                 lambda prefix: f"{prefix} goes to no peer: none has {Family.of(prefix).value} in families",

@@ -1,18 +1,19 @@
 """Decides which sessions this node keeps and what it announces on each of them. Pure.
 
-Input: the configuration, the node as Kubernetes describes it, where a drain stands. Output: the neighbors to
-configure and the routes to announce, each with the reason when something asked for is refused. It knows
-nothing of ExaBGP and nothing of the present state of a session.
+Input: the configuration, the node as Kubernetes describes it, candidates besides its pod CIDRs, where a drain
+stands. Output: the neighbors to configure and the routes to announce, each with the reason when something asked
+for is refused. It knows nothing of ExaBGP and nothing of the present state of a session.
 
-Advertised are the node's own pod CIDRs, all of them, v4 and v6 (`Node.spec.podCIDRs`). The *export brake* has
-the last word: a default route, a prefix outside `export.allow`, one that would cover a peer's own address, and
+Advertised are the node's own pod CIDRs, all of them, v4 and v6 (`Node.spec.podCIDRs`), and the candidates that an
+advertisement means. Whether a candidate is fit to be announced has been decided before. The *export brake* has the
+last word: a default route, a prefix outside `export.allow`, one that would cover a peer's own address, and
 everything above `export.maxPrefixes` is refused by name and never announced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
 from types import MappingProxyType
@@ -20,7 +21,8 @@ from types import MappingProxyType
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
 from bgpd.config.bgp import Advertisement, Attributes, Bgp, Peer
 from bgpd.model.bfd import Timers, Wanted
-from bgpd.model.bgp import Family, LocalEnd, Neighbor, Path, RouteKey, Secret
+from bgpd.model.bgp import AdvertisementType, Family, LocalEnd, Neighbor, Path, RouteKey, Secret
+from bgpd.model.candidate import Candidate
 from bgpd.model.node import Node
 from bgpd.model.prefix import Address, Prefix, contains, sort_key
 
@@ -39,16 +41,18 @@ class Drain(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BgpPlan:
-    """`refused`, `unsuited` and `idle_peers` hold, by object, the reason an operator reads.
+    """`refused`, `withheld`, `unsuited` and `idle_peers` hold, by object, the reason an operator reads.
 
-    Refused is what somebody asked for and does not get. Unsuited is what a peer was never meant to get: it takes
-    no routes of that family.
+    Refused is what somebody asked for and does not get. Withheld is what is not fit to be announced now, as when a
+    service has no endpoint here: nothing is wrong. Unsuited is what a peer was never meant to get: it takes no
+    routes of that family.
     """
 
     neighbors: Mapping[str, Neighbor]
     idle_peers: Mapping[str, str]
     routes: Mapping[RouteKey, Path]
     refused: Mapping[RouteKey, str]
+    withheld: Mapping[RouteKey, str]
     unsuited: Mapping[RouteKey, str]
 
 
@@ -59,6 +63,7 @@ def plan(
     drain: Drain,
     unhealthy: str = "",
     loaded: Mapping[str, LocalEnd] = NOTHING_LOADED,
+    candidates: Sequence[Candidate] = (),
 ) -> BgpPlan:
     """The whole wanted state of BGP. `node` None: Kubernetes has not shown such a node.
 
@@ -74,27 +79,13 @@ def plan(
             neighbors[peer.name] = resolved
         else:
             idle[peer.name] = resolved
-    routes: dict[RouteKey, Path] = {}
-    refused: dict[RouteKey, str] = {}
-    unsuited: dict[RouteKey, str] = {}
-    braked = _brake(bgp, node.pod_cidrs if node else ())
     silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy
-    for config in bgp.peers:
-        name, neighbor = config.name, neighbors.get(config.name)
-        if neighbor is None:
-            continue
-        for prefix, advertisement in _advertised(bgp, name, node):
-            key = RouteKey(name, prefix)
-            if Family.of(prefix) not in neighbor.families:
-                unsuited[key] = f"{name} has no {Family.of(prefix).value} in families"
-                continue
-            verdict = braked.get(prefix) or silent or _path(config, neighbor, prefix, advertisement, node, drain)
-            if isinstance(verdict, Path):
-                routes[key] = verdict
-                refused.pop(key, None)
-            elif key not in routes:
-                refused[key] = verdict
-    return BgpPlan(neighbors, idle, routes, refused, unsuited)
+    offers = sorted((*_pod_cidrs(node), *candidates), key=lambda offer: sort_key(offer.prefix))
+    found = _Routes(_brake(bgp, [offer.prefix for offer in offers if not offer.withheld]), silent, node, drain)
+    for peer in bgp.peers:
+        if peer.name in neighbors:
+            found.add(peer, neighbors[peer.name], _advertised(bgp, peer.name, offers))
+    return found.plan(neighbors, idle)
 
 
 # --- sessions ---------------------------------------------------------------------------------------------
@@ -158,22 +149,65 @@ def _node_address(node: Node | None, version: int) -> Address | None:
 # --- routes -----------------------------------------------------------------------------------------------
 
 
-def _advertised(bgp: Bgp, peer: str, node: Node | None) -> list[tuple[Prefix, Advertisement]]:
-    """What is to be announced to this peer, before any refusal, the most specific prefix first."""
-    prefixes = sorted(set(node.pod_cidrs), key=sort_key) if node else []
-    meant = [entry for entry in bgp.advertisements if entry.peers is None or peer in entry.peers]
-    return [(prefix, entry) for entry in meant for prefix in prefixes]
+def _pod_cidrs(node: Node | None) -> list[Candidate]:
+    prefixes = set(node.pod_cidrs) if node else set()
+    return [Candidate(AdvertisementType.POD_CIDR, prefix, "the node") for prefix in prefixes]
+
+
+def _advertised(bgp: Bgp, peer: str, offers: Sequence[Candidate]) -> Iterator[tuple[Candidate, Advertisement]]:
+    """What is to be announced to this peer, before any refusal, in the order of `offers`."""
+    for entry in bgp.advertisements:
+        if entry.peers is None or peer in entry.peers:
+            yield from ((offer, entry) for offer in offers if entry.advertisement_type is offer.type)
+
+
+@dataclass(slots=True)
+class _Routes:
+    """Sorts what is to be announced into what is and, by reason, what is not. `silent`: why nothing is; empty."""
+
+    braked: Mapping[Prefix, str]
+    silent: str
+    node: Node | None
+    drain: Drain
+    routes: dict[RouteKey, Path] = field(default_factory=dict)
+    refused: dict[RouteKey, str] = field(default_factory=dict)
+    withheld: dict[RouteKey, str] = field(default_factory=dict)
+    unsuited: dict[RouteKey, str] = field(default_factory=dict)
+
+    def add(self, peer: Peer, neighbor: Neighbor, offers: Iterable[tuple[Candidate, Advertisement]]) -> None:
+        """Several may have one prefix: the first of them that may be announced is."""
+        for offer, advertisement in offers:
+            key = RouteKey(peer.name, offer.prefix)
+            if Family.of(offer.prefix) not in neighbor.families:
+                self.unsuited[key] = f"{peer.name} has no {Family.of(offer.prefix).value} in families"
+            elif key in self.routes:
+                continue
+            elif offer.withheld:
+                self.withheld.setdefault(key, offer.withheld)
+            else:
+                reason = self.braked.get(offer.prefix) or self.silent
+                verdict = reason or _path(peer, neighbor, offer, advertisement, self.node, self.drain)
+                if isinstance(verdict, Path):
+                    self.routes[key] = verdict
+                else:
+                    self.refused.setdefault(key, verdict)
+
+    def plan(self, neighbors: Mapping[str, Neighbor], idle: Mapping[str, str]) -> BgpPlan:
+        refused = {key: why for key, why in self.refused.items() if key not in self.routes}
+        settled = self.routes.keys() | refused.keys()
+        withheld = {key: why for key, why in self.withheld.items() if key not in settled}
+        return BgpPlan(neighbors, idle, self.routes, refused, withheld, self.unsuited)
 
 
 def _path(
-    peer: Peer, neighbor: Neighbor, prefix: Prefix, advertisement: Advertisement, node: Node | None, drain: Drain
+    peer: Peer, neighbor: Neighbor, offer: Candidate, advertisement: Advertisement, node: Node | None, drain: Drain
 ) -> Path | str:
     """What to announce about one prefix, or why not."""
-    next_hop = _next_hop(peer, neighbor, prefix, node)
+    next_hop = _next_hop(peer, neighbor, offer.prefix, node)
     if next_hop is None:
-        version = prefix.version
+        version = offer.prefix.version
         return f"no IPv{version} next hop: set nextHop.ipv{version} or give the node an IPv{version} InternalIP"
-    return _with_attributes(next_hop, neighbor, advertisement.attributes, drain)
+    return _with_attributes(next_hop, neighbor, advertisement.attributes, offer, drain)
 
 
 def _next_hop(peer: Peer, neighbor: Neighbor, prefix: Prefix, node: Node | None) -> Address | None:
@@ -186,8 +220,11 @@ def _next_hop(peer: Peer, neighbor: Neighbor, prefix: Prefix, node: Node | None)
     return _node_address(node, prefix.version)
 
 
-def _with_attributes(next_hop: Address, neighbor: Neighbor, attributes: Attributes, drain: Drain) -> Path:
-    communities = {WELL_KNOWN_COMMUNITIES.get(text, text) for text in attributes.communities}
+def _with_attributes(
+    next_hop: Address, neighbor: Neighbor, attributes: Attributes, offer: Candidate, drain: Drain
+) -> Path:
+    given = (*attributes.communities, *offer.communities)
+    communities = {WELL_KNOWN_COMMUNITIES.get(text, text) for text in given}
     local_preference = attributes.local_preference
     if drain is Drain.SHUTDOWN:
         communities.add(GRACEFUL_SHUTDOWN)
@@ -202,7 +239,7 @@ def _with_attributes(next_hop: Address, neighbor: Neighbor, attributes: Attribut
         next_hop=next_hop,
         as_path=as_path,
         local_preference=local_preference,
-        med=attributes.med,
+        med=attributes.med if offer.med is None else offer.med,
         communities=tuple(sorted(communities, key=community_order)),
         large_communities=tuple(sorted(set(attributes.large_communities), key=community_order)),
     )

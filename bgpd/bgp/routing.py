@@ -7,6 +7,7 @@ one of them has changed that it depends on. It does not know where the stores ar
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from bgpd.bgp.reconcile import (
 from bgpd.bgp.speaker import Speaker
 from bgpd.config.load import Loaded
 from bgpd.model.bgp import Announcement, AnnouncementKey, EndOfRib, EndOfRibKey, RouteKey
+from bgpd.model.candidate import Candidate
 from bgpd.model.node import Node
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
@@ -31,12 +33,21 @@ from bgpd.runtime.store import Revision, Store
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What routing depends on. `nodes` maps names to nodes; only our own is looked at."""
+    """What routing depends on. `nodes` maps names to nodes; only our own is looked at.
+
+    `candidates` is what may be announced besides its pod CIDRs, by who finds them.
+    """
 
     config: Store[Loaded]
     nodes: Store[Mapping[str, Node]]
     drain: Store[Drain]
     health: Store[Health]
+    candidates: tuple[Store[tuple[Candidate, ...]], ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of it is known that says what is announced, so that other routes may go."""
+        return self.nodes.newest.synced and all(store.newest.synced for store in self.candidates)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +111,7 @@ class Routing:
                 inputs.drain.newest.value,
                 inputs.health.newest.value.reason,
                 self._local_ends.newest.value,
+                tuple(itertools.chain.from_iterable(store.newest.value for store in inputs.candidates)),
             )
         return self._planned[1]
 
@@ -111,7 +123,7 @@ class Routing:
     @property
     def _stores(self) -> tuple[Store[Any], ...]:
         inputs = self._inputs
-        return inputs.config, inputs.nodes, inputs.drain, inputs.health, self._local_ends
+        return inputs.config, inputs.nodes, inputs.drain, inputs.health, self._local_ends, *inputs.candidates
 
     @property
     def node(self) -> Node | None:
@@ -134,7 +146,7 @@ class Routing:
     def undecided(self) -> str:
         """Why what is announced stays as it is for now; empty when the plan decides."""
         inputs = self._inputs
-        return undecided(inputs.nodes.newest.synced, inputs.drain.newest.value, inputs.health.newest.value)
+        return undecided(inputs.complete, inputs.drain.newest.value, inputs.health.newest.value)
 
     @property
     def held(self) -> Held | None:
@@ -192,7 +204,7 @@ class Routing:
         if not health.value.known and not empty:
             return Desired({}, complete=False)  # as it is, until every check has had its first result
         # A node that Kubernetes does not show may come yet: only the bridge's timer then ends a graceful restart.
-        complete = empty or (nodes.synced and self.node is not None)
+        complete = empty or (self._inputs.complete and self.node is not None)
         neighbors = self.plan.neighbors
         want = announcements(self.plan.routes, neighbors, self.speaker.state.newest.value, complete=complete)
         for key in self.routes.have:
@@ -203,7 +215,7 @@ class Routing:
             want,
             complete=not self.undecided,
             emptied=not has_routes and not empty,
-            at=max(nodes.at, drain.at, health.at),
+            at=max(nodes.at, drain.at, health.at, *(store.newest.at for store in self._inputs.candidates)),
         )
 
     # --- wake-ups -----------------------------------------------------------------------------------------

@@ -72,7 +72,7 @@ def routes(
     """
     have = have if state.connected else {}
     keys = {key for key in have if isinstance(key, RouteKey)}
-    keys |= plan.routes.keys() | plan.refused.keys() | plan.unsuited.keys()
+    keys |= plan.routes.keys() | plan.refused.keys() | plan.withheld.keys() | plan.unsuited.keys()
     rows = []
     for key in sorted(keys, key=announcement_order):
         if peer is not None and key.peer != peer:
@@ -208,7 +208,7 @@ def _path(path: Path) -> dict[str, Any]:
 
 def _why_unwanted(key: RouteKey, plan: BgpPlan, leaving: str) -> str:
     """Why this prefix is not to be announced and, when it is, what becomes of it."""
-    reason = plan.refused.get(key) or plan.unsuited.get(key, "")
+    reason = plan.refused.get(key) or plan.withheld.get(key) or plan.unsuited.get(key, "")
     return "; ".join(filter(None, (reason, leaving)))
 
 

@@ -206,6 +206,9 @@ def _plan(planned: BgpPlan) -> dict[str, Any]:
         "refused": [
             {"prefix": str(key.prefix), "peer": key.peer, "why": why} for key, why in planned.refused.items()
         ],
+        "withheld": [
+            {"prefix": str(key.prefix), "peer": key.peer, "why": why} for key, why in planned.withheld.items()
+        ],
     }
 
 
@@ -227,6 +230,7 @@ def _render(report: _Report) -> str:
         "idlePeers": ("no session", {"peer": "PEER", "why": "WHY"}),
         "routes": ("would announce", {"prefix": "PREFIX", "peer": "PEER", "nextHop": "NEXT HOP"}),
         "refused": ("would refuse", {"prefix": "PREFIX", "peer": "PEER", "why": "WHY"}),
+        "withheld": ("would not announce now", {"prefix": "PREFIX", "peer": "PEER", "why": "WHY"}),
         "keeps": ("pods would keep their addresses towards", {"prefix": "IP PREFIX/ADDRESS"}),
         "masquerades": ("would masquerade all else", {"pods": "PODS", "snatTo": "AS",
                                                       "alsoKept": "BUT NOT TOWARDS PODS OF"}),

@@ -14,7 +14,8 @@ from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.config.bgp import Bgp
 from bgpd.config.parse import parse
 from bgpd.model.bfd import Timers, Wanted
-from bgpd.model.bgp import ASN, Family, LocalEnd, Path, RouteKey
+from bgpd.model.bgp import ASN, AdvertisementType, Family, LocalEnd, Path, RouteKey
+from bgpd.model.candidate import Candidate
 from bgpd.model.node import Node
 
 NODE = Node(
@@ -272,3 +273,45 @@ def test_bfd_is_off_unless_it_is_asked_for() -> None:
     """The key alone asks for it."""
     assert [it.bfd for it in planned(bgp()).neighbors.values()] == [None]
     assert [it.bfd is not None for it in planned(bgp({"bfd": None})).neighbors.values()] == [True]
+
+
+# --- candidates besides pod CIDRs -----------------------------------------------------------------------------
+
+
+def candidate(prefix: str, **more: Any) -> Candidate:
+    return Candidate(AdvertisementType.POD_CIDR, ip_network(prefix), "somebody", **more)
+
+
+def with_candidates(config: Bgp, *candidates: Candidate) -> BgpPlan:
+    return plan(config, {}, NODE, Drain.NO, candidates=candidates)
+
+
+def test_a_candidate_is_announced_with_what_it_adds_to_the_attributes() -> None:
+    config = bgp(attributes={"med": 5, "communities": ["64512:1"]})
+    result = with_candidates(config, candidate("10.1.1.1/32", med=9, communities=("64512:2",)))
+    path = path_of(result, "10.1.1.1/32")
+    assert (path.med, path.communities) == (9, ("64512:1", "64512:2"))
+    assert path_of(result, "188.188.0.0/24").med == 5
+
+
+def test_what_is_withheld_is_neither_announced_nor_refused() -> None:
+    result = with_candidates(bgp(), candidate("10.1.1.1/32", withheld="no endpoint here"))
+    key = RouteKey("tor-a", ip_network("10.1.1.1/32"))
+    assert result.withheld == {key: "no endpoint here"}
+    assert key not in result.routes and key not in result.refused
+
+
+def test_of_two_with_one_address_the_one_that_may_be_announced_is() -> None:
+    resting, fit = candidate("10.1.1.1/32", withheld="no endpoint here"), candidate("10.1.1.1/32", med=7)
+    for order in ((resting, fit), (fit, resting)):
+        result = with_candidates(bgp(), *order)
+        assert path_of(result, "10.1.1.1/32").med == 7
+        assert not result.withheld
+
+
+def test_what_is_withheld_does_not_count_for_the_brake() -> None:
+    config = bgp(export={"maxPrefixes": 1})
+    result = with_candidates(config, candidate("10.1.1.1/32", withheld="no endpoint here"))
+    assert path_of(result, "188.188.0.0/24")
+    result = with_candidates(config, candidate("10.1.1.1/32"))
+    assert "maxPrefixes" in why(result, "188.188.0.0/24") or "maxPrefixes" in why(result, "10.1.1.1/32")
