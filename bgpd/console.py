@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,15 +29,12 @@ from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
 from bgpd.model.prefix import Prefix, PrefixError, parse_address, sort_key
 from bgpd.observe.control import ControlError, Handler, Progress
-from bgpd.runtime.reconcile import Reconciler, TargetError
+from bgpd.parts import Parts
+from bgpd.runtime.reconcile import TargetError
 
 if TYPE_CHECKING:  # a node that does not use one does without
-    from bgpd.cni.chaining import Chaining
-    from bgpd.masq.masquerading import Masquerading
     from bgpd.masq.sight import Sight
-    from bgpd.noderoutes.noderouting import NodeRouting
     from bgpd.noderoutes.sight import Sight as NodeRoutesSight
-    from bgpd.policy.policing import Policing
     from bgpd.policy.sight import Sight as PolicySight
 
 # what only a new daemon can take over, by key path
@@ -67,26 +64,6 @@ NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {
 }
 
 POLICY_COMMANDS = ("endpoints", "policy list", "policy explain", "flows")  # known where policy is off too
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """The parts of a daemon that not every node has; None: it is off."""
-
-    masquerading: Masquerading | None = None
-    policing: Policing | None = None
-    chaining: Chaining | None = None
-    node_routing: NodeRouting | None = None
-
-    @property
-    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting]:
-        parts = (self.masquerading, self.policing, self.chaining, self.node_routing)
-        return [part for part in parts if part is not None]
-
-    @property
-    def loops(self) -> Iterator[Reconciler[Any, Any]]:
-        for part in (self.masquerading, self.policing, self.node_routing):
-            yield from part.loops if part is not None else ()
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@
                                                      │   └── sessions, adj-rib-out (read back)
                                                      └─► Bfd ─► BIRD; what falls there ends its session
 
-The same sources feed the parts that not every node has, each with reconcilers of its own: masquerade and policy
-(maps, nf_tables, links of eBPF programs), the CNI plugin's server, node routes. What is off is taken out first.
+The same sources feed the parts that not every node has, each with reconcilers of its own (see `parts`): masquerade
+and policy (maps, nf_tables, links of eBPF programs), the CNI plugin's server, node routes.
 
 One event loop, one TaskGroup, every task named. An unexpected exception ends the process and systemd starts it
 again: BGP sessions belong to the speaker and do not notice. What the log tells of it all is `chronicle`'s.
@@ -20,8 +20,7 @@ import contextlib
 import errno
 import signal
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -38,60 +37,31 @@ from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.chronicle import Chronicle
 from bgpd.config.bgp import SpeakerMode
 from bgpd.config.load import Loaded
-from bgpd.config.schema import Config, NodeRoutes
-from bgpd.console import Console, Parts, Pending
+from bgpd.config.schema import Config
+from bgpd.console import Console, Pending
 from bgpd.kube.feed import Feed
-from bgpd.kube.networkpolicy import NETWORK_POLICY
-from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
 from bgpd.kube.sources import Source, api_server, api_source, manifest_source, recorder, several
-from bgpd.model.attachment import OWN_FILE, AttachmentKey
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
-from bgpd.model.configmap import ConfigMap
-from bgpd.model.endpoint import Endpoint
 from bgpd.model.fault import FaultsError
-from bgpd.model.node import Node
-from bgpd.model.noderoute import MARK
-from bgpd.model.pod import Namespace, Pod
-from bgpd.model.policy import NetworkPolicy
 from bgpd.observe import log
 from bgpd.observe.control import ControlServer
 from bgpd.observe.health import Readiness
 from bgpd.observe.http import HttpServer
 from bgpd.observe.metrics import Metrics
+from bgpd.parts import Builder, Cluster, feeds
 from bgpd.runtime.collector import look_seldom
 from bgpd.runtime.lock import RunLock
-from bgpd.runtime.malloc import give_back_large_blocks
 from bgpd.runtime.notify import Notifier, watchdog
 from bgpd.runtime.process import Child
-from bgpd.runtime.reconcile import Round, TargetError
+from bgpd.runtime.reconcile import Round
 from bgpd.runtime.store import Store
 
 if TYPE_CHECKING:
-    from bgpd.cni.chaining import Chaining
     from bgpd.kube.client import ApiServer
     from bgpd.masq.masquerading import Masquerading
-    from bgpd.noderoutes.noderouting import NodeRouting
-    from bgpd.policy.policing import Policing
 
 Tasks: TypeAlias = dict[str, Coroutine[Any, Any, Any]]
-ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """What the source fills besides nodes, each only if somebody needs it: by namespace/name, or by name."""
-
-    pods: Store[Mapping[str, Pod]]
-    namespaces: Store[Mapping[str, Namespace]]
-    policies: Store[Mapping[str, NetworkPolicy]]
-    masquerade: ConfigMaps
-    conflist: ConfigMaps
-
-    @classmethod
-    def empty(cls) -> Cluster:
-        return cls(Store({}), Store({}), Store({}), Store({}), Store({}))
-
 
 HEARTBEAT_S = 1.0
 PUBLISH_S = 0.1  # a burst of changes is published once
@@ -178,9 +148,8 @@ class Daemon:
         bfd = Bfd(BirdFiles(config.paths.run), routing, self._report)
         cluster = Cluster.empty()
         server = await _api_server(config)
-        source = _source(config, server, _feeds(config, inputs.nodes, cluster))
-        masquerading = self._masquerading(config, inputs, cluster.masquerade)
-        parts = Parts(masquerading, *self._policing(config, inputs, cluster), self._node_routing(config, inputs))
+        source = _source(config, server, feeds(config, inputs.nodes, cluster))
+        parts = Builder(config, inputs, cluster, self.metrics, self._report, self._note_change).build()
         console = Console(self.file, inputs, routing, bfd, source, drainer, parts)
         for loop in (*gauges.loops(console), bfd.loop):
             self.metrics.begin(loop.name)
@@ -188,7 +157,7 @@ class Daemon:
         stores = inputs.config, inputs.nodes, inputs.drain, inputs.health, source.status, speaker.state, bfd.state
         for store in stores:
             store.on_change(self._note_change)
-        self._tell_changes(inputs, routing, bfd, source)
+        self._tell_changes(inputs, routing, bfd, source, parts.masquerading)
         tasks = {type(part).__name__.lower(): part.run() for part in parts.running}
         if console.policy is not None:
             tasks["policy events"] = console.policy.events.run()
@@ -203,75 +172,6 @@ class Daemon:
             "heartbeat": self._beat(console),
             "watchdog": watchdog(self.notifier, lambda: True),
         }
-
-    def _masquerading(self, config: Config, inputs: Inputs, config_maps: ConfigMaps) -> Masquerading | None:
-        """Its parts are imported here: a daemon that does not masquerade starts without them."""
-        if not config.masquerade.translates and config.paths.bpf.is_dir():
-            from bgpd.masq.masquerading import clear
-
-            self._clear("masquerade", clear, config.paths.bpf)
-        if not config.masquerade.enabled:
-            return None
-        from bgpd.masq.masquerading import Masquerading
-        from bgpd.masq.sight import state_of
-
-        give_back_large_blocks()
-        masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, config_maps, self._report)
-        reading = masquerading.reading
-        reading.on_change(self._note_change)
-        reading.on_change(lambda: self._tell.document(state_of(reading.newest), reading.newest.value))
-        return masquerading
-
-    def _policing(self, config: Config, inputs: Inputs, cluster: Cluster) -> tuple[Policing | None, Chaining | None]:
-        """Their parts are imported here, as masquerade's are."""
-        if config.cni.chaining_mode is None and (config.paths.cni_conf / OWN_FILE).exists():
-            from bgpd.cni.publish import remove
-
-            remove(config.paths.cni_conf)  # or pods would wait for a daemon that serves no plugin
-        if not config.policy.enabled:
-            if config.paths.bpf.is_dir():
-                from bgpd.policy.clear import clear
-
-                self._clear("policy", clear, config.paths.bpf)
-            return None, None
-        from bgpd.policy.policing import Policing
-        from bgpd.policy.view import Objects
-
-        endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
-        endpoints.on_change(self._note_change)
-        objects = Objects(inputs.nodes, cluster.pods, cluster.namespaces, cluster.policies)
-        policing = Policing(config.node.name, inputs.config, objects, endpoints, self._report)
-        if config.cni.chaining_mode is None:
-            endpoints.publish({})
-            return policing, None
-        from bgpd.cni.chaining import Chaining
-        from bgpd.cni.protocol import Verb
-
-        self.metrics.begin_requests(Verb)
-        report = self.metrics.observe_request
-        return policing, Chaining(config, cluster.conflist, endpoints, policing.enforced, policing.unready, report)
-
-    def _node_routing(self, config: Config, inputs: Inputs) -> NodeRouting | None:
-        """Its parts are imported here, as masquerade's are."""
-        if config.node_routes is NodeRoutes.NONE:
-            if (config.paths.state / MARK).exists():
-                from bgpd.noderoutes.target import clear
-
-                self._clear("node routes", clear, config.paths.state)
-            return None
-        from bgpd.noderoutes.noderouting import NodeRouting
-
-        return NodeRouting(config.node.name, inputs.config, inputs.nodes, self._report)
-
-    def _clear(self, what: str, clear: Callable[[Path], list[str]], directory: Path) -> None:
-        """It is not ours now: what an earlier life has left in the kernel would go on doing its work."""
-        try:
-            removed = clear(directory)
-        except TargetError as error:
-            self.log.warning(f"{what} is not ours now", error=str(error))
-        else:
-            if removed:
-                self.log.info(f"{what} is not ours now", removed=removed)
 
     # --- life ---------------------------------------------------------------------------------------------
 
@@ -331,7 +231,9 @@ class Daemon:
         self.metrics.observe_round(round)
         self.changed.set()
 
-    def _tell_changes(self, inputs: Inputs, routing: Routing, bfd: Bfd, source: Source) -> None:
+    def _tell_changes(
+        self, inputs: Inputs, routing: Routing, bfd: Bfd, source: Source, masquerading: Masquerading | None
+    ) -> None:
         tell, loop = self._tell, asyncio.get_running_loop()
         # told once the routes that it brings have been sent off: what was woken before has its turn first
         inputs.nodes.on_change(lambda: loop.call_soon(lambda: tell.node(routing.node_name, routing.node)))
@@ -341,6 +243,11 @@ class Daemon:
         sessions.on_change(lambda: tell.sessions(config.newest.value.config.bgp, sessions.newest.value))
         source.status.on_change(lambda: tell.source(source.status.newest.value))
         bfd.state.on_change(lambda: tell.bfd(bfd.state.newest.value))
+        if masquerading is not None:
+            from bgpd.masq.sight import state_of  # a daemon that does not masquerade starts without it
+
+            reading = masquerading.reading
+            reading.on_change(lambda: tell.document(state_of(reading.newest), reading.newest.value))
 
     def _reloaded(self, console: Console, pending: Pending) -> None:
         self.changed.set()
@@ -388,18 +295,3 @@ def _source(config: Config, server: ApiServer | None, feeds: Iterator[Feed[Any]]
         return several([api_source(server, feed) for feed in feeds])
     assert config.source.manifests is not None
     return manifest_source(config.source.manifests, list(feeds))
-
-
-def _feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) -> Iterator[Feed[Any]]:
-    """What is followed: nothing that nobody needs, for the API server sends every change to every node."""
-    own = config.node.name
-    yield Feed(NODE, nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, nodes, expected=own)
-    masquerade, cni = config.masquerade, config.cni
-    if masquerade.enabled and masquerade.config.config_map is not None:
-        yield Feed(CONFIG_MAP, cluster.masquerade, masquerade.config.config_map)
-    if config.policy.enabled:
-        yield Feed(POD, cluster.pods)
-        yield Feed(NAMESPACE, cluster.namespaces)
-        yield Feed(NETWORK_POLICY, cluster.policies)
-        if cni.chaining_mode is not None and cni.config_map is not None:
-            yield Feed(CONFIG_MAP, cluster.conflist, cni.config_map)

@@ -21,7 +21,7 @@ from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
 from bgpd.config.load import load
-from bgpd.console import POLICY_COMMANDS, Console, Parts
+from bgpd.console import POLICY_COMMANDS, Console
 from bgpd.kube.feed import Feed, SourceState
 from bgpd.kube.parse import NODE
 from bgpd.kube.sources import manifest_source
@@ -33,6 +33,7 @@ from bgpd.model.fault import Fault
 from bgpd.model.masq import Compat, Reading, Rules
 from bgpd.model.node import Node
 from bgpd.observe.control import ControlError
+from bgpd.parts import Parts
 from bgpd.policy.policing import Policing
 from bgpd.policy.view import Objects
 from bgpd.runtime.store import Store

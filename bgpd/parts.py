@@ -1,0 +1,181 @@
+"""The parts of a daemon that not every node has: which of them are built, of what, and what is followed for them.
+
+Each is imported only where it is used: a daemon that does not masquerade starts without what masquerade needs. A part
+that is off is taken out first, should an earlier life have left something of it in the kernel. What a part does is
+its own business; `daemon` runs them, `console` answers for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from bgpd.bgp.routing import Inputs
+from bgpd.config.schema import Config, NodeRoutes
+from bgpd.kube.feed import Feed
+from bgpd.kube.networkpolicy import NETWORK_POLICY
+from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
+from bgpd.model.attachment import OWN_FILE, AttachmentKey
+from bgpd.model.configmap import ConfigMap
+from bgpd.model.endpoint import Endpoint
+from bgpd.model.node import Node
+from bgpd.model.noderoute import MARK
+from bgpd.model.pod import Namespace, Pod
+from bgpd.model.policy import NetworkPolicy
+from bgpd.observe import log
+from bgpd.observe.metrics import Metrics
+from bgpd.runtime.malloc import give_back_large_blocks
+from bgpd.runtime.reconcile import Reconciler, Round, TargetError
+from bgpd.runtime.store import Store
+
+if TYPE_CHECKING:
+    from bgpd.cni.chaining import Chaining
+    from bgpd.masq.masquerading import Masquerading
+    from bgpd.noderoutes.noderouting import NodeRouting
+    from bgpd.policy.policing import Policing
+
+ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What the source fills besides nodes, each only if somebody needs it: by namespace/name, or by name."""
+
+    pods: Store[Mapping[str, Pod]]
+    namespaces: Store[Mapping[str, Namespace]]
+    policies: Store[Mapping[str, NetworkPolicy]]
+    masquerade: ConfigMaps
+    conflist: ConfigMaps
+
+    @classmethod
+    def empty(cls) -> Cluster:
+        return cls(Store({}), Store({}), Store({}), Store({}), Store({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of a daemon that not every node has; None: it is off."""
+
+    masquerading: Masquerading | None = None
+    policing: Policing | None = None
+    chaining: Chaining | None = None
+    node_routing: NodeRouting | None = None
+
+    @property
+    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting]:
+        parts = (self.masquerading, self.policing, self.chaining, self.node_routing)
+        return [part for part in parts if part is not None]
+
+    @property
+    def loops(self) -> Iterator[Reconciler[Any, Any]]:
+        for part in (self.masquerading, self.policing, self.node_routing):
+            yield from part.loops if part is not None else ()
+
+
+class Builder:
+    """Builds them for one daemon. `report` takes every round, `noted` is called when /metrics may differ."""
+
+    def __init__(
+        self,
+        config: Config,
+        inputs: Inputs,
+        cluster: Cluster,
+        metrics: Metrics,
+        report: Callable[[Round], None],
+        noted: Callable[[], None],
+    ) -> None:
+        self._config, self._inputs, self._cluster = config, inputs, cluster
+        self._metrics, self._report, self._noted = metrics, report, noted
+        self._log = log.get("daemon")
+
+    def build(self) -> Parts:
+        masquerading = self._masquerading()
+        policing, chaining = self._policing()
+        return Parts(masquerading, policing, chaining, self._node_routing())
+
+    def _masquerading(self) -> Masquerading | None:
+        config, inputs = self._config, self._inputs
+        if not config.masquerade.translates and config.paths.bpf.is_dir():
+            from bgpd.masq.masquerading import clear
+
+            self._clear("masquerade", clear, config.paths.bpf)
+        if not config.masquerade.enabled:
+            return None
+        from bgpd.masq.masquerading import Masquerading
+
+        give_back_large_blocks()
+        documents = self._cluster.masquerade
+        masquerading = Masquerading(config.node.name, inputs.config, inputs.nodes, documents, self._report)
+        masquerading.reading.on_change(self._noted)
+        return masquerading
+
+    def _policing(self) -> tuple[Policing | None, Chaining | None]:
+        config, inputs = self._config, self._inputs
+        if config.cni.chaining_mode is None and (config.paths.cni_conf / OWN_FILE).exists():
+            from bgpd.cni.publish import remove
+
+            remove(config.paths.cni_conf)  # or pods would wait for a daemon that serves no plugin
+        if not config.policy.enabled:
+            if config.paths.bpf.is_dir():
+                from bgpd.policy.clear import clear
+
+                self._clear("policy", clear, config.paths.bpf)
+            return None, None
+        from bgpd.policy.policing import Policing
+        from bgpd.policy.view import Objects
+
+        endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
+        endpoints.on_change(self._noted)
+        cluster = self._cluster
+        objects = Objects(inputs.nodes, cluster.pods, cluster.namespaces, cluster.policies)
+        policing = Policing(config.node.name, inputs.config, objects, endpoints, self._report)
+        if config.cni.chaining_mode is None:
+            endpoints.publish({})
+            return policing, None
+        from bgpd.cni.chaining import Chaining
+        from bgpd.cni.protocol import Verb
+
+        self._metrics.begin_requests(Verb)
+        report = self._metrics.observe_request
+        return policing, Chaining(
+            config, cluster.conflist, endpoints, policing.enforced, policing.unready, report
+        )
+
+    def _node_routing(self) -> NodeRouting | None:
+        config, inputs = self._config, self._inputs
+        if config.node_routes is NodeRoutes.NONE:
+            if (config.paths.state / MARK).exists():
+                from bgpd.noderoutes.target import clear
+
+                self._clear("node routes", clear, config.paths.state)
+            return None
+        from bgpd.noderoutes.noderouting import NodeRouting
+
+        return NodeRouting(config.node.name, inputs.config, inputs.nodes, self._report)
+
+    def _clear(self, what: str, clear: Callable[[Path], list[str]], directory: Path) -> None:
+        """It is not ours now: what an earlier life has left in the kernel would go on doing its work."""
+        try:
+            removed = clear(directory)
+        except TargetError as error:
+            self._log.warning(f"{what} is not ours now", error=str(error))
+        else:
+            if removed:
+                self._log.info(f"{what} is not ours now", removed=removed)
+
+
+def feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) -> Iterator[Feed[Any]]:
+    """What is followed: nothing that nobody needs, for the API server sends every change to every node."""
+    own = config.node.name
+    yield Feed(NODE, nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, nodes, expected=own)
+    masquerade, cni = config.masquerade, config.cni
+    if masquerade.enabled and masquerade.config.config_map is not None:
+        yield Feed(CONFIG_MAP, cluster.masquerade, masquerade.config.config_map)
+    if config.policy.enabled:
+        yield Feed(POD, cluster.pods)
+        yield Feed(NAMESPACE, cluster.namespaces)
+        yield Feed(NETWORK_POLICY, cluster.policies)
+        if cni.chaining_mode is not None and cni.config_map is not None:
+            yield Feed(CONFIG_MAP, cluster.conflist, cni.config_map)
