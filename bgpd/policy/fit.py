@@ -8,7 +8,9 @@ is not in the kernel yet when the daemon starts. A pod that never had rules here
 The cluster may outgrow a map while no policy changes. Rules that are kept then let in whom they let in before, as far
 as there is room, for what has no entry is denied: only pods of this node must have one, or they would be open.
 
-Room may come by itself: whoever asks must ask again, by `advance` with `again`, which is a whole compilation.
+What did not fit is not tried with every change of the cluster, which would have to wait for it: pods that it selects
+are held unasked for as long as it stays as it is. Room may come by itself: whoever asks must ask again, by `advance`
+with `again`. Each try, and taking it back, costs what the policies cost that do not fit.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 
 from bgpd.datapath.layout import Peer
+from bgpd.model.pod import Pod
 from bgpd.model.policy import NetworkPolicy, Overflow, Snapshot
 from bgpd.policy.compile import CLOSED, NO_HOLDS, Compiler, Hold
 from bgpd.policy.entries import PLACES, Contents, asked_by, entries_in, largest, needed_in, place_of
-from bgpd.policy.resolve import prefixes_of
+from bgpd.policy.resolve import prefixes_of, selects
+from bgpd.runtime.diff import changed
 
 LOCAL_SHARE = 128  # one in so many entries of policy_peers is left for pods of this node: 1,024, and 110 is usual
 CUTTABLE = ("policy_peers", "policy_rules", "policy_ports", "policy_ranges")  # a prefix less may let somebody in
@@ -93,22 +97,43 @@ class _Good(NamedTuple):
     policies: tuple[NetworkPolicy, ...]
 
 
+class _State(NamedTuple):
+    """Who is held, the maps in which not everybody has an entry, and whom to blame."""
+
+    held: Mapping[str, Hold]
+    cuts: frozenset[str]
+    misfits: tuple[Misfit, ...]
+
+
+_ALL_FITS = _State(NO_HOLDS, frozenset(), ())
+
+
 class Fitting:
     """Ask it with each snapshot in turn, as the compiler. `capacity` is by map."""
 
     def __init__(self, capacity: Mapping[str, int]) -> None:
         self._capacity = capacity
         self._compiler = Compiler()
-        self._last: tuple[Snapshot, Mapping[str, Hold]] | None = None
+        self._last: Snapshot | None = None
+        self._state = _ALL_FITS
         self._good: dict[str, _Good] = {}
-        self._held = NO_HOLDS
-        self._cuts: frozenset[str] = frozenset()  # maps in which not everybody has an entry
+        self._refused: dict[str, NetworkPolicy | None] = {}  # what `misfits` name, as it was when it did not fit
         self._full: Mapping[str, int] = {}  # how many entries the maps had in which something did not fit
-        self.misfits: tuple[Misfit, ...] = ()
+        self._edited = False  # since the last try: other policies of pods that are held, or what is cut
 
-    def has_room_come(self, have: Contents) -> bool:
-        """Whether a map in which something did not fit has fewer entries than it had then."""
-        return any(len(entries_in(have, place)) < count for place, count in self._full.items())
+    @property
+    def misfits(self) -> tuple[Misfit, ...]:
+        """The policies that are not in force on some pods."""
+        return self._state.misfits
+
+    @property
+    def all_fits(self) -> bool:
+        """Whether there is nothing that is worth another try."""
+        return self._state == _ALL_FITS
+
+    def may_fit(self, have: Contents) -> bool:
+        """Whether what did not fit asks for less since, or a map in which it did not has fewer entries than then."""
+        return self._edited or any(len(entries_in(have, place)) < count for place, count in self._full.items())
 
     def owner(self, address: bytes) -> str | None:
         """The pod that has the address in the last snapshot, as struct policy_address has it; None: none has."""
@@ -119,41 +144,71 @@ class Fitting:
     ) -> tuple[Contents, ...]:
         """The stages that lead to what is to be programmed. `have` is what the kernel has.
 
-        Without `again` whoever is held stays held.
+        Without `again` what did not fit is not tried unless it has been changed itself.
         """
-        held = NO_HOLDS if again else self._still(snapshot)
-        cuts = frozenset[str]() if again else self._cuts
-        stages = self._advance(snapshot, have, held, cuts)
-        if shortage(have, stages[-1], self._capacity) is None:
-            if again:
-                self.misfits, self._full = (), {}
+        if again or self._last is None:
+            state, self._refused, self._full, self._edited = _ALL_FITS, {}, {}, False
         else:
-            choice = _Choice(self._compiler, self._capacity, snapshot, have, overflow, self._good)
-            held, cuts, self.misfits = choice.made()
-            self._full = {misfit.place: len(entries_in(have, misfit.place)) for misfit in self.misfits}
-            self._compiler = Compiler()  # numbers do not depend on what it saw: it is where it was
-            if self._last is not None:
-                self._compiler.advance(*self._last)
-            stages = self._advance(snapshot, have, held, cuts)
-        self._held, self._cuts, self._last = held, cuts, (snapshot, held)
-        self._good = dict(self._remembered(snapshot, held))
+            state = self._still(snapshot, self._last, overflow)
+        stages = self._advance(snapshot, have, state)
+        if shortage(have, stages[-1], self._capacity) is not None:
+            choice = _Choice(self._compiler, self._capacity, snapshot, have, overflow, self._good, state)
+            state = choice.made(stages[-1])
+            if self._last is None:
+                self._compiler = Compiler()
+            else:  # numbers do not depend on what it saw: it is where it was, and the stages begin there
+                self._compiler.advance(self._last, self._state.held)
+            stages = self._advance(snapshot, have, state)
+        places = {misfit.place for misfit in state.misfits}
+        self._full = {place: self._full.get(place, len(entries_in(have, place))) for place in places}
+        names = [misfit.policy for misfit in state.misfits]
+        self._refused = {name: self._refused.get(name, snapshot.policies.get(name)) for name in names}
+        self._state, self._last = state, snapshot
+        self._good = dict(self._remembered(snapshot, state.held))
         return stages
 
-    def _advance(
-        self, snapshot: Snapshot, have: Contents, held: Mapping[str, Hold], cuts: Collection[str]
-    ) -> tuple[Contents, ...]:
-        stages = self._compiler.advance(snapshot, held)
-        return (cut(stages[-1], have, cuts, self._capacity),) if cuts else stages
+    def _advance(self, snapshot: Snapshot, have: Contents, state: _State) -> tuple[Contents, ...]:
+        stages = self._compiler.advance(snapshot, state.held)
+        return (cut(stages[-1], have, state.cuts, self._capacity),) if state.cuts else stages
 
-    def _still(self, snapshot: Snapshot) -> Mapping[str, Hold]:
-        """The holds of pods that are still the ones that were held."""
-        return {
-            key: hold
-            for key, hold in self._held.items()
-            if key in snapshot.local
-            and (pod := snapshot.pods.get(key)) is not None
-            and (hold is CLOSED or pod.uid == self._good[key].uid)
+    # --- who stays held -----------------------------------------------------------------------------------
+
+    def _still(self, snapshot: Snapshot, last: Snapshot, overflow: Overflow) -> _State:
+        """Those whose own policies are as they were, and whoever is selected by what did not fit."""
+        if self._state == _ALL_FITS:
+            return _ALL_FITS
+        self._refused = {
+            name: policy for name, policy in self._refused.items() if snapshot.policies.get(name) == policy
         }
+        self._edited |= any(misfit.policy not in self._refused for misfit in self.misfits)
+        names = changed(snapshot.policies, last.policies)
+        news = [each[name] for each in (last.policies, snapshot.policies) for name in names if name in each]
+        held = {}
+        for key in snapshot.local.keys() & snapshot.pods.keys():
+            pod, before, hold = snapshot.pods[key], last.pods.get(key), self._state.held.get(key)
+            good = _same(self._good.get(key), pod)
+            if hold is not None and hold is not CLOSED and good is None:
+                hold = CLOSED  # another pod of its name
+            is_new = before is None or before.labels != pod.labels or any(selects(each, pod) for each in news)
+            if hold is not None and not is_new:
+                held[key] = hold
+            elif any(each is not None and selects(each, pod) for each in self._refused.values()):
+                held[key] = hold or _hold(good, overflow)
+                self._edited |= hold is not None
+        return _State(held, self._state.cuts, tuple(self._known(snapshot, held)))
+
+    def _known(self, snapshot: Snapshot, held: Mapping[str, Hold]) -> Iterator[Misfit]:
+        """The misfits that still are, with the pods that are held now."""
+        for misfit in self.misfits:
+            refused = self._refused.get(misfit.policy)
+            pods: dict[str, Fate] = {
+                key: fate for key, fate in misfit.pods.items() if fate is Fate.CUT and key in snapshot.local
+            }
+            for key, hold in held.items():
+                if key in misfit.pods or (refused is not None and selects(refused, snapshot.pods[key])):
+                    pods[key] = _fate(hold)
+            if pods:
+                yield replace(misfit, pods=pods)
 
     def _remembered(self, snapshot: Snapshot, held: Mapping[str, Hold]) -> Iterator[tuple[str, _Good]]:
         for key in snapshot.local:
@@ -164,8 +219,21 @@ class Fitting:
                 yield key, self._good[key]
 
 
+def _hold(good: _Good | None, overflow: Overflow) -> Hold:
+    return CLOSED if good is None or overflow is Overflow.CLOSE else Hold.on(good.policies)
+
+
+def _fate(hold: Hold) -> Fate:
+    return Fate.CLOSED if hold is CLOSED else Fate.KEPT
+
+
+def _same(good: _Good | None, pod: Pod) -> _Good | None:
+    """None: it is of another pod of that name."""
+    return good if good is not None and good.uid == pod.uid else None
+
+
 class _Choice:
-    """Whom to hold, for one snapshot. `probe` is a compiler that nobody needs any more."""
+    """Whom to hold, for one snapshot, beside those in `state`. `probe` has been asked about it, and is again."""
 
     def __init__(
         self,
@@ -175,38 +243,32 @@ class _Choice:
         have: Contents,
         overflow: Overflow,
         good: Mapping[str, _Good],
+        state: _State,
     ) -> None:
         self._probe, self._capacity, self._snapshot, self._have = probe, capacity, snapshot, have
         self._overflow, self._good = overflow, good
-        self._held: dict[str, Hold] = {}
-        self._cuts: set[str] = set()
-        self._misfits: dict[str, Misfit] = {}
-        self._want = probe.advance(snapshot)[-1]
+        self._held = dict(state.held)
+        self._cuts = set(state.cuts)
+        self._misfits = {misfit.policy: misfit for misfit in state.misfits}
         self._changed = dict(self._newcomers())
 
-    def made(self) -> tuple[Mapping[str, Hold], frozenset[str], tuple[Misfit, ...]]:
-        """The pods to hold, the maps in which not everybody gets an entry, and whom to blame.
-
-        When nobody is left to be held it does not fit all the same: an actuator then has to refuse it.
-        """
+    def made(self, want: Contents) -> _State:
+        """Instead of `want`. When nobody is left to be held it does not fit: an actuator then has to refuse it."""
+        self._want = want
         while (short := shortage(self._have, self._want, self._capacity)) is not None:
             if not (self._hold_newcomers(short) or self._cut(short) or self._close_largest(short)):
                 break
             self._want = self._probe.advance(self._snapshot, dict(self._held))[-1]
             self._want = cut(self._want, self._have, self._cuts, self._capacity)
-        return self._held, frozenset(self._cuts), tuple(self._misfits.values())
+        return _State(self._held, frozenset(self._cuts), tuple(self._misfits.values()))
 
     def _newcomers(self) -> Iterator[tuple[str, tuple[NetworkPolicy, ...]]]:
         """The pods that are not judged as they were last, and the policies that make the difference."""
         for key in self._snapshot.local.keys() & self._snapshot.pods.keys():
-            now, good = self._probe.policies_of(key), self._good_of(key)
+            now, good = self._probe.policies_of(key), _same(self._good.get(key), self._snapshot.pods[key])
             before = () if good is None else good.policies
             if good is None or now != before:
                 yield key, tuple(policy for policy in now if policy not in before) or now
-
-    def _good_of(self, key: str) -> _Good | None:
-        good = self._good.get(key)
-        return good if good is not None and good.uid == self._snapshot.pods[key].uid else None
 
     # --- what can be done ---------------------------------------------------------------------------------
 
@@ -223,10 +285,8 @@ class _Choice:
                 break
             missing -= entries
             for key in pods[policy]:
-                good = self._good_of(key) if self._overflow is Overflow.KEEP else None
-                self._held[key] = CLOSED if good is None else Hold.on(good.policies)
-            fates = {key: Fate.CLOSED if self._held[key] is CLOSED else Fate.KEPT for key in pods[policy]}
-            self._blame(policy, short, entries, fates)
+                self._held[key] = _hold(_same(self._good.get(key), self._snapshot.pods[key]), self._overflow)
+            self._blame(policy, short, entries, {key: _fate(self._held[key]) for key in pods[policy]})
         return missing < short.needed - short.capacity
 
     def _cut(self, short: Shortage) -> bool:

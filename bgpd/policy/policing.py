@@ -61,9 +61,9 @@ BRIDGE_CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
 LOOK_S = 1.0  # how long bridged pods may reach each other unjudged when somebody turns these settings off
 LOOK_BACK_S = 5.0  # how long what somebody else has done to the maps may last: nobody is told of it
 _ASK_S = 0.2
-AGAIN_S = 10.0  # how long a policy waits for room that has come without a change of policies or of pods here
+AGAIN_S = 10.0  # how long a policy that did not fit waits for room that has come, if it has not been changed itself
 AGAIN_ANYHOW_S = 600.0  # for one that needs less room because of pods elsewhere
-AGAIN_SHARE = 1 / 20  # to find out is a whole compilation, which costs at most this share of the time
+AGAIN_SHARE = 1 / 200  # finding out takes at most this share of the time: one in so many pods waits for it
 
 
 class Policing:
@@ -81,7 +81,7 @@ class Policing:
         self._view = View(node_name, objects)
         self._fitting = Fitting({name: layout.MAPS[name].max_entries for name in PLACES})
         self._compiled: tuple[tuple[Revision, ...], tuple[Contents, ...]] | None = None
-        self._tried: tuple[Revision, ...] = ()  # what may make room at once, when it was last tried
+        self._tried: Revision | None = None  # of the configuration, when it was last tried whether all fits
         self._tried_at = self._again_s = 0.0
         self.notices: Store[Mapping[str, Notice]] = Store({})
         """What the cluster is to be told, by policy."""
@@ -244,21 +244,21 @@ class Policing:
     def _stages(self) -> tuple[Contents, ...]:
         """All stages once; they are what is wanted until an input changes, or what did not fit is tried again."""
         revisions = tuple(store.newest.revision for store in (*self._stores, self._config))
-        objects, policed = self.objects, self.maps.have.get(maps.KEY)
+        policed = self.maps.have.get(maps.KEY)
         have = policed.steps[-1] if policed is not None else Contents()
         started = time.monotonic()
-        wait_s = self._again_s if self._fitting.has_room_come(have) else AGAIN_ANYHOW_S
-        is_due = bool(self.misfits) and started - self._tried_at >= wait_s
-        if self._compiled is None or self._compiled[0] != revisions or is_due:
-            stores: tuple[Store[Any], ...] = (self.endpoints, objects.namespaces, objects.policies, self._config)
-            at = tuple(store.newest.revision for store in stores)
-            again = is_due or not self.misfits or at != self._tried
+        wait_s = self._again_s if self._fitting.may_fit(have) else max(self._again_s, AGAIN_ANYHOW_S)
+        is_due = not self._fitting.all_fits and started - self._tried_at >= wait_s
+        is_new = self._compiled is None or self._compiled[0] != revisions
+        if self._compiled is None or is_new or is_due:
+            configured = self._config.newest.revision
+            again = not is_new or configured != self._tried  # whoever waits for what is new does not wait for a try
             self.snapshot = self._view.look(self.endpoints.newest.value)
             overflow = self._config.newest.value.config.policy.on_overflow
             self._compiled = revisions, self._fitting.advance(self.snapshot, have, overflow, again=again)
             self.notices.publish(notices(self.misfits))
             if again:
-                self._tried, self._tried_at = at, time.monotonic()
+                self._tried, self._tried_at = configured, time.monotonic()
                 self._again_s = max(AGAIN_S, (self._tried_at - started) / AGAIN_SHARE)
         return self._compiled[1]
 

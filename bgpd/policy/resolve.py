@@ -107,7 +107,7 @@ class Selection:
             pod = snapshot.pods.get(key)
             if key in snapshot.local:
                 inside = self._by_namespace.get(pod.namespace, ()) if pod is not None else ()
-                self._selecting[key] = {each for each in inside if _selects(snapshot.policies[each], pod)}
+                self._selecting[key] = {each for each in inside if selects(snapshot.policies[each], pod)}
                 touched.add(key)
             elif self._selecting.pop(key, None) is not None:
                 touched.add(key)
@@ -122,14 +122,15 @@ class Selection:
             del self._by_namespace[namespace]
         touched = set()
         for local, selecting in self._selecting.items():
-            selects = policy is not None and _selects(policy, snapshot.pods.get(local))
-            if selects or key in selecting:
+            is_meant = policy is not None and selects(policy, snapshot.pods.get(local))
+            if is_meant or key in selecting:
                 touched.add(local)
-                (selecting.add if selects else selecting.discard)(key)
+                (selecting.add if is_meant else selecting.discard)(key)
         return touched
 
 
-def _selects(policy: NetworkPolicy, pod: Pod | None) -> bool:
+def selects(policy: NetworkPolicy, pod: Pod | None) -> bool:
+    """Whether the rules of the policy are for this pod; for none that Kubernetes has not shown."""
     return pod is not None and pod.namespace == policy.namespace and policy.pods.selects(pod.labels)
 
 

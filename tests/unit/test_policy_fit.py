@@ -180,23 +180,88 @@ def test_what_fits_again_is_in_force_by_itself() -> None:
         node.see(both(BIG, SMALL))
         assert node.misfits
         node.see(fitting)
-        assert not node.misfits or node.fitting.has_room_come(node.have)
+        assert not node.misfits or node.fitting.may_fit(node.have)
         assert node.see(fitting) == Compiler().advance(fitting)[-1]
         assert not node.misfits
 
 
 def test_what_is_not_tried_again_stays_held() -> None:
-    """To try costs a whole compilation, so it is not done for each pod of the cluster that changes."""
+    """Whatever else changes, be it another policy of the pod; that may ask for less, and is worth a try."""
     node = Node(room(ranges=8))
     node.see(both(FROM_CLIENT))
     node.see(both(BIG))
-    moved = both(FROM_CLIENT)
-    fewer = {key: pod for key, pod in moved.pods.items() if key != "y/far"}
-    contents = node.see(replace(moved, pods=fewer), again=False)
+    after = both(BIG, SMALL)
+    fewer = {key: pod for key, pod in after.pods.items() if key != "y/far"}
+    contents = node.see(replace(after, pods=fewer), again=False)
     assert passes(contents, CLIENT, WEB)
+    assert passes(contents, CLIENT, OTHER, 4) and not passes(contents, CLIENT, OTHER, 3)
+    assert node.misfits == {"x/web": {"x/web": Fate.KEPT}}
+    assert not node.fitting.may_fit(node.have)
+    contents = node.see(both(BIG, named("more", replace(SMALL, pods=label("app", "web")))), again=False)
+    assert passes(contents, CLIENT, WEB) and not passes(contents, FAR, WEB, 4)
+    assert node.misfits == {"x/web": {"x/web": Fate.KEPT}}
+    assert node.fitting.may_fit(node.have)
+
+
+def test_what_has_been_changed_itself_is_tried_at_once() -> None:
+    """In force if it fits now or is gone, and else it is held as before."""
+    for after in (both(FROM_CLIENT), both(replace(BIG, ingress=(ranges(5),))), cluster(local=LOCAL)):
+        node = Node(room(ranges=8))
+        node.see(both(FROM_CLIENT))
+        node.see(both(BIG))
+        node.see(both(replace(BIG, ingress=(ranges(10),))), again=False)
+        assert node.misfits == {"x/web": {"x/web": Fate.KEPT}}
+        assert node.fitting.misfits[0].entries == 10
+        assert node.see(after, again=False) == Compiler().advance(after)[-1]
+        assert node.fitting.all_fits
+
+
+def test_a_pod_that_comes_to_what_did_not_fit_is_held_like_those_it_came_to() -> None:
+    """And one that leaves it is not."""
+    node = Node(room(ranges=8))
+    everybody = replace(BIG, pods=Selector())
+    node.see(replace(both(FROM_CLIENT), local={"x/web": ()}))
+    node.see(replace(both(everybody), local={"x/web": ()}))
+    assert node.misfits == {"x/web": {"x/web": Fate.KEPT}}
+    contents = node.see(both(everybody), again=False)
+    assert node.misfits == {"x/web": {"x/web": Fate.KEPT, "x/other": Fate.CLOSED}}
+    assert not passes(contents, CLIENT, OTHER)
+    contents = node.see(replace(both(everybody), local={"x/other": ()}), again=False)
+    assert node.misfits == {"x/web": {"x/other": Fate.CLOSED}}
+    assert not passes(contents, CLIENT, OTHER)
+    node.see(replace(both(everybody), local={}), again=False)
+    assert node.fitting.all_fits
+
+
+class Labels(dict[str, str]):
+    """Count how often somebody asks them."""
+
+    asked = 0
+
+    def get(self, *of: Any) -> Any:
+        self.asked += 1
+        return super().get(*of)
+
+    def __getitem__(self, name: str) -> str:
+        self.asked += 1
+        return super().__getitem__(name)
+
+
+def test_a_pod_is_not_looked_at_again_because_something_does_not_fit() -> None:
+    """Neither when others change meanwhile nor when it is tried again."""
+    node, labels = Node(room(ranges=8)), Labels(app="client")
+    from_clients = named("other", into(allow(PodPeer(label("app", "client"))), pods=label("app", "other")))
+    big = both(replace(BIG, ingress=(ranges(9, PodPeer(Selector(), label("team", "b"))),)), from_clients)
+    pods = {**big.pods, "x/client": replace(big.pods["x/client"], labels=labels)}
+    node.see(replace(both(FROM_CLIENT, from_clients), pods=pods))
+    assert labels.asked, "or this test would see nothing"
+    labels.asked = 0
+    node.see(replace(big, pods=pods))
     assert node.misfits
-    assert node.see(moved) == Compiler().advance(moved)[-1]
-    assert not node.misfits
+    node.see(replace(big, pods=pods, local={"x/web": ()}), again=False)
+    node.see(replace(big, pods=pods, local={"x/web": ()}))
+    assert node.misfits
+    assert not labels.asked
 
 
 # --- a cluster that grows -------------------------------------------------------------------------------------------
