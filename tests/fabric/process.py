@@ -126,8 +126,9 @@ def spawn(
     netns: Path | None = None,
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
+    pass_fds: Sequence[int] = (),
 ) -> Process:
-    """Start `argv` in the background; `env` is added to ours, the log is appended to."""
+    """Start `argv` in the background; `env` is added to ours, the log is appended to, `pass_fds` stay open."""
     output: IO[bytes]
     with log_path.open("ab") as output:
         popen = subprocess.Popen(
@@ -137,6 +138,7 @@ def spawn(
             stderr=subprocess.STDOUT,
             env={**os.environ, **(env or {})},
             cwd=cwd,
+            pass_fds=pass_fds,
             start_new_session=True,
         )
     return Process(name, popen, log_path)
