@@ -29,12 +29,20 @@ class GarbledError(Exception):
     """What came is no answer of a Kubernetes API server; the text says what came instead."""
 
 
+_TERMINATING = "because it is being terminated"  # k8s.io/apiserver, pkg/admission/plugin/namespace/lifecycle
+
+
 class RefusedError(Exception):
     """The server said no. `retry_after_s` None: it did not say how long to wait."""
 
     def __init__(self, status: int, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(f"{status}: {message}")
         self.status, self.message, self.retry_after_s = status, message, retry_after_s
+
+    @property
+    def lacks_right(self) -> bool:
+        """Whether the role does not allow it: in a namespace that is on its way out nobody may make anything."""
+        return self.status == 403 and _TERMINATING not in self.message
 
 
 class _ListMeta(msgspec.Struct, frozen=True, rename="camel"):

@@ -115,10 +115,10 @@ class Recorder:
                 self._log.info("events are written again")
             self._failed = ""
             return
-        status = failure.status if isinstance(failure, RefusedError) else 0
-        kind = f"{type(failure).__name__} {status} {self._verb}"
+        refused = failure if isinstance(failure, RefusedError) else None
+        kind = f"{type(failure).__name__} {refused.status if refused else 0} {self._verb}"
         if kind != self._failed:
-            remedy = {"remedy": "apply config/rbac.yaml of this release"} if status == 403 else {}
+            remedy = {"remedy": "apply config/rbac.yaml of this release"} if refused and refused.lacks_right else {}
             error = explained(failure, self._verb, GROUP, RESOURCE)
             self._log.warning("events cannot be written", error=error, **remedy)
         self._failed = kind

@@ -222,7 +222,7 @@ def explained(failure: Failure, verb: str, group: str, resource: str) -> str:
     match failure:
         case RefusedError(status=401):
             return f"the API server does not accept the credentials (401): {failure.message}"
-        case RefusedError(status=403):
+        case RefusedError(lacks_right=True):
             rule = f'apiGroups: ["{group}"], resources: ["{resource}"], verbs: ["{verb}"]'
             return f"not allowed to {verb} {resource}; the role lacks {rule} (403): {failure.message}"
         case RefusedError():

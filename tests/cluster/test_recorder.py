@@ -11,9 +11,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
+
 from bgpd.kube.client import ApiServer
-from bgpd.kube.event import EACH_S, REPEAT_S
+from bgpd.kube.event import EACH_S, GROUP, REPEAT_S, RESOURCE, body
+from bgpd.kube.mirror import RefusedError
 from bgpd.kube.recorder import BACKOFF, PAUSE_S, Recorder
+from bgpd.kube.watch import explained
 from bgpd.model.notice import Notice, Reason, Reference
 from bgpd.runtime.store import Store
 from tests.contract.test_source_contract import run
@@ -149,6 +153,26 @@ def test_one_that_is_refused_keeps_nobody_waiting(control_plane: ControlPlane) -
         assert it.pauses[:5] == [first, PAUSE_S, first, second, third]
 
     scene(control_plane, act)
+
+
+def test_a_namespace_that_is_on_its_way_out_lacks_no_right(control_plane: ControlPlane) -> None:
+    """Nobody may make anything in it: no role would help, and the text must not say so."""
+    admin, leaving = control_plane.admin, "leaving"
+    admin.create("/api/v1/namespaces", {"metadata": {"name": leaving}})
+    admin.create(
+        f"/api/v1/namespaces/{leaving}/configmaps", {"metadata": {"name": "it", "finalizers": ["example.com/stays"]}}
+    )
+    admin.delete(f"/api/v1/namespaces/{leaving}")
+
+    async def act() -> None:
+        late = body(notice("late", "does not fit", leaving), "worker1", 0.0)
+        async with ApiServer(control_plane.kubeconfig("admin", "system:masters")) as server:
+            with pytest.raises(RefusedError, match="terminated") as refusal:
+                await server.create(EVENTS.format(leaving), late, WITHIN_S)
+        assert refusal.value.status == 403
+        assert "role" not in explained(refusal.value, "create", GROUP, RESOURCE)
+
+    run(act)
 
 
 def test_a_server_that_is_away_is_waited_for(control_plane: ControlPlane) -> None:
