@@ -29,13 +29,13 @@ _COUNTED: Final = re.compile(r"counter packets \d+ bytes \d+|\b\d+ packets \d+ b
 class Service:
     """Where a Service is reached, by IP version, and at which port of every node; the first of them, if several.
 
-    `targets` are the ports of its endpoints by name.
+    `targets` are the ports of its endpoints, with their protocols, by name.
     """
 
     name: str
     addresses: dict[int, str]
     node_port: int
-    targets: dict[str, int]
+    targets: dict[str, tuple[int, str]]
 
 
 def make_service(cluster: Cluster, name: str, **spec: Any) -> Service:
@@ -48,7 +48,7 @@ def make_service(cluster: Cluster, name: str, **spec: Any) -> Service:
     }
     made = cluster.control_plane.admin.create(SERVICES, {"metadata": {"name": name}, "spec": body})["spec"]
     addresses = {6 if ":" in each else 4: each for each in made["clusterIPs"]}
-    targets = {each.get("name", ""): each["targetPort"] for each in made["ports"]}
+    targets = {each.get("name", ""): (each["targetPort"], each["protocol"]) for each in made["ports"]}
     service = Service(name, addresses, made["ports"][0]["nodePort"], targets)
     for family in ("IPv4", "IPv6"):
         cluster.control_plane.admin.create(SLICES, _slice(service, family, []))
@@ -69,7 +69,9 @@ def _slice(service: Service, family: str, endpoints: list[JsonObject]) -> JsonOb
     return {
         "metadata": {"name": f"{service.name}-{family.lower()}", "labels": labels},
         "addressType": family,
-        "ports": [{"name": name, "port": port, "protocol": "TCP"} for name, port in service.targets.items()],
+        "ports": [
+            {"name": name, "port": port, "protocol": protocol} for name, (port, protocol) in service.targets.items()
+        ],
         "endpoints": endpoints,
     }
 

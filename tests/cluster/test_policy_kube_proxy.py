@@ -45,6 +45,7 @@ OTHER_SERVICE_PORT, OTHER_TARGET_PORT = 81, 8081
 PORTS = [
     {"name": "http", "port": SERVICE_PORT, "targetPort": TARGET_PORT, "protocol": "TCP"},
     {"name": "other", "port": OTHER_SERVICE_PORT, "targetPort": OTHER_TARGET_PORT, "protocol": "TCP"},
+    {"name": "datagrams", "port": SERVICE_PORT, "targetPort": TARGET_PORT, "protocol": "UDP"},
 ]
 OUTSIDER = {4: STRANGER, 6: "fd00:198:51:100::10"}
 LISTED6 = "fd00:11:11:250::12"
@@ -72,24 +73,26 @@ class Site:
         """The node's addresses on the interfaces to its pods, as host-local has it."""
         return [str(ip_network(each)[1]) for half in halves(self.place) for each in half]
 
-    def passing(self, *clients: str) -> set[tuple[str, str]]:
+    def passing(self, *clients: str, how: How = How.TCP) -> set[tuple[str, str]]:
         """Which of these pods get through to which server: by its Service, and by its port of their own node.
 
         The outsider dials the node's ports, of which one hides it from the server and one does not. AssertionError:
         one way passes and another does not, or one family.
         """
-        ways = {(client, server): self._ways(client, server) for client in clients for server in SERVERS}
+        ways = {(client, server): self._ways(client, server, how) for client in clients for server in SERVERS}
         found = self.prober.passing(each for probes in ways.values() for each in probes)
         by_pair = {pair: {each in found for each in probes} for pair, probes in ways.items() if probes}
         assert all(len(each) == 1 for each in by_pair.values()), f"only some of {ways}: {found}"
         return {pair for pair, each in by_pair.items() if each == {True}}
 
-    def _ways(self, client: str, server: str) -> list[Probe]:
+    def _ways(self, client: str, server: str, how: How) -> list[Probe]:
         behind = self.services[server]
-        asked = [(f"service {server}", SERVICE_PORT), ("node", behind.node_port)]
+        asked = [(f"service {server}", SERVICE_PORT)]
+        if how is How.TCP:
+            asked.append(("node", behind.node_port))
         if client == "outsider":
             asked = [("node", each[server].node_port) for each in (self.services, self.local) if server in HERE]
-        return [Probe(client, front, How.TCP, port, version) for front, port in asked for version in (4, 6)]
+        return [Probe(client, front, how, port, version) for front, port in asked for version in (4, 6)]
 
 
 def halves(place: NodePlace) -> Iterator[tuple[str, ...]]:
@@ -151,7 +154,7 @@ def site(cluster: Cluster) -> Iterator[Site]:
     ends |= {"outsider": End(fabric.outside, OUTSIDER), "near": End(place.namespace, own), "node": End(None, own)}
     write_document(cluster, DOCUMENT)
     with (
-        contextlib.closing(Prober(ends, [TARGET_PORT], [How.TCP])) as prober,
+        contextlib.closing(Prober(ends, [TARGET_PORT], [How.TCP, How.UDP])) as prober,
         masquerading_node(cluster, place, ipv6=True) as node,
     ):
         node.config["policy"] = {"enabled": True}
@@ -237,6 +240,24 @@ def test_ingress_is_judged_on_who_sends(site: Site) -> None:
         site.policies.set(policy("x", "p", named(*SERVERS_HERE), ingress=ingress))
         elsewhere = pairs(CLIENTS, ["far"])  # whose node has no daemon
         assert site.passing(*CLIENTS, "outsider") == pairs(allowed, SERVERS_HERE) | elsewhere
+
+
+def test_datagrams_are_judged_on_both_ends_of_the_way(site: Site) -> None:
+    """Their flow has been known since the first round: it is judged anew with every policy."""
+    assert site.passing(*CLIENTS, how=How.UDP) == pairs(CLIENTS, SERVERS)
+    for protocol, port, allowed in (
+        ("TCP", TARGET_PORT, ()),
+        ("UDP", SERVICE_PORT, ()),
+        ("UDP", TARGET_PORT, ("b",)),
+    ):
+        ports = [{"protocol": protocol, "port": port}]
+        egress = [{"to": [peers("b")], "ports": ports}]
+        site.policies.set(policy("x", "p", named(*CLIENTS), types=["Egress"], egress=egress))
+        assert site.passing(*CLIENTS, how=How.UDP) == pairs(CLIENTS, allowed)
+        ingress = [{"from": [peers("a")], "ports": ports}]
+        site.policies.set(policy("x", "p", named(*SERVERS_HERE), ingress=ingress))
+        from_a = pairs(["a"], SERVERS_HERE if allowed else ())
+        assert site.passing(*CLIENTS, how=How.UDP) == from_a | pairs(CLIENTS, ["far"])
 
 
 def test_what_kube_proxy_masquerades_is_judged_as_it_was_sent(site: Site, proxy: KubeProxy) -> None:
