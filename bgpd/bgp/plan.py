@@ -45,7 +45,7 @@ class BgpPlan:
 
     Refused is what somebody asked for and does not get. Withheld is what is not fit to be announced now, as when a
     service has no endpoint here: nothing is wrong. Unsuited is what a peer was never meant to get: it takes no
-    routes of that family.
+    routes of that family. `remarks` are on routes that are announced all the same.
     """
 
     neighbors: Mapping[str, Neighbor]
@@ -54,6 +54,7 @@ class BgpPlan:
     refused: Mapping[RouteKey, str]
     withheld: Mapping[RouteKey, str]
     unsuited: Mapping[RouteKey, str]
+    remarks: Mapping[RouteKey, str]
 
 
 def plan(
@@ -173,6 +174,7 @@ class _Routes:
     refused: dict[RouteKey, str] = field(default_factory=dict)
     withheld: dict[RouteKey, str] = field(default_factory=dict)
     unsuited: dict[RouteKey, str] = field(default_factory=dict)
+    remarks: dict[RouteKey, str] = field(default_factory=dict)
 
     def add(self, peer: Peer, neighbor: Neighbor, offers: Iterable[tuple[Candidate, Advertisement]]) -> None:
         """Several may have one prefix: the first of them that may be announced is."""
@@ -189,6 +191,8 @@ class _Routes:
                 verdict = reason or _path(peer, neighbor, offer, advertisement, self.node, self.drain)
                 if isinstance(verdict, Path):
                     self.routes[key] = verdict
+                    if offer.remark:
+                        self.remarks[key] = offer.remark
                 else:
                     self.refused.setdefault(key, verdict)
 
@@ -196,7 +200,7 @@ class _Routes:
         refused = {key: why for key, why in self.refused.items() if key not in self.routes}
         settled = self.routes.keys() | refused.keys()
         withheld = {key: why for key, why in self.withheld.items() if key not in settled}
-        return BgpPlan(neighbors, idle, self.routes, refused, withheld, self.unsuited)
+        return BgpPlan(neighbors, idle, self.routes, refused, withheld, self.unsuited, self.remarks)
 
 
 def _path(

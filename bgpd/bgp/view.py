@@ -83,6 +83,7 @@ def routes(
             why = _why_not(key, plan, state, announced, trouble)
             if why and not is_up(state, plan.neighbors[key.peer].peer_address):
                 why = "; ".join(filter(None, (_bfd_why(plan.neighbors[key.peer], bfd), why)))
+            why = why or plan.remarks.get(key, "")
         else:
             why = _why_unwanted(key, plan, leaving if announced else "")
         row: dict[str, Any] = {

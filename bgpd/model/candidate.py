@@ -17,7 +17,8 @@ class Candidate:
     """One prefix, and of what it is: `owner` as an operator calls it (`Service shop/web`).
 
     `labels` and `kind` (of a service: which of its addresses) are what an advertisement selects by. `withheld` is
-    why it is not to be announced now; empty when it is. `med` and `communities` come on top of what the advertisement
+    why it is not to be announced now; empty when it is. `remark` is what an operator should know of one that is
+    announced all the same; empty as a rule. `med` and `communities` come on top of what the advertisement
     says: a value of its own replaces the MED, communities are added.
     """
 
@@ -27,5 +28,6 @@ class Candidate:
     labels: Mapping[str, str] = field(default_factory=dict)
     kind: str = ""
     withheld: str = ""
+    remark: str = ""
     med: int | None = None
     communities: tuple[str, ...] = ()

@@ -315,3 +315,9 @@ def test_what_is_withheld_does_not_count_for_the_brake() -> None:
     assert path_of(result, "188.188.0.0/24")
     result = with_candidates(config, candidate("10.1.1.1/32"))
     assert "maxPrefixes" in why(result, "188.188.0.0/24") or "maxPrefixes" in why(result, "10.1.1.1/32")
+
+
+def test_what_is_remarked_is_announced_all_the_same() -> None:
+    result = with_candidates(bgp(), candidate("10.1.1.1/32", remark="kept: too many are gone"))
+    assert path_of(result, "10.1.1.1/32")
+    assert result.remarks == {RouteKey("tor-a", ip_network("10.1.1.1/32")): "kept: too many are gone"}
