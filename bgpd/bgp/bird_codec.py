@@ -7,7 +7,8 @@ A file can be read back into what it asks for, and carries a digest of that as t
 the description of what it has loaded, so that can be compared with what is wanted.
 
 BIRD 2 has one set of timers for single-hop sessions (per interface pattern) and one for multihop sessions, none per
-neighbor; `config.check` refuses peers that would need more.
+neighbor. It gets the shortest intervals that any peer of that kind is to have. A peer that is to have longer ones
+asks for them itself, for the slower of both ends counts (RFC 5880 section 6.8.2); `config.check` says which.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from bgpd.model.bfd import Session, State, Timers, Wanted
+from bgpd.model.bfd import Session, State, Timers, Wanted, fastest
 from bgpd.model.prefix import Address, parse_address
 
 PROTOCOL = "bgpd"
@@ -37,7 +38,7 @@ _STATES = {"AdminDown": State.ADMIN_DOWN, "Down": State.DOWN, "Init": State.INIT
 def document(wanted: Mapping[str, Wanted], log: str) -> str:
     """The whole file. `log` is where BIRD notes each change of a session's state, among other things.
 
-    All of one kind (single hop or multihop) have the timers of the first by name.
+    All of one kind (single hop or multihop) have one multiplier, which `config.check` sees to.
     """
     head = (
         "# written by bgpd; changes are overwritten\n"
@@ -97,10 +98,11 @@ def sessions(shown: Iterable[str], ahead_s: float) -> dict[Address, Session]:
 
 
 def _timers(wanted: Iterable[Wanted]) -> Iterator[str]:
-    kinds: dict[bool, Timers] = {}
+    kinds: dict[bool, list[Timers]] = {}
     for entry in wanted:
-        kinds.setdefault(entry.multihop, entry.timers)
-    for multihop, timers in sorted(kinds.items()):
+        kinds.setdefault(entry.multihop, []).append(entry.timers)
+    for multihop, each in sorted(kinds.items()):
+        timers = fastest(each)
         place = "multihop" if multihop else 'interface "*"'
         yield (
             f"{place} {{ min tx interval {timers.transmit_ms} ms; min rx interval {timers.receive_ms} ms; "

@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
 from bgpd.config.bgp import Advertisement, Attributes, Bgp, Peer
-from bgpd.model.bfd import Timers, Wanted
+from bgpd.model.bfd import Wanted
 from bgpd.model.bgp import AdvertisementType, Family, LocalEnd, Neighbor, Path, RouteKey, Secret
 from bgpd.model.candidate import Candidate
 from bgpd.model.node import Node
@@ -137,9 +137,7 @@ def _neighbor(
 def _bfd(bgp: Bgp, peer: Peer, local_address: Address) -> Wanted | None:
     if peer.bfd is None:
         return None
-    bfd = peer.bfd
-    timers = Timers(bfd.transmit_interval_milliseconds, bfd.receive_interval_milliseconds, bfd.detect_multiplier)
-    return Wanted(peer.peer_address, local_address, peer.bfd_is_multihop(bgp.local_asn), timers)
+    return Wanted(peer.peer_address, local_address, peer.bfd_is_multihop(bgp.local_asn), peer.bfd.timers)
 
 
 def _node_address(node: Node | None, version: int) -> Address | None:

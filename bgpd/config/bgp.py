@@ -37,6 +37,7 @@ from bgpd.config.field import (
 )
 from bgpd.config.section import PRESENT, Section
 from bgpd.config.selector import NodeSelector
+from bgpd.model.bfd import Timers as BfdTimers
 from bgpd.model.bgp import ASN, AdvertisementType, Family
 from bgpd.model.prefix import Address, Prefix, PrefixError, parse_address
 
@@ -94,6 +95,12 @@ class Bfd(Section):
     multihop: Annotated[bool | None, BOOLEAN] = None
     """RFC 5883 (UDP port 4784) instead of RFC 5881 (3784); both ends must agree. None: as for BGP itself, so
     multihop where ebgpMultihop is given, and on iBGP unless ttlSecurity is set."""
+
+    @property
+    def timers(self) -> BfdTimers:
+        """As BFD itself names them."""
+        interval_ms = self.transmit_interval_milliseconds, self.receive_interval_milliseconds
+        return BfdTimers(*interval_ms, self.detect_multiplier)
 
 
 class Peer(Section):

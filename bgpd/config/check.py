@@ -14,6 +14,7 @@ from bgpd.config.document import Path, spell
 from bgpd.config.field import did_you_mean
 from bgpd.config.masquerade import Masquerade, SnatAddress
 from bgpd.config.schema import Config
+from bgpd.model.bfd import Timers, fastest
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.masq import Compat
 from bgpd.model.prefix import family_of
@@ -43,7 +44,7 @@ def contradictions(sound: Sound) -> Iterator[Problem]:
         for key, problem in _within_peer(peer, sound.listen_port):
             yield ("bgp", "peers", index, *key), problem
     yield from _same_twice(sound.peers)
-    yield from _bfd_timers(sound)
+    yield from _bfd_multipliers(sound)
     yield from _unknown_peers(sound)
     yield from _announced_twice(sound)
 
@@ -59,6 +60,7 @@ def warnings(bgp: Bgp) -> Iterator[Problem]:
     if not bgp.advertisements:
         yield ("bgp", "advertisements"), "not given: sessions are kept, and nothing is announced on them"
     yield from _prepended_inside(bgp)
+    yield from _bfd_intervals(bgp)
 
 
 def masquerade_warnings(masquerade: Masquerade) -> Iterator[Problem]:
@@ -126,27 +128,43 @@ def _same_twice(peers: Mapping[int, Peer]) -> Iterator[Problem]:
             yield ("bgp", "peers", index, "peerAddress"), f"{_peer(first)} is at {peer.peer_address} already"
 
 
-def _bfd_timers(sound: Sound) -> Iterator[Problem]:
-    """BIRD has one set of timers for all single-hop sessions and one for all multihop sessions."""
+def _bfd_multipliers(sound: Sound) -> Iterator[Problem]:
+    """BIRD has one for all single-hop sessions and one for all multihop sessions, and no peer can change it."""
     firsts: dict[bool, int] = {}
     for index, peer in sound.peers.items():
         if peer.bfd is None:
             continue
         multihop = peer.bfd_is_multihop(sound.local_asn)
         first = firsts.setdefault(multihop, index)
-        if _timers(sound.peers[first]) != _timers(peer):
-            kind = "multihop" if multihop else "single-hop"
+        other = sound.peers[first].bfd
+        if other is not None and other.detect_multiplier != peer.bfd.detect_multiplier:
             yield (
-                ("bgp", "peers", index, "bfd"),
-                f"its timers differ from those of {_peer(first)}; BIRD has one set for all {kind} sessions: give "
-                f"both the same, the peers' own count where they are slower",
+                ("bgp", "peers", index, "bfd", "detectMultiplier"),
+                f"{_peer(first)} has {other.detect_multiplier}; BIRD has one for all {_kind(multihop)} sessions: "
+                "give both the same",
             )
 
 
-def _timers(peer: Peer) -> tuple[int, int, int]:
-    assert peer.bfd is not None
-    bfd = peer.bfd
-    return bfd.transmit_interval_milliseconds, bfd.receive_interval_milliseconds, bfd.detect_multiplier
+def _bfd_intervals(bgp: Bgp) -> Iterator[Problem]:
+    """BIRD has one set of timers for each kind too; it gets the shortest, and the slower of both ends counts."""
+    kinds: dict[bool, list[tuple[int, Timers]]] = {}
+    for index, peer in enumerate(bgp.peers):
+        if peer.bfd is not None:
+            kinds.setdefault(peer.bfd_is_multihop(bgp.local_asn), []).append((index, peer.bfd.timers))
+    for multihop, each in kinds.items():
+        shared = fastest(timers for _, timers in each)
+        for index, timers in each:
+            if timers != shared:
+                yield (
+                    ("bgp", "peers", index, "bfd"),
+                    f"{timers.transmit_ms} and {timers.receive_ms} ms hold if '{bgp.peers[index].name}' has them "
+                    f"too: for all {_kind(multihop)} sessions BIRD has the shortest intervals of any, "
+                    f"{shared.transmit_ms} and {shared.receive_ms} ms, and the slower of both ends counts",
+                )
+
+
+def _kind(multihop: bool) -> str:
+    return "multihop" if multihop else "single-hop"
 
 
 def _unknown_peers(sound: Sound) -> Iterator[Problem]:

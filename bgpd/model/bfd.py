@@ -6,7 +6,7 @@ asked: `bgp.bird_codec`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -22,6 +22,12 @@ class Timers:
     transmit_ms: int
     receive_ms: int
     multiplier: int
+
+
+def fastest(each: Iterable[Timers]) -> Timers:
+    """The one set with which all of these can be had, as far as the peers themselves want to be slower."""
+    each = tuple(each)
+    return Timers(min(it.transmit_ms for it in each), min(it.receive_ms for it in each), each[0].multiplier)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What a failure costs: how long a node that is cut off keeps its routes at the ToR, and the matrix of lost packets.
 
-The first with BFD, sessions of both kinds and families at once, against BIRD and FRR; the slowest counts. The excess is
-over three intervals, which BFD may take by itself. The matrix is `failover_matrix`.
+The first with BFD, sessions of both kinds and families at once, against BIRD and FRR; the slowest counts. The excess
+is over three intervals, which BFD may take by itself. The matrix is `failover_matrix`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from tests.benchmarks.failover_nodes import Announcer, ByHand, Ours
@@ -53,6 +54,8 @@ FAILURES = (
     ),
     Failure("link_down", lambda it: it.site.silence(), lambda it: it.site.mend()),
     Failure("tor_restarted", _restart_tor),
+    Failure("api_server_gone", lambda it: it.lose_api_server(), lambda it: it.find_api_server()),
+    Failure("pod_unhealthy", lambda it: it.site.pod.fail(), lambda it: it.site.pod.serve(), elsewhere=True),
     Failure("tor_cut", lambda it: it.site.fabric.cut(it.site.tor), lambda it: it.site.fabric.mend(it.site.tor)),
 )
 
@@ -82,10 +85,10 @@ def _split(by_name: Mapping[str, float]) -> tuple[float, dict[str, float]]:
 
 
 def _column(kind: type[Announcer], mode: Mode, failures: Iterable[Failure]) -> dict[str, float]:
-    with Lab() as lab:
+    with Lab() as lab, ExitStack() as closing:
         site = FailoverSite(lab, mode)
         site.start()
-        announcer = kind(site)
+        announcer = kind(site, closing)
         announcer.start()
         return {failure.name: _lost(announcer, failure) for failure in failures}
 

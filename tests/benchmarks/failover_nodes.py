@@ -1,16 +1,18 @@
 """Who announces the measured node: bgpd, or the BIRD of a hand-written file, as many a cluster has it.
 
-This decides what each of them is told and how its processes end and come back. Both announce the same pod CIDRs to both
-ToRs in the same mode. The file is the one that operators write today: a static route per pod CIDR, two uplinks, nothing
-imported; what makes it comparable is added (IPv6, the local preference above the standby's).
+This decides what each of them is told and how its processes end and come back. Both announce the same pod CIDRs to
+both ToRs in the same mode. The file is the one that operators write today: a static route per pod CIDR, two uplinks,
+nothing imported; what makes it comparable is added (IPv6, the local preference above the standby's).
 """
 
 from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 
-from tests.benchmarks.failover_site import BFD_MS, HOLD_TIME_S, FailoverSite
+from tests.benchmarks.failover_site import BFD_MS, HOLD_TIME_S, POD, POD_PORT, FailoverSite
+from tests.benchmarks.stage import stage
 from tests.fabric.bird import Bird
 from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.peer import Options
@@ -18,24 +20,25 @@ from tests.fabric.process import poll
 from tests.fabric.topology import ASN
 
 AWAY_S = 1.0  # between the end of a process and its next start: systemd's RestartSec and the start
+API_AWAY_S = 5.0
 PREFERENCE = 200  # the standby has 100
 _READY_S = 40.0
 
 
 class Announcer(ABC):
-    """One of the two, on the site's first node. All methods return when what they say is done, not when it is seen."""
+    """One of the two, on the site's first node. What ends a process starts it again, `AWAY_S` later."""
 
     name: str
 
-    def __init__(self, site: FailoverSite) -> None:
-        self.site = site
+    def __init__(self, site: FailoverSite, closing: ExitStack) -> None:
+        self.site, self.closing = site, closing
 
     @abstractmethod
     def start(self) -> None: ...
 
     @abstractmethod
     def wait_ready(self) -> None:
-        """Sessions up, with BFD where the mode has it."""
+        """Sessions up, with BFD where the mode has it, whatever was before."""
 
     @abstractmethod
     def kill_daemon(self) -> None: ...
@@ -46,14 +49,24 @@ class Announcer(ABC):
     @abstractmethod
     def stop_speaker(self) -> None: ...
 
+    @abstractmethod
+    def lose_api_server(self) -> None:
+        """For `API_AWAY_S`, and longer."""
+
+    @abstractmethod
+    def find_api_server(self) -> None: ...
+
 
 class Ours(Announcer):
-    """The units as systemd would start them again."""
+    """The units as systemd would start them again, on a Node of a real API server."""
 
     name = "bgpd"
 
     def start(self) -> None:
         site = self.site
+        self._stage = self.closing.enter_context(stage(site.lab, site.fabric))
+        self._stage.api.register(site.place)
+        self._stage.api.assign(site.place, site.place.pod_cidrs)
         timers = {"transmitIntervalMilliseconds": BFD_MS, "receiveIntervalMilliseconds": BFD_MS}
         peer = {
             "timers": {"holdTimeSeconds": HOLD_TIME_S},
@@ -62,7 +75,10 @@ class Ours(Announcer):
         }
         bgp = two_tor_bgp(site.fabric, **peer)
         bgp["advertisements"][0]["attributes"] = {"localPreference": PREFERENCE}
-        self.node = BgpdNode.at(site.place, bgp, *site.place.pod_cidrs)
+        check = {"name": "pod", "tcpSocket": f"{POD}:{POD_PORT}", "periodSeconds": 1, "timeoutSeconds": 1}
+        bgp["health"] = [check]
+        source = {"kubernetes": {"kubeconfig": str(self._stage.kubeconfig)}}
+        self.node = BgpdNode(site.place.namespace, site.place.name, bgp, source=source)
         if site.mode.bfd:
             self.node.start_bfd()
         self.node.start()
@@ -91,6 +107,13 @@ class Ours(Announcer):
         time.sleep(AWAY_S)
         self.node.start_speaker()
 
+    def lose_api_server(self) -> None:
+        self._stage.control_plane.kill_apiserver()
+        time.sleep(API_AWAY_S)
+
+    def find_api_server(self) -> None:
+        self._stage.control_plane.start_apiserver()
+
 
 class ByHand(Announcer):
     """There is one process: the daemon is the speaker."""
@@ -99,9 +122,11 @@ class ByHand(Announcer):
 
     def start(self) -> None:
         self.speaker = HandWritten(self.site)
-        self.speaker.start()
 
     def wait_ready(self) -> None:
+        # started anew: after an error BIRD as it comes stays away for a minute and more (`error wait time`)
+        self.speaker.stop()
+        self.speaker.start()
         for tor in self.site.fabric.tors:
             tor.speaker.wait_established(self.site.place.address, _READY_S)
         poll(lambda: self.speaker.watched() == self.site.mode.bfd, _READY_S, lambda: "BFD does not come up")
@@ -116,6 +141,11 @@ class ByHand(Announcer):
     def stop_speaker(self) -> None:
         self.speaker.stop()
         self._again()
+
+    def lose_api_server(self) -> None:
+        """It never asked one."""
+
+    def find_api_server(self) -> None: ...
 
     def _again(self) -> None:
         time.sleep(AWAY_S)

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from tests.fabric.netns import Namespace
 
@@ -35,10 +36,14 @@ class Flow:
 
 
 class Receiver:
-    """Whoever has the address: it takes the packets of all flows until it is closed."""
+    """Whoever has the addresses: while it is open it takes the packets of all flows."""
 
     def __init__(self, namespace: Namespace, addresses: Sequence[str]) -> None:
-        self._sockets = [self._bound(namespace, address) for address in addresses]
+        self._namespace, self._addresses = namespace, addresses
+        self._sockets: list[socket.socket] = []
+
+    def open(self) -> None:
+        self._sockets = [self._bound(address) for address in self._addresses]
 
     def close(self) -> None:
         for channel in self._sockets:
@@ -53,9 +58,8 @@ class Receiver:
                     data, sender = channel.recvfrom(64)
                     yield sender[1], *_NUMBER.unpack(data)
 
-    @staticmethod
-    def _bound(namespace: Namespace, address: str) -> socket.socket:
-        channel = namespace.socket(_family(address), socket.SOCK_DGRAM)
+    def _bound(self, address: str) -> socket.socket:
+        channel = self._namespace.socket(_family(address), socket.SOCK_DGRAM)
         channel.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         channel.setblocking(False)
         channel.bind((address, PORT))
@@ -93,11 +97,7 @@ class Probe:
                 self._arrived[port].add(number)
         sent = self._sent[:]
         until = time.monotonic() - ON_THE_WAY_S
-        gaps = [
-            (number, after - at)
-            for number, (at, after) in enumerate(zip(sent, sent[1:], strict=False))
-            if since <= at < until
-        ]
+        gaps = [(number, after - at) for number, (at, after) in enumerate(pairwise(sent)) if since <= at < until]
         return max(1000 * sum(gap for number, gap in gaps if number not in got) for got in self._arrived.values())
 
     def _send(self) -> None:

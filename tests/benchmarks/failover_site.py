@@ -1,12 +1,12 @@
-"""Where the failure matrix is measured: the two-ToR fabric with a gateway that learns, and two holders of one address.
+"""Where the failure matrix is measured: the two-ToR fabric, its gateway speaking BGP, two holders of an address.
 
-This decides who speaks BGP with whom, and which flows a probe takes. It does not decide what fails (`failover_matrix`)
-nor what announces the first node (`failover_nodes`).
+This decides who speaks BGP with whom, and which flows a probe takes. It does not decide what fails
+(`failover_matrix`) nor what announces the first node (`failover_nodes`).
 
     probe (outside) ── gateway ══ BGP, ECMP ══ tor-a, tor-b ══ BGP ══ node 1, which is measured
                                                             ══ BGP ══ node 2, a BIRD that stands by
 
-The gateway has no static route to pods here: what a ToR withdraws goes by the other one. All sessions are of one mode.
+The gateway has no static route to pods here: what a ToR withdraws goes by the other. All sessions are of one mode.
 Node 2 has a pod with the same address, at a lower local preference, and only while `standby` says so: then the
 address is lost for as long as packets go on being sent to node 1.
 """
@@ -14,8 +14,9 @@ address is lost for as long as packets go on being sent to node 1.
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 
 from tests.benchmarks.failover_probe import PORT, Flow, Receiver
@@ -28,6 +29,7 @@ from tests.fabric.topology import ASN, CABLE, GATEWAY, HEALTH_CHECKER, POD_SUPER
 POD, POD6 = "188.188.0.10", "fd00:188:188::10"
 PROBE6 = "fd00:11:11:250::12"
 GATEWAY_ASN = 64513
+POD_PORT = 80
 BFD_MS = 100
 HOLD_TIME_S = 9
 _READY_S = 40.0
@@ -60,12 +62,25 @@ class Mode(Enum):
         return self in (Mode.BFD, Mode.GR_BFD)
 
 
-@dataclass(frozen=True, slots=True)
 class Pod:
-    """A namespace with both addresses of the probe's destination."""
+    """A namespace with both addresses of the probe's destination: it takes its packets, and TCP connections."""
 
-    namespace: Namespace
-    receiver: Receiver
+    def __init__(self, namespace: Namespace) -> None:
+        self._namespace = namespace
+        self.receiver = Receiver(namespace, (POD, POD6))
+        self.serve()
+
+    def serve(self) -> None:
+        self.receiver.open()
+        self._listener = self._namespace.socket(socket.AF_INET, socket.SOCK_STREAM)
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._listener.bind((POD, POD_PORT))
+        self._listener.listen(4096)  # nobody accepts: a health check is content with the kernel
+
+    def fail(self) -> None:
+        """Its program ends."""
+        self.receiver.close()
+        self._listener.close()
 
 
 class FailoverSite:
@@ -97,7 +112,12 @@ class FailoverSite:
         return [self.pod.receiver, self._other.receiver] if wanted else [self.pod.receiver]
 
     def wait_flows(self) -> list[Flow]:
-        """A flow through each ToR in each family, once there are ways through both."""
+        """A flow through each ToR in each family, once both have the first node's routes and the gateway theirs."""
+        for tor in self.fabric.tors:
+            for cidr in self.place.pod_cidrs:
+                tor.speaker.wait_route(
+                    cidr, _READY_S, peer=self.place.address, where=lambda it: it.best and not it.stale
+                )
         ends = ((HEALTH_CHECKER, POD), (PROBE6, POD6))
         found: list[Flow] = []
 
@@ -146,7 +166,7 @@ class FailoverSite:
         namespace.add_address(CABLE, f"{POD6}/128")
         place.namespace.add_address(port, "fe80::1/64")
         place.namespace.add_route(f"{POD6}/128", dev=port)
-        return Pod(namespace, Receiver(namespace, (POD, POD6)))
+        return Pod(namespace)
 
     def _neighbor(self, address: str, asn: int) -> Neighbor:
         return Neighbor(

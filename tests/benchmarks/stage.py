@@ -104,9 +104,9 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage(lab: Lab) -> Iterator[Stage]:
-    """Everything in `lab`; the API server ends with the block."""
-    fabric = TwoTorFabric(lab).start()
+def stage(lab: Lab, fabric: TwoTorFabric | None = None) -> Iterator[Stage]:
+    """Everything in `lab`, on its `fabric` if it has one; the API server ends with the block."""
+    fabric = fabric or TwoTorFabric(lab).start()
     place = lab.namespace("api")
     lab.plug(place, CABLE, fabric.fabric, "api")
     place.add_address(CABLE, f"{API_ADDRESS}/24")

@@ -11,7 +11,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +130,9 @@ class BgpdNode:
         self.speaker = self.namespace.popen(argv, name="speaker")
         poll(self.socket.exists, 10, lambda: "no bridge: " + self._tail(self.speaker))
 
-    def start_bfd(self) -> None:
-        argv = [str(self.program), "bfd", "run", "--config", str(self.config_file)]
+    def start_bfd(self, under: Sequence[str] = ()) -> None:
+        """`under`: what runs it, if that is not us."""
+        argv = [*under, str(self.program), "bfd", "run", "--config", str(self.config_file)]
         self.bfd = self.namespace.popen(argv, name="bfd")
         control = self.directory / "run" / "bfd" / "bird.ctl"
         poll(control.exists, 10, lambda: "no BIRD: " + self._tail(self.bfd))

@@ -1,4 +1,4 @@
-"""`systemd/install`, both units and `systemd/uninstall` under a real systemd, as two ToRs see the node.
+"""`systemd/install`, all three units and `systemd/uninstall` under a real systemd, as two ToRs see the node.
 
 One node of the fabric is a machine with a systemd of its own. Every test finds the product installed and
 healthy there, and leaves it so or uninstalled.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,15 +20,16 @@ from tests.fabric.node import node_manifest, two_tor_bgp
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import poll
 from tests.fabric.test_lifecycle import never_without
-from tests.fabric.topology import CABLE, TwoTorFabric
+from tests.fabric.topology import BOTH_FAMILIES, CABLE, TwoTorFabric
 from tests.system.machine import Machine, lacking
 from tests.system.test_install import PYTHON, SOURCE
 
-DAEMON, SPEAKER = "bgpd.service", "bgpd-speaker.service"
+DAEMON, SPEAKER, BFD = "bgpd.service", "bgpd-speaker.service", "bgpd-bfd.service"
 INSTALL = ("/srv/bgpd/systemd/install", "--python", PYTHON, "--find-links", "/srv/wheels")
 UNINSTALL = "/srv/bgpd/systemd/uninstall"
 CONFIG = "/etc/bgpd/bgpd.yaml"
 HEALTHY_S = 30.0
+BFD_MS = 300  # a machine that is busy is not taken for dead
 WATCHDOG = f"/run/systemd/system/{DAEMON}.d/watchdog.conf"
 
 
@@ -38,10 +40,10 @@ class Installed:
         self.fabric, self.place, self.machine = fabric, fabric.nodes[0], machine
 
     def install(self) -> str:
-        """The first one finds the operator's configuration and Node object in place, and so starts both units."""
+        """The first one finds the operator's configuration and Node object in place, and so starts the units."""
         place = self.place
         source = {"manifests": "/etc/bgpd/manifests"}
-        config = {"node": {"name": place.name}, "source": source, "bgp": two_tor_bgp(self.fabric)}
+        config = {"node": {"name": place.name}, "source": source, "bgp": two_tor_bgp(self.fabric, bfd={})}
         self.machine.write(CONFIG, yaml.safe_dump(config))
         node = node_manifest(place.name, list(place.pod_cidrs), place.address, place.address6)
         self.machine.write("/etc/bgpd/manifests/node.yaml", node)
@@ -58,7 +60,8 @@ class Installed:
     def wait_healthy(self) -> None:
         def is_healthy() -> bool:
             with contextlib.suppress(AssertionError, json.JSONDecodeError):
-                return all(it["state"] == "up" for it in json.loads(self.machine.run(*status))["peers"])
+                peers = json.loads(self.machine.run(*status))["peers"]
+                return all(it["state"] == it["bfd"]["state"] == "up" for it in peers)
             return False
 
         status = ("bgpd", "status", "-o", "json")
@@ -74,7 +77,7 @@ def machine_and_fabric(wheels: Path) -> Iterator[tuple[TwoTorFabric, Machine]]:
     if reason is not None:
         pytest.skip(reason)
     with Lab() as lab:
-        fabric = TwoTorFabric(lab).start()
+        fabric = TwoTorFabric(lab, neighbor=replace(BOTH_FAMILIES, bfd_ms=BFD_MS)).start()
         machine = Machine(fabric.nodes[0].namespace, {"/srv/bgpd": SOURCE, "/srv/wheels": wheels}).start()
         yield fabric, machine
         machine.stop()
@@ -91,22 +94,22 @@ def node(machine_and_fabric: tuple[TwoTorFabric, Machine]) -> Installed:
 
 @contextlib.contextmanager
 def unnoticed(node: Installed) -> Iterator[None]:
-    """Asserts that the ToRs hear nothing but keepalives and both still have the routes, from the same speaker."""
-    speaker = node.pid(SPEAKER)
+    """Asserts that the ToRs hear nothing but keepalives, still have the routes, and neither helper was restarted."""
+    others = node.pid(SPEAKER), node.pid(BFD)
     with BgpCapture(node.place.namespace, CABLE) as capture:
         yield
         node.wait_healthy()
     assert capture.dropped == 0
     assert capture.besides_keepalives() == []
-    assert node.pid(SPEAKER) == speaker
+    assert (node.pid(SPEAKER), node.pid(BFD)) == others
 
 
-def test_both_units_run_after_the_installation(node: Installed) -> None:
-    """Enabled for the next boot, active now, the speaker not as root; `systemctl status` says that all is well."""
-    for unit in (DAEMON, SPEAKER):
+def test_all_units_run_after_the_installation(node: Installed) -> None:
+    """Enabled for the next boot, active now, the helpers not as root; `systemctl status` says that all is well."""
+    for unit in (DAEMON, SPEAKER, BFD):
         assert node.machine.unit(unit, "ActiveState", "UnitFileState", "Result") == ["active", "enabled", "success"]
-    owner = node.machine.run("stat", "-c", "%U", f"/proc/{node.pid(SPEAKER)}").strip()
-    assert owner == "bgpd-speaker"
+    for unit, user in ((SPEAKER, "bgpd-speaker"), (BFD, "bgpd-bfd")):
+        assert node.machine.run("stat", "-c", "%U", f"/proc/{node.pid(unit)}").strip() == user
     assert node.machine.unit(DAEMON, "StatusText") == ["ok"]
 
 
@@ -179,6 +182,15 @@ def test_speaker_that_dies(node: Installed) -> None:
     assert node.pid(DAEMON) == daemon
 
 
+def test_bfd_daemon_that_dies(node: Installed) -> None:
+    """systemd starts another BIRD, which has its sessions again; daemon and speaker stay."""
+    others, bird = (node.pid(DAEMON), node.pid(SPEAKER)), node.pid(BFD)
+    node.machine.run("kill", "-KILL", bird)
+    poll(lambda: node.machine.unit(BFD, "MainPID")[0] not in ("0", bird), 20, lambda: "no other BIRD")
+    node.wait_healthy()
+    assert (node.pid(DAEMON), node.pid(SPEAKER)) == others
+
+
 def test_speaker_that_is_stopped(node: Installed) -> None:
     """`systemctl stop` withdraws every route before the session closes."""
     with BgpCapture(node.place.namespace, CABLE) as capture:
@@ -209,7 +221,8 @@ def test_uninstall(node: Installed) -> None:
             tor.speaker.wait_no_route(prefix)
     assert [path for path in node.machine.changes() if "bgpd" in str(path)] == []
     assert node.machine.run("sh", "-c", "ls /run | grep bgpd", status=1) == ""
-    assert node.machine.run("getent", "passwd", "bgpd-speaker", status=2) == ""
-    assert node.machine.run("getent", "group", "bgpd-speaker", status=2) == ""
+    for user in ("bgpd-speaker", "bgpd-bfd"):
+        assert node.machine.run("getent", "passwd", user, status=2) == ""
+        assert node.machine.run("getent", "group", user, status=2) == ""
     assert node.machine.run("systemctl", "list-units", "--all", "--no-legend", "bgpd*") == ""
     node.machine.run(UNINSTALL)

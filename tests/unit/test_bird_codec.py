@@ -40,6 +40,15 @@ def test_the_file_says_what_is_wanted() -> None:
     )
 
 
+def test_all_of_one_kind_offer_the_shortest_intervals() -> None:
+    """BIRD has one set for them; each asks for its own in vain only where the peer does not ask for it too."""
+    other = replace(FAR, peer_address=ip_address("11.11.255.2"), timers=Timers(100, 900, 3))
+    for wanted in ({"tor-a": FAR, "tor-b": other}, {"tor-a": other, "tor-b": FAR}):
+        assert "  multihop { min tx interval 100 ms; min rx interval 200 ms; multiplier 3; };\n" in (
+            bird_codec.document(wanted, LOG)
+        )
+
+
 def test_nobody_listens_where_nobody_wants_bfd() -> None:
     """Without a `protocol bfd` BIRD opens no port; there is no protocol of any other kind but `device`."""
     text = bird_codec.document({}, LOG)

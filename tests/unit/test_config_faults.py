@@ -323,7 +323,7 @@ def test_a_damaged_example_raises_nothing_but_faults(data: st.DataObject) -> Non
     take(text[:start] + data.draw(st.binary(max_size=5)) + text[start + length :])
 
 
-def test_bfd_has_one_set_of_timers_for_each_kind() -> None:
+def test_bfd_has_one_multiplier_for_each_kind() -> None:
     """BIRD's limit: two multihop peers must agree, a single-hop one beside them may differ."""
     first = SMALLEST["bgp"]["peers"][0] | {"bfd": {"multihop": True}}
     slow = {"bfd": {"multihop": True, "detectMultiplier": 5}}
@@ -335,9 +335,22 @@ def test_bfd_has_one_set_of_timers_for_each_kind() -> None:
             parse(document.encode(), "bgpd.yaml")
             continue
         assert [without_place(fault) for fault in refused(document)] == [
-            "bgp.peers[1].bfd: its timers differ from those of bgp.peers[0]; BIRD has one set for all multihop "
-            "sessions: give both the same, the peers' own count where they are slower"
+            "bgp.peers[1].bfd.detectMultiplier: bgp.peers[0] has 3; BIRD has one for all multihop sessions: "
+            "give both the same"
         ]
+
+
+def test_bfd_intervals_that_a_peer_has_to_have_too() -> None:
+    """All sessions of a kind offer the shortest; whoever is to have longer ones is named."""
+    first = SMALLEST["bgp"]["peers"][0] | {"bfd": {"multihop": True, "transmitIntervalMilliseconds": 100}}
+    other = first | {"name": "tor-b", "peerAddress": "11.11.255.2", "bfd": {"multihop": True}}
+    near = first | {"name": "tor-c", "peerAddress": "11.11.255.3", "bfd": {"multihop": False}}
+    document = dump(SMALLEST | {"bgp": SMALLEST["bgp"] | {"peers": [first, other, near]}})
+    said = [without_place(str(it)) for it in parse(document.encode(), "bgpd.yaml").warnings]
+    assert [it for it in said if ".bfd" in it] == [
+        "bgp.peers[1].bfd: 300 and 300 ms hold if 'tor-b' has them too: for all multihop sessions BIRD has the "
+        "shortest intervals of any, 100 and 300 ms, and the slower of both ends counts"
+    ]
 
 
 def test_multihop_bfd_and_ttl_security_exclude_each_other() -> None:
