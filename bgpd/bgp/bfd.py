@@ -3,8 +3,10 @@
     plan ─► diff ─► BIRD, through its control socket          BFD went down ─► Cease, BFD Down (RFC 9384) ─► ExaBGP
                      └── its log wakes us ─► sessions ─► view
 
-When a session that was up goes down, BGP's session with that peer is ended: its hold timer would take far longer to
-find out. Then ExaBGP tries again as ever, so BGP may come back before BFD does (RFC 5882 section 4.2 leaves that
+When a session that was up expires, BGP's session with that peer is ended: its hold timer would take far longer to
+find out. Not when the peer itself says that the session is down. Either it does not hear us, then it ends BGP's
+session too; or BFD was shut down there, which must not end it (RFC 5882 section 4.2, AdminDown). BIRD does not tell
+which. Then ExaBGP tries again as ever, so BGP may come back before BFD does (RFC 5882 section 4.2 leaves that
 open; BIRD and FRR do the same): a peer that has no BFD configured, or has it no longer, keeps its routes. Only a fall
 that was seen counts. What falls while this daemon is away is left to the hold timer, and to the peer's own BFD.
 
@@ -102,9 +104,13 @@ class Bfd:
             self.loop.kick(stale=True)  # another BIRD, or the first one: it may have loaded something else
         fell = fallen(before.sessions, sessions)
         lost = {it: down for it, down in before.lost.items() if it in sessions and not _up(sessions[it])}
-        lost |= {address: Down(before.sessions[address].timeout_ms) for address in fell}
+        said = self._bird.said_down() if fell else set()
+        lost |= {address: Down(before.sessions[address].timeout_ms, address in said) for address in fell}
         self.state.publish(BfdState(True, "", sessions, lost))
         for address in fell:
+            if address in said:
+                self._log.warning("BFD down, says the peer, and the BGP session is left to it", address=str(address))
+                continue
             group.create_task(self._end(address), name=f"bfd down {address}")
 
     async def _end(self, address: Address) -> None:

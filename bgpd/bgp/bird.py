@@ -80,6 +80,14 @@ class BirdFiles:
         except FileNotFoundError:
             return ""
 
+    def logged(self) -> str:
+        """What BIRD noted last; empty where it cannot be read."""
+        parts = []
+        for path in (self.log.with_name(f"{self.log.name}.before"), self.log):
+            with contextlib.suppress(OSError):
+                parts.append(path.read_text(errors="replace"))
+        return "".join(parts)
+
     def write(self, wanted: Mapping[str, Wanted]) -> str:
         """Puts the configuration in its place; what it is now."""
         text = bird_codec.document(wanted, str(self.log))
@@ -107,6 +115,10 @@ class Bird:
             return bird_codec.sessions(shown, time.time() - time.monotonic())
         except RefusedError:
             return {}  # no protocol bfd: nobody wants a session
+
+    def said_down(self) -> set[Address]:
+        """The peers that said themselves that the session is down, as of the last fall of each; see `bird_codec`."""
+        return bird_codec.said_down(self.files.logged())
 
     async def observe(self) -> Mapping[str, Wanted]:
         """What BIRD has loaded, or will load once it runs; nothing where that is not what the file asks for."""

@@ -32,6 +32,7 @@ _SESSION = re.compile(
     r"^(?P<peer>[0-9a-fA-F.:]+)\s+\S+\s+(?P<state>AdminDown|Down|Init|Up)\s+(?P<since>\d+\.\d+)"
     r"\s+(?P<interval>[\d.]+)\s+(?P<timeout>[\d.]+)$"
 )
+_EVENT = re.compile(r"Session to (?P<peer>\S+) (?:(?P<expired>expired)|changed state from (?P<change>.*))$", re.M)
 _STATES = {"AdminDown": State.ADMIN_DOWN, "Down": State.DOWN, "Init": State.INIT, "Up": State.UP}
 
 
@@ -95,6 +96,24 @@ def sessions(shown: Iterable[str], ahead_s: float) -> dict[Address, Session]:
         for it in found
         if it
     }
+
+
+def said_down(log: str) -> set[Address]:
+    """The peers whose session, when it last fell, had not expired: they said themselves that it is down.
+
+    BIRD does not tell whether that was Down or AdminDown.
+    """
+    expired: set[str] = set()
+    said: set[Address] = set()
+    for event in _EVENT.finditer(log):
+        peer = event["peer"]
+        if event["expired"]:
+            expired.add(peer)  # next it falls, unless it had fallen before
+            continue
+        if event["change"] == "Up to Down":
+            (said.discard if peer in expired else said.add)(parse_address(peer))
+        expired.discard(peer)
+    return said
 
 
 def _timers(wanted: Iterable[Wanted]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from bgpd.bgp.plan import BgpPlan
 from bgpd.bgp.reconcile import announcement_order, is_up
 from bgpd.config.bgp import Bgp
-from bgpd.model.bfd import BfdState, State
+from bgpd.model.bfd import BfdState, Down, State
 from bgpd.model.bgp import (
     Announcement,
     AnnouncementKey,
@@ -163,10 +163,16 @@ def _bfd_why(neighbor: Neighbor, bfd: BfdState) -> str:
         return ""
     lost = bfd.lost.get(neighbor.peer_address)
     if lost is not None:
-        return f"BFD went down: nothing from {neighbor.peer_address} for {lost.timeout_ms} ms, or it said so itself"
+        return f"BFD went down: {_fall(neighbor.peer_address, lost)}"
     kind, port = ("multihop", 4784) if neighbor.bfd.multihop else ("single-hop", 3784)
     wanted = f"has {neighbor.peer_address} {kind} BFD for {neighbor.bfd.local_address}"
     return f"BFD is {session.state.value if session else 'down'}: {wanted}, does UDP port {port} pass?"
+
+
+def _fall(peer: object, down: Down) -> str:
+    if down.said:
+        return f"{peer} says so, it does not hear us or BFD was shut down there"
+    return f"nothing from {peer} for {down.timeout_ms} ms"
 
 
 def _look_at(neighbor: Neighbor) -> str:

@@ -63,9 +63,10 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class Down:
-    """A session that was up and went down: nothing was heard for `timeout_ms`, or the peer said so itself."""
+    """A session that was up and went down: nothing was heard for `timeout_ms`, unless the peer `said` so itself."""
 
     timeout_ms: int
+    said: bool = False
 
 
 @dataclass(frozen=True, slots=True)

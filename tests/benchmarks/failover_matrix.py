@@ -42,6 +42,12 @@ def _restart_tor(it: Announcer) -> None:
     speaker.start(restarting=it.site.mode.graceful_restart)
 
 
+def _start_tor_anew(it: Announcer) -> None:
+    """A restart that is graceful may go on for minutes, in which BIRD tells nobody anything."""
+    it.site.tor.speaker.kill()
+    it.site.tor.speaker.start()
+
+
 FAILURES = (
     Failure("daemon_killed", lambda it: it.kill_daemon()),
     Failure("speaker_killed", lambda it: it.kill_speaker()),
@@ -53,7 +59,7 @@ FAILURES = (
         elsewhere=True,
     ),
     Failure("link_down", lambda it: it.site.silence(), lambda it: it.site.mend()),
-    Failure("tor_restarted", _restart_tor),
+    Failure("tor_restarted", _restart_tor, _start_tor_anew),
     Failure("api_server_gone", lambda it: it.lose_api_server(), lambda it: it.find_api_server()),
     Failure("pod_unhealthy", lambda it: it.site.pod.fail(), lambda it: it.site.pod.serve(), elsewhere=True),
     Failure("tor_cut", lambda it: it.site.fabric.cut(it.site.tor), lambda it: it.site.fabric.mend(it.site.tor)),

@@ -189,7 +189,11 @@ class FailoverSite:
                 "bfd": "on" if self.mode.bfd else "off",
             }
             uplink = _UPLINK.format(address=address, asn=ASN, gateway=GATEWAY, gateway_asn=GATEWAY_ASN, **said)
-            tor.speaker.reconfigure(extra=uplink)
+            # nobody who never comes: a BIRD that restarts gracefully would wait for it
+            known = tuple(
+                it for it in tor.speaker.options.neighbors if it.address in (self.place.address, self._second.address)
+            )
+            tor.speaker.reconfigure(neighbors=known, extra=uplink)
             towards.append(replace(self._neighbor(address, ASN), local_address=GATEWAY))
         learned = Options(asn=GATEWAY_ASN, router_id=GATEWAY, neighbors=tuple(towards), install_routes=True)
         self._gateway_speaker = Bird(self.gateway, learned)

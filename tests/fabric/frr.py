@@ -82,6 +82,11 @@ class Frr(Speaker):
         with closing(self._vty()) as vty:
             return vty.ask(command)
 
+    def shut_bfd_down(self, shut: bool) -> None:
+        """All BFD sessions administratively down, or not any more: they say AdminDown meanwhile (RFC 5880 6.8.16)."""
+        with closing(FrrVty(self.directory / "bfdd.vty")) as vty:
+            vty.configure(["bfd", "profile lab", "shutdown" if shut else "no shutdown", "exit", "exit"])
+
     def paths(self, prefix: str | None = None) -> list[ReceivedRoute]:
         found: list[ReceivedRoute] = []
         with closing(self._vty()) as vty:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
@@ -13,10 +14,11 @@ from tests.fabric.bgp_wire import BgpMessage
 from tests.fabric.bird import Bird
 from tests.fabric.frr import Frr
 from tests.fabric.netns import Lab
+from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.observe import BgpCapture
 from tests.fabric.peer import Speaker
 from tests.fabric.process import poll
-from tests.fabric.topology import CABLE
+from tests.fabric.topology import CABLE, TwoTorFabric
 
 INTERVAL_MS = 100
 SLACK_MS = 700  # for a busy machine; the hold time is 90 s
@@ -58,6 +60,58 @@ def test_a_node_that_is_cut_off_loses_its_routes_in_three_intervals(
     assert all("BFD went down" in row["why"] for row in site.node.ask("routes") if row["wanted"])
     site.fabric.mend(site.place)
     site.node.wait_status("BFD stays down", lambda it: all(row["bfd"]["state"] == "up" for row in it["peers"]))
+
+
+@pytest.mark.needs("bird")
+def test_a_peer_that_takes_bfd_for_a_restart_keeps_the_routes_of_a_dead_path(lab: Lab) -> None:
+    """Why the README warns of it: such a peer cannot tell a dead path from a restart (RFC 5882 section 4.3)."""
+    site = BfdSite(lab, Bird, INTERVAL_MS)
+    told = (replace(it, extra="bfd graceful;") for it in site.tor.speaker.options.neighbors)
+    site.tor.speaker.reconfigure(neighbors=tuple(told))
+    site.start()
+    site.fabric.cut(site.place)
+    for link in LINKS:
+        site.tor.speaker.wait_down(link.ours, 5)
+    time.sleep(3 * 3 * INTERVAL_MS / 1000)
+    assert {(path.peer, path.stale) for path in site.tor.speaker.paths()} == {(it.ours, True) for it in LINKS}
+
+
+@pytest.mark.needs("bird", *Frr.programs)
+def test_bfd_that_is_shut_down_at_the_peer_ends_nothing(lab: Lab) -> None:
+    """AdminDown (RFC 5882 section 4.2): BGP stays, `peers` says that nobody watches; BFD may come back."""
+    site = BfdSite(lab, Frr, INTERVAL_MS).start()
+    assert isinstance(site.tor.speaker, Frr)
+    flaps = [site.node.peer(it.name)["flaps"] for it in LINKS]
+    site.tor.speaker.shut_bfd_down(True)
+    status = site.node.wait_status(
+        "BFD stays up", lambda it: all(row["bfd"]["state"] == "down" for row in it["peers"]), 5
+    )
+    assert all("says so" in row["why"] for row in status["peers"])
+    time.sleep(4 * 3 * INTERVAL_MS / 1000)
+    site.tor.speaker.shut_bfd_down(False)
+    site.wait_up()
+    assert [site.node.peer(it.name)["flaps"] for it in LINKS] == flaps
+
+
+@pytest.mark.needs("bird")
+def test_each_peer_has_its_own_intervals(lab: Lab) -> None:
+    """Two multihop peers, as far as both ends ask for it; `check` says for which of them that is needed."""
+    fabric, slow_ms = TwoTorFabric(lab), 3 * INTERVAL_MS
+    bgp = two_tor_bgp(fabric)
+    for tor, peer, interval_ms in zip(fabric.tors, bgp["peers"], (INTERVAL_MS, slow_ms), strict=True):
+        tor.speaker.reconfigure_neighbor(fabric.nodes[0].address, bfd_ms=interval_ms)
+        timers = ("transmitIntervalMilliseconds", "receiveIntervalMilliseconds")
+        peer["bfd"] = dict.fromkeys(timers, interval_ms)
+    node = BgpdNode.announcing(fabric.start(), bgp)
+    wanted = [(INTERVAL_MS, 3 * INTERVAL_MS), (slow_ms, 3 * slow_ms)]
+    node.wait_status(
+        f"not {wanted}",
+        lambda it: [(row["bfd"]["interval_ms"], row["bfd"]["timeout_ms"]) for row in it["peers"]] == wanted,
+    )
+    found = node.try_bgpd("check")
+    assert found.returncode == 0
+    (warning,) = [line for line in found.stderr.splitlines() if "bfd" in line]
+    assert "'tor-b'" in warning
 
 
 @each_peer

@@ -49,6 +49,38 @@ def test_all_of_one_kind_offer_the_shortest_intervals() -> None:
         )
 
 
+def test_who_said_itself_that_it_is_down() -> None:
+    """What expires here was not said; of several falls the last counts. Each fell last as its name has it."""
+    said, silent, late = "11.11.255.1", "fd00::1", "11.11.255.3"
+    log = "".join(
+        f"2026-11-22 01:43:52.835 <TRACE> bgpd: Session to {what}\n"
+        for what in (
+            f"{silent} changed state from Up to Down",
+            f"{silent} changed state from Down to Up",
+            f"{said} changed state from Down to Up",
+            f"{said} expired",
+            f"{said} changed state from Up to Down",
+            f"{said} changed state from Down to Up",
+            f"{silent} expired",
+            f"{said} changed state from Up to Down",
+            f"{silent} changed state from Up to Down",
+            f"{late} changed state from Up to Down",
+            f"{late} expired",  # it has nothing to fall any more
+        )
+    )
+    assert bird_codec.said_down(log) == {ip_address(said), ip_address(late)}
+
+
+def test_a_fall_that_was_said_says_nothing_of_the_next() -> None:
+    """A session that had fallen expires afterwards, comes up, and expires again."""
+    events = ("changed state from Up to Down", "expired", "changed state from Down to Up")
+    fall = ("expired", "changed state from Up to Down")
+    log = "".join(f"<TRACE> bgpd: Session to 11.11.255.1 {it}\n" for it in (*events, *fall))
+    assert bird_codec.said_down(log) == set()
+    log = "".join(f"<TRACE> bgpd: Session to 11.11.255.1 {it}\n" for it in (*events, events[0]))
+    assert bird_codec.said_down(log) == {ip_address("11.11.255.1")}
+
+
 def test_nobody_listens_where_nobody_wants_bfd() -> None:
     """Without a `protocol bfd` BIRD opens no port; there is no protocol of any other kind but `device`."""
     text = bird_codec.document({}, LOG)

@@ -122,11 +122,19 @@ def test_a_session_that_bfd_has_ended_says_so() -> None:
     state = BfdState(True, "", {TOR_A: BFD_DOWN}, {TOR_A: Down(900)})
     session = Session(up=False, since=NOW - 1, reason="notification sent (6,10)", ups=1)
     ended = SpeakerState(True, "", {TOR_A: session})
-    why = "BFD went down: nothing from 11.11.255.1 for 900 ms, or it said so itself"
+    why = "BFD went down: nothing from 11.11.255.1 for 900 ms"
     (row,) = view.peers(bgp(bfd={}), WATCHED, ended, {}, {}, NOW, state)
     assert row["why"] == f"{why}; notification sent (6,10)"
     (route,) = view.routes(WATCHED, ended, {}, {}, "pending", bfd=state)
     assert route["why"] == f"{why}; session down: notification sent (6,10)"
+
+
+def test_a_peer_that_shut_bfd_down_itself_keeps_its_session() -> None:
+    """And `peers` says that nobody watches over it."""
+    state = BfdState(True, "", {TOR_A: BFD_DOWN}, {TOR_A: Down(900, said=True)})
+    (row,) = view.peers(bgp(bfd={}), WATCHED, CONNECTED, {}, {}, NOW, state)
+    why = "BFD went down: 11.11.255.1 says so, it does not hear us or BFD was shut down there"
+    assert (row["state"], row["why"]) == ("up", why)
 
 
 def test_nothing_is_said_of_bfd_while_bird_does_not_answer() -> None:
