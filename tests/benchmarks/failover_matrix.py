@@ -74,11 +74,11 @@ def results(
     found: dict[tuple[str, Mode], dict[str, float]] = {}
     for mode in modes:
         for kind in (Ours, ByHand):
-            with screen.step(f"{kind.name}, {mode.value}: {len(failures)} failures"):
+            with screen.step(f"{kind.name}, {mode.name}: {len(failures)} failures"):
                 for name, value in _column(kind, mode, failures).items():
                     found.setdefault((name, mode), {})[kind.name] = value
     return [
-        Result(name=f"{name}_lost_ms_{mode.value}", value=ours, unit="ms", beside=beside)
+        Result(name=f"{name}_lost_ms{mode.value}", value=ours, unit="ms", beside=beside)
         for name in (it.name for it in failures)
         for mode in modes
         for ours, beside in [_split(found[name, mode])]

@@ -48,10 +48,10 @@ protocol bgp upstream {{
 class Mode(Enum):
     """What all sessions of the fabric have; the value is the end of a result's name."""
 
-    PLAIN = "plain"
-    GR = "gr"
-    BFD = "bfd"
-    GR_BFD = "gr_bfd"
+    PLAIN = ""
+    GR = "_gr"
+    BFD = "_bfd"
+    GR_BFD = "_gr_bfd"
 
     @property
     def graceful_restart(self) -> bool:
