@@ -14,7 +14,7 @@ from tests.fabric.frr import Frr
 from tests.fabric.netns import Lab
 from tests.fabric.screen import Screen
 
-PROGRAMS = ("bird", *Frr.programs)
+PROGRAMS = ("bird", "nft", *Frr.programs)
 INTERVAL_MS = 100
 GOAL_MS = 100
 
