@@ -137,7 +137,7 @@ def _policy(config: Config) -> Iterator[Finding]:
 
     facts = list(() if config.masquerade.translates else features.probe(config.paths.bpf))
     if all(fact.ok for fact in facts if fact.needed):
-        facts.append(features.ring_buffer())
+        facts += [features.ring_buffer(), features.tcx()]
     for fact in facts:
         yield Finding(f"policy: {fact.what}", OK if fact.ok else BAD if fact.needed else WARN, fact.text)
     if not config.masquerade.translates:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bgpd.datapath import layout, libbpf, pins
+from bgpd.datapath import layout, libbpf, links, pins
 from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.maps import Map
 
@@ -82,6 +82,18 @@ def ring_buffer() -> Fact:
     except DatapathError as error:
         return Fact("ring buffer", False, f"{error}; needs Linux 5.8")
     return Fact("ring buffer", True, "works")
+
+
+def tcx() -> Fact:
+    """How programs get to the parents of macvlans."""
+    try:
+        works = links.has_tcx()
+    except DatapathError as error:
+        return Fact("tcx", False, str(error), needed=False)
+    if works:
+        return Fact("tcx", True, "programs at a macvlan's parent are pinned links, which `tc` cannot remove")
+    text = "missing, programs at a macvlan's parent are filters of clsact, which `tc` can remove; Linux 6.6 has it"
+    return Fact("tcx", False, text, needed=False)
 
 
 def _socket_filters() -> Fact:

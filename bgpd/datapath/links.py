@@ -10,6 +10,7 @@ Knows how to attach, open and pin. What should be where is for the caller to dec
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import weakref
 from enum import IntEnum
@@ -67,6 +68,16 @@ def attach(program: int, ifindex: int, hook: Hook) -> Link:
     opts = _CreateOpts(ctypes.sizeof(_CreateOpts), _BEFORE)
     code = library().bpf_link_create(program, ifindex, hook, ctypes.byref(opts))
     return Link(check(f"attaching a program to {hook.name.lower()} of interface {ifindex} (tcx, Linux 6.6)", code))
+
+
+def has_tcx() -> bool:
+    """Whether this kernel can do it. DatapathError: it cannot be asked."""
+    loopback, count = 1, ctypes.c_uint32(0)  # every network namespace has this interface
+    code = library().bpf_prog_query(loopback, Hook.INGRESS, 0, None, None, ctypes.byref(count))
+    if code == -errno.EINVAL:
+        return False
+    check("asking for programs at an interface (tcx)", code)
+    return True
 
 
 def pinned(path: Path) -> Link | None:

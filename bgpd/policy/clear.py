@@ -6,6 +6,7 @@ from pathlib import Path
 
 from bgpd.datapath import pins
 from bgpd.netlink.owntables import remove, taking_out
+from bgpd.policy import filters
 from bgpd.policy.table import TABLES
 
 PINS = ("policy*", "macvlan*")  # maps, programs and links, whatever release has pinned them
@@ -18,4 +19,4 @@ def clear(directory: Path) -> list[str]:
     """
     with taking_out("policy") as connection:
         removed = [f"nftables {key}" for key in remove(connection, TABLES)]
-        return removed + pins.remove(directory, PINS)
+        return removed + filters.remove() + pins.remove(directory, PINS)

@@ -32,7 +32,7 @@ from bgpd.netlink.links import Links, own_cookie
 from bgpd.runtime.diff import Change
 
 OBJECT = "macvlan"
-_PROGRAMS = {Hook.EGRESS: "macvlan_egress", Hook.INGRESS: "macvlan_ingress"}
+NAMES = {Hook.EGRESS: "macvlan_egress", Hook.INGRESS: "macvlan_ingress"}
 _EGRESS_WITHOUT_NETNS = "macvlan_egress_v6_6"
 _ANY_MAC = bytes(6)
 _FLAGS = {
@@ -68,7 +68,7 @@ def refusal(link: MacvlanLink) -> str:
 
 def is_installed(directory: Path) -> bool:
     """Whether a parent may have our programs."""
-    return (directory / _PROGRAMS[Hook.INGRESS]).exists()
+    return (directory / NAMES[Hook.INGRESS]).exists()
 
 
 def parents_of(endpoints: Iterable[Endpoint]) -> frozenset[int]:
@@ -178,15 +178,15 @@ Programs: TypeAlias = Mapping[Hook, int]
 
 def install(directory: Path) -> loader.Installed:
     """The object, with the program for egress that this kernel can have as `macvlan_egress`."""
-    names = (_EGRESS_WITHOUT_NETNS, _PROGRAMS[Hook.EGRESS])
+    names = (_EGRESS_WITHOUT_NETNS, NAMES[Hook.EGRESS])
     unfit = names[0] if features.can_tell_netns() else names[1]
     return loader.install(loader.shipped(OBJECT), directory, without=[unfit])
 
 
 def programs(installed: loader.Installed) -> Mapping[Hook, loader.Program]:
     """Those that are to be asked."""
-    egress = installed.programs.get(_PROGRAMS[Hook.EGRESS]) or installed.programs[_EGRESS_WITHOUT_NETNS]
-    return {Hook.EGRESS: egress, Hook.INGRESS: installed.programs[_PROGRAMS[Hook.INGRESS]]}
+    egress = installed.programs.get(NAMES[Hook.EGRESS]) or installed.programs[_EGRESS_WITHOUT_NETNS]
+    return {Hook.EGRESS: egress, Hook.INGRESS: installed.programs[NAMES[Hook.INGRESS]]}
 
 
 class ParentLinks:
@@ -209,7 +209,7 @@ class ParentLinks:
         found: dict[int, dict[Hook, int]] = {ifindex: {} for ifindex, _ in self._held}
         for path in self._directory.glob(f"{OBJECT}_*_at_*"):
             name, _, ifindex = path.name.rpartition("_at_")
-            hook = next((hook for hook, program in _PROGRAMS.items() if program == name), None)
+            hook = next((hook for hook, program in NAMES.items() if program == name), None)
             if hook is not None and ifindex.isdecimal():
                 self._look(path, int(ifindex), hook, found.setdefault(int(ifindex), {}))
         return found
@@ -249,4 +249,4 @@ class ParentLinks:
             link.close()
 
     def _pin(self, ifindex: int, hook: Hook) -> Path:
-        return self._directory / f"{_PROGRAMS[hook]}_at_{ifindex}"
+        return self._directory / f"{NAMES[hook]}_at_{ifindex}"

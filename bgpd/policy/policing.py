@@ -30,6 +30,7 @@ from bgpd.model.policy import Snapshot
 from bgpd.model.prefix import Address
 from bgpd.netlink.links import Watch
 from bgpd.netlink.owntables import OwnTables
+from bgpd.policy import filters
 from bgpd.policy import map as maps
 from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.fit import Fitting, Misfit
@@ -37,7 +38,6 @@ from bgpd.policy.map import PodLinks, PolicyMaps, Stages
 from bgpd.policy.parents import (
     Entry,
     Own,
-    ParentLinks,
     Programs,
     Stations,
     behind,
@@ -325,9 +325,9 @@ class Policing:
         self._behind = Stations(install(self.datapath.directory), self.datapath.directory)
         return self._behind
 
-    def _open_parents(self) -> ParentLinks:
+    def _open_parents(self) -> Actuator[int, Programs]:
         assert self._behind is not None, "nothing is wanted at a parent before the stations are known"
-        return ParentLinks(self._behind.installed, self.datapath.directory)
+        return filters.actuator(self._behind.installed, self.datapath.directory)
 
     def _is_known(self, endpoint: Endpoint) -> bool:
         """Whether Kubernetes has shown this very pod: one of a StatefulSet has the name of the one before it."""

@@ -23,6 +23,7 @@ from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
 from bgpd.model.outcome import Outcome
 from bgpd.netlink.links import Links
+from bgpd.policy.filters import ParentFilters, actuator
 from bgpd.policy.parents import ParentLinks, Programs, Stations, entries, install, programs
 from bgpd.runtime.diff import Change, diff
 from tests.fabric import frames
@@ -131,7 +132,7 @@ class MacvlanNode(MacvlanPlace):
         self.policy = loader.install(loader.shipped("policy"), self.directory)
         self.installed = install(self.directory)
         self.endpoints = {name: self._endpoint(name) for name in self.pods}
-        self.links = ParentLinks(self.installed, self.directory)
+        self.restarted()
         self._peers = {name: Peer(number) for name, number in CLASS.items()}
         for name in CLASS:
             self._write(name)
@@ -144,6 +145,10 @@ class MacvlanNode(MacvlanPlace):
             tuple(ip_address(plan.of(name)) for plan in PLANS),
             MacvlanLink(self.parent, "eth0", self.mode_of(name), self.cookie(name)),
         )
+
+    def restarted(self) -> None:
+        """What one daemon had open is gone, and another knows what the kernel has."""
+        self.links = self.node.call(lambda: actuator(self.installed, self.directory))
 
     # --- maps and links ---------------------------------------------------------------------------------------------
 
@@ -161,10 +166,10 @@ class MacvlanNode(MacvlanPlace):
     def wanted(self) -> Programs:
         return {hook: program.id for hook, program in programs(self.installed).items()}
 
-    def apply(self, want: Programs | None, links: ParentLinks | None = None) -> Sequence[Outcome]:
+    def apply(self, want: Programs | None, links: ParentLinks | ParentFilters | None = None) -> Sequence[Outcome]:
         return self.here(lambda: (links or self.links).apply([Change(self.parent, want, None)]))
 
-    def observe(self, links: ParentLinks | None = None) -> Mapping[int, Programs]:
+    def observe(self, links: ParentLinks | ParentFilters | None = None) -> Mapping[int, Programs]:
         return self.here((links or self.links).observe)
 
     def enforcing(self) -> MacvlanNode:
@@ -202,5 +207,3 @@ class MacvlanNode(MacvlanPlace):
 
     def verdicts(self) -> dict[PolicyVerdict, int]:
         return verdicts(self.policy.maps["policy_verdicts"])
-
-

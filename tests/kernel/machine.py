@@ -96,5 +96,5 @@ class Guest:
             *shares,
             *("-serial", f"file:{self._results / 'console'}"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs)),
-            *("-append", "console=ttyS0 panic=-1 quiet loglevel=4"),
+            *("-append", "console=ttyS0 panic=-1 mitigations=off quiet loglevel=4"),
         ]

@@ -9,7 +9,23 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-FILES = ("tests/bpf/test_masq.py",)
+FILES = (
+    "tests/bpf/test_features.py",
+    "tests/bpf/test_macvlan.py",
+    "tests/bpf/test_maps.py",
+    "tests/bpf/test_masq.py",
+    "tests/bpf/test_pins.py",
+    "tests/bpf/test_policy.py",
+    "tests/bpf/test_policy_events.py",
+    "tests/bpf/test_policy_flows.py",
+    "tests/bpf/test_policy_maps.py",
+    "tests/bpf/test_policy_walk.py",
+    # real packets, one of each kind: a node is a minute's work there, where starting a program takes half a second
+    "tests/fabric/test_masq_nft.py::test_a_listed_destination_sees_the_pod_and_another_the_node",
+    "tests/fabric/test_policy_filters.py::test_what_is_wanted_is_there_and_wanting_it_again_changes_nothing",
+    "tests/fabric/test_policy_macvlan.py::test_without_pods_nothing_is_left_at_the_parent",
+    "tests/fabric/test_policy_node.py::test_an_isolated_pod_is_reached_by_nobody_and_reaches_everybody",
+)
 TEST_S = 120  # after so long without an end the stacks of a test are printed; it is cut with the suite
 
 

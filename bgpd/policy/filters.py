@@ -1,0 +1,95 @@
+"""The programs at the parents of macvlans where the kernel has no tcx: filters of clsact, and which of both it is.
+
+To pods and to whoever asks for the kernel's state it is the same as `parents.ParentLinks`. What differs: there is no
+link, so nothing is pinned, and whoever may change the node's interfaces can remove a filter with `tc`. The kernel
+alone knows where they are; one that is missing is put back when the loop looks next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bgpd.datapath import links, loader
+from bgpd.datapath.links import Hook
+from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
+from bgpd.netlink.clsact import Filters, Side
+from bgpd.netlink.rtsocket import EXT_ACK, RtSocket
+from bgpd.policy.parents import NAMES, ParentLinks, Programs, programs
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import TargetError
+
+_SIDES = {Hook.EGRESS: Side.EGRESS, Hook.INGRESS: Side.INGRESS}
+_REFUSALS = (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL)  # that do not go by themselves
+_REMEDY = (
+    "without tcx (Linux 6.6) this takes the modules sch_ingress and cls_bpf, and that at this interface there is no "
+    "qdisc `ingress` nor a filter of another kind with preference 1 (see `tc qdisc`, `tc filter`)"
+)
+
+
+def actuator(installed: loader.Installed, directory: Path) -> ParentLinks | ParentFilters:
+    """By what this kernel can do. DatapathError: it cannot be asked."""
+    return ParentLinks(installed, directory) if links.has_tcx() else ParentFilters(installed)
+
+
+class ParentFilters:
+    """The actuator; its objects are parents by their index."""
+
+    def __init__(self, installed: loader.Installed) -> None:
+        self._programs = programs(installed)
+
+    async def observe(self) -> Mapping[int, Programs]:
+        return await asyncio.to_thread(_observe)
+
+    async def apply(self, changes: Sequence[Change[int, Programs]]) -> Sequence[Outcome]:
+        return await asyncio.to_thread(lambda: [self._apply(change.key, change.want) for change in changes])
+
+    def _apply(self, ifindex: int, want: Programs | None) -> Outcome:
+        try:
+            with RtSocket((EXT_ACK,)) as rtnetlink:
+                filters = Filters(rtnetlink)
+                for hook in Hook:
+                    if want is None:
+                        filters.remove(ifindex, _SIDES[hook], NAMES[hook])
+                    else:
+                        filters.put(ifindex, _SIDES[hook], NAMES[hook], self._programs[hook].fd)
+        except OSError as error:
+            what = f"asking a program at interface {ifindex}: {error.strerror}"
+            if error.errno in _REFUSALS:
+                return Blocked(f"{what}; {_REMEDY}")
+            return Retry(what)
+        return DONE
+
+
+def remove() -> list[str]:
+    """Takes all filters away; what there was. TargetError: the kernel refuses."""
+    try:
+        with RtSocket((EXT_ACK,)) as rtnetlink:
+            filters = Filters(rtnetlink)
+            found = [(ifindex, hook) for ifindex, hooks in _found(filters).items() for hook in hooks]
+            for ifindex, hook in found:
+                filters.remove(ifindex, _SIDES[hook], NAMES[hook])
+    except OSError as error:
+        raise TargetError(f"removing filters of clsact: {error.strerror}; it takes CAP_NET_ADMIN") from error
+    return [f"clsact {NAMES[hook]} at interface {ifindex}" for ifindex, hook in found]
+
+
+def _observe() -> dict[int, dict[Hook, int]]:
+    try:
+        with RtSocket((EXT_ACK,)) as rtnetlink:
+            return _found(Filters(rtnetlink))
+    except OSError as error:
+        raise TargetError(f"the kernel does not tell of filters: {error.strerror}") from error
+
+
+def _found(filters: Filters) -> dict[int, dict[Hook, int]]:
+    """A parent whose filters are not all there has only those that are."""
+    found: dict[int, dict[Hook, int]] = {}
+    for ifindex in filters.interfaces():
+        for hook, side in _SIDES.items():
+            program = filters.program(ifindex, side, NAMES[hook])
+            if program is not None:
+                found.setdefault(ifindex, {})[hook] = program
+    return found
