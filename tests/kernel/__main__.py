@@ -67,6 +67,10 @@ def report(results: Path, name: str, guest: Guest, place: Path, *, cut: bool) ->
     written = place / "report.xml"
     if written.exists():
         shutil.copy(written, results / f"{name}.xml")
+    lines = guest.console().splitlines()
+    fine = guest.status == 0 and not cut
+    shown = [line for line in lines if line.startswith("===")][-1:] if fine else lines[-CONSOLE_LINES:]
+    print("\n".join(f"{name}: {line}" for line in shown), flush=True)
     if cut:
         failed(results, name, f"the guest hung: ended after {LIMIT_S + BOOT_S:.0f} s, its console is above")
     elif guest.status is None:
@@ -75,9 +79,6 @@ def report(results: Path, name: str, guest: Guest, place: Path, *, cut: bool) ->
         failed(results, name, f"a test hung: interrupted after {LIMIT_S:.0f} s, its console is above")
     elif guest.status > 1 or not written.exists():
         failed(results, name, f"pytest ended with status {guest.status}, its console is above")
-    lines = guest.console().splitlines()
-    shown = lines[-CONSOLE_LINES:] if cut or guest.status else [line for line in lines if line.startswith("===")][-1:]
-    print("\n".join(f"{name}: {line}" for line in shown), flush=True)
 
 
 def failed(results: Path, name: str, why: str) -> None:
