@@ -64,7 +64,7 @@ def test_a_node_that_is_cut_off_loses_its_routes_in_three_intervals(
 
 @pytest.mark.needs("bird")
 def test_a_peer_that_takes_bfd_for_a_restart_keeps_the_routes_of_a_dead_path(lab: Lab) -> None:
-    """Why the README warns of it: such a peer cannot tell a dead path from a restart (RFC 5882 section 4.3)."""
+    """Why the README warns of `bfd graceful` at a ToR, where graceful restart is on."""
     site = BfdSite(lab, Bird, INTERVAL_MS)
     told = (replace(it, extra="bfd graceful;") for it in site.tor.speaker.options.neighbors)
     site.tor.speaker.reconfigure(neighbors=tuple(told))
