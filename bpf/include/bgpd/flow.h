@@ -38,7 +38,6 @@ struct {
 #define FLOW_STREAM SECONDS(120)
 
 /* RFC 9293 section 3.1 */
-#define TCP_FLAGS_AT 13
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
 #define TCP_RST 0x04
@@ -167,13 +166,10 @@ __noinline int assemble(struct packet *packet, __u32 state)
 	return PACKET_WHOLE;
 }
 
-static __always_inline __u8 tcp_flags(struct __sk_buff *skb, const struct packet *packet, enum packet_state state)
+/* 0, as in the middle of something: of a later fragment, or where they are cut off. */
+static __always_inline __u8 tcp_flags(const struct packet *packet)
 {
-	__u8 flags = TCP_ACK; /* a later fragment is in the middle of something */
-
-	if (packet->protocol == IPPROTO_TCP && state == PACKET_WHOLE)
-		load(skb, packet->transport + TCP_FLAGS_AT, &flags, sizeof(flags));
-	return flags;
+	return packet->protocol == IPPROTO_TCP ? packet->tcp_flags : 0;
 }
 
 /* For how long the flow of this packet is remembered. */
@@ -269,7 +265,7 @@ static __always_inline enum policy_verdict track(struct __sk_buff *skb, struct p
 
 	if (state == PACKET_WHOLE && is_error(packet) && is_related(skb, packet, now))
 		return POLICY_RELATED;
-	flags = tcp_flags(skb, packet, state);
+	flags = tcp_flags(packet);
 	if (packet->fragmented)
 		state = assemble(packet, state);
 	client = flow_of(skb, packet, &key);

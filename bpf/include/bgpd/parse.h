@@ -4,8 +4,8 @@
  * that judges packets; decides nothing.
  *
  * Contract: `parse` reads from the network header on, of a packet whose ethertype is in skb->protocol with VLAN tags
- * taken off, as the stack has it. Addresses are set unless it returns PACKET_NOT_IP or PACKET_BAD_HEADER; ports and
- * `word` are 0 unless it returns PACKET_WHOLE.
+ * taken off, as the stack has it. Addresses are set unless it returns PACKET_NOT_IP or PACKET_BAD_HEADER; ports,
+ * flags and type are 0 unless it returns PACKET_WHOLE.
  */
 #ifndef BGPD_PARSE_H
 #define BGPD_PARSE_H
@@ -43,7 +43,10 @@ struct packet {
 	__be16 source_port; /* 0 where the protocol has none */
 	__be16 destination_port;
 	__u8 protocol;
-	__u8 icmp_type;
+	union {
+		__u8 icmp_type; /* where `protocol` is one of the two ICMPs */
+		__u8 tcp_flags; /* where it is TCP; 0 as well where they are cut off */
+	};
 	__u8 hop_limit;
 	__u8 fragmented;
 	__u32 fragment_id; /* as on the wire; of a packet that is `fragmented` */
@@ -78,10 +81,16 @@ static __always_inline int same_address(const struct policy_address *one, const 
 }
 
 /* What a transport header begins with. SCTP, DCCP and UDP-Lite begin with ports as TCP and UDP do. */
-union transport {
-	__be16 ports[2];
-	__u8 icmp_type;
+struct transport {
+	union {
+		__be16 ports[2];
+		__u8 icmp_type;
+	};
+	__u8 more[9];	/* of TCP; others may end before */
+	__u8 tcp_flags; /* RFC 9293 section 3.1 */
 };
+
+#define TRANSPORT_LEAST 4
 
 static __always_inline int has_transport(__u8 protocol)
 {
@@ -99,24 +108,29 @@ static __always_inline int has_transport(__u8 protocol)
 	}
 }
 
-static __always_inline void take(struct packet *packet, const union transport *begin)
+static __always_inline void take(struct packet *packet, const struct transport *begin)
 {
 	if (packet->protocol == IPPROTO_ICMP || packet->protocol == IPPROTO_ICMPV6) {
 		packet->icmp_type = begin->icmp_type;
-	} else {
-		packet->source_port = begin->ports[0];
-		packet->destination_port = begin->ports[1];
+		return;
 	}
+	packet->source_port = begin->ports[0];
+	packet->destination_port = begin->ports[1];
+	if (packet->protocol == IPPROTO_TCP)
+		packet->tcp_flags = begin->tcp_flags;
 }
 
 static __always_inline enum packet_state parse_transport(struct __sk_buff *skb, struct packet *packet)
 {
-	union transport begin;
+	struct transport begin;
 
 	if (!has_transport(packet->protocol))
 		return PACKET_WHOLE;
-	if (load(skb, packet->transport, &begin, sizeof(begin)))
-		return PACKET_NO_TRANSPORT;
+	if (load(skb, packet->transport, &begin, sizeof(begin))) {
+		begin.tcp_flags = 0;
+		if (load(skb, packet->transport, &begin, TRANSPORT_LEAST))
+			return PACKET_NO_TRANSPORT;
+	}
 	take(packet, &begin);
 	return PACKET_WHOLE;
 }
@@ -126,9 +140,9 @@ static __always_inline enum packet_state parse_v4(struct __sk_buff *skb, __u32 a
 {
 	struct {
 		struct iphdr ip;
-		union transport begin;
+		struct transport begin;
 	} head;
-	int whole = !load(skb, at, &head, sizeof(head));
+	int whole = !load(skb, at, &head, sizeof(head.ip) + sizeof(head.begin));
 
 	if (!whole && load(skb, at, &head.ip, sizeof(head.ip)))
 		return PACKET_BAD_HEADER;
