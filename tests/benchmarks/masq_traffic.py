@@ -17,7 +17,7 @@ time of the process that sends it, but for one part in a hundred.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 
 from tests.benchmarks import http, serial
@@ -61,9 +61,9 @@ def take_streams(wire: Wire, port: int = STREAM_PORT) -> None:
     server.wait_log("Server listening")
 
 
-def stream(wire: Wire, destination: IPv4Address, port: int = STREAM_PORT) -> Sample:
+def stream(wire: Wire, destination: IPv4Address, port: int = STREAM_PORT, window: Sequence[str] = ()) -> Sample:
     """A fraction of a second of it: of a busy machine's many short moments some are quiet."""
-    words = ["--client", str(destination), "--port", str(port), "--bytes", str(STREAM_BYTES), "--json"]
+    words = ["--client", str(destination), "--port", str(port), "--bytes", str(STREAM_BYTES), "--json", *window]
     return read_stream(wire.pod.run(["iperf3", *words]).stdout)
 
 
@@ -72,7 +72,12 @@ def read_stream(said: str) -> Sample:
     end = json.loads(said)["end"]
     share_percent = end["cpu_utilization_percent"]
     used_s = (share_percent["host_total"] + share_percent["remote_total"]) / 100 * end["sum_received"]["seconds"]
-    return Sample(end["sum_received"]["bits_per_second"] / 1e9, 1e6 * used_s / (end["sum_received"]["bytes"] / 1e6))
+    received_gb = end["sum_received"]["bytes"] / 1e9
+    return Sample(
+        rate=end["sum_received"]["bits_per_second"] / 1e9,
+        cpu_us=1e3 * used_s / received_gb,
+        resent=end["sum_sent"]["retransmits"] / received_gb,
+    )
 
 
 # --- results --------------------------------------------------------------------------------------------------------

@@ -25,10 +25,12 @@ from tests.benchmarks.policy_traffic import (
     STREAM_ROUNDS,
     http_measured,
     http_results,
+    listen,
     serial_measured,
     serial_results,
     stream_results,
     streams_measured,
+    unbounded_results,
 )
 from tests.benchmarks.report import Result
 from tests.fabric.netns import Lab
@@ -83,5 +85,8 @@ def _traffic(screen: Screen) -> list[Result]:
         for where, (make, names) in STREAM_WAYS.items():
             with screen.step(f"{STREAM_ROUNDS} rounds of one stream, {where}"):
                 few = wires(ready, tenants.values(), make, names, where)
+                listen(few)
                 found += stream_results(where, streams_measured(few, tenants[MANY]))
+                if where == ROUTED:
+                    found += unbounded_results(where, streams_measured(few, tenants[MANY], window=()))
     return found

@@ -7,11 +7,15 @@ Every turn is to one of these, by another policy each time.
 `conntrack` is what a node has that runs kube-proxy and enforces nothing, and what ours is measured against; `nothing`
 has not even that. Of the bridge that hands its frames to nobody, no connection is tracked by anybody, and ours is
 measured against that.
+
+A stream has a bounded window. TCP's own grows until segments that the sender's call sends and those that an
+acknowledgement sends from the other CPU overtake each other behind a veth, and both ends are busy with sending again
+what was never lost. Whom that hits is chance; `unbounded` tells it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address
 
 from tests.benchmarks import http, serial
@@ -23,6 +27,7 @@ from tests.benchmarks.turns import Samples, costs, in_turns, medians, rates, sha
 
 STREAM_ROUNDS = 20
 PROGRAMS = ("iperf3", *http.PROGRAMS)
+WINDOW = ("--window", "512K")  # nothing is sent again with it, and nobody is slower than without
 FEW, MANY = 10, 1_000
 ROUTED = "routed"
 GOALS = {FEW: 1.0, MANY: 2.0}
@@ -40,12 +45,18 @@ def http_measured(wires: Mapping[str, Wire], tenants: Mapping[int, Tenant]) -> S
     return http.taken(wires, lambda name: next(destinations[name]))
 
 
-def streams_measured(wires: Mapping[str, Wire], of: Tenant, rounds: int = STREAM_ROUNDS) -> Samples:
-    """Each to a peer of the last policy."""
+def streams_measured(
+    wires: Mapping[str, Wire], of: Tenant, window: Sequence[str] = WINDOW, rounds: int = STREAM_ROUNDS
+) -> Samples:
+    """Each to a peer of the last policy; see `listen`."""
+    destination = next(of.allowed())
+    return in_turns(wires, lambda _, wire: stream(wire, destination, PORT, window), rounds)
+
+
+def listen(wires: Mapping[str, Wire]) -> None:
+    """For streams."""
     for wire in wires.values():
         take_streams(wire, PORT)
-    destination = next(of.allowed())
-    return in_turns(wires, lambda _, wire: stream(wire, destination, PORT), rounds)
 
 
 def _allowed(name: str, tenants: Mapping[int, Tenant]) -> Iterator[IPv4Address]:
@@ -103,3 +114,12 @@ def stream_results(where: str, taken: Samples) -> Iterator[Result]:
     if others[-1] != "nothing":
         yield share(f"{name}_vs_nothing", taken, ours, "nothing")
     yield value(f"{name}_cpu_ms_per_gb", costs(taken), ours, others, "ms")
+
+
+def unbounded_results(where: str, taken: Samples) -> Iterator[Result]:
+    """Of streams with a window as TCP has it, and why: what was sent again."""
+    (ours,) = (name for name in taken if name.startswith("bgpd"))
+    others = [name for name in taken if name != ours]
+    name = f"throughput_{where}_unbounded"
+    yield share(f"{name}_vs_none", taken, ours, others[-1])
+    yield value(f"{name}_resent", medians(taken, lambda it: it.resent), ours, others, "/GB")

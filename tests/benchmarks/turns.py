@@ -20,12 +20,13 @@ from tests.benchmarks.report import Result
 class Sample:
     """`rate` in connections or gigabits per second, `cpu_us` of both ends per connection or megabyte.
 
-    `latency_us` is of a connection.
+    `latency_us` is of a connection, `resent` the segments per gigabyte of a stream that were sent again.
     """
 
     rate: float
     cpu_us: float
     latency_us: float = 0.0
+    resent: float = 0.0
 
 
 Samples: TypeAlias = Mapping[str, Sequence[Sample]]

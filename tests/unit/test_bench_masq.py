@@ -87,17 +87,18 @@ def test_no_new_connection_is_to_what_is_listed() -> None:
 
 
 IPERF3 = """{"start": {}, "end": {
-  "sum_sent": {"seconds": 0.30, "bytes": 500000000, "bits_per_second": 13333333333},
+  "sum_sent": {"seconds": 0.30, "bytes": 500000000, "bits_per_second": 13333333333, "retransmits": 12},
   "sum_received": {"seconds": 0.32, "bytes": 480000000, "bits_per_second": 12000000000},
   "cpu_utilization_percent": {"host_total": 80.0, "host_user": 1.0, "remote_total": 20.0, "remote_user": 2.0}
 }}"""
 
 
 def test_what_iperf3_tells_is_read() -> None:
-    """What arrived, and the processor time of both ends for it."""
+    """What arrived, the processor time of both ends for it, and what was sent more than once."""
     sample = masq_traffic.read_stream(IPERF3)
     assert sample.rate == pytest.approx(12.0)
     assert sample.cpu_us == pytest.approx(0.32e6 / 480)
+    assert sample.resent == pytest.approx(25)
 
 
 def test_a_share_is_of_pairs() -> None:
