@@ -24,7 +24,7 @@ from bgpd.config.load import Loaded, load
 from bgpd.config.schema import Config, NodeRoutes
 from bgpd.kube.sources import Source
 from bgpd.model.attachment import AttachmentKey
-from bgpd.model.bgp import Family, RouteKey
+from bgpd.model.bgp import AdvertisementType, Family, RouteKey
 from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
 from bgpd.model.prefix import Prefix, PrefixError, parse_address, sort_key
@@ -43,6 +43,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "paths": lambda config: config.paths,
     "source": lambda config: config.source,
     "bgp.speaker": lambda config: config.bgp.speaker,
+    "bgp.advertisements (PodIP or not)": lambda config: config.bgp.announces(AdvertisementType.POD_IP),
     "metrics.listen": lambda config: config.metrics.listen,
     "bgp.health": lambda config: config.bgp.health,
     "masquerade.enabled": lambda config: config.masquerade.enabled,
@@ -136,8 +137,9 @@ class Console:
         return self._inputs.health.newest.value.reason
 
     @property
-    def nodes_synced(self) -> bool:
-        return self._inputs.nodes.newest.synced
+    def synced(self) -> bool:
+        """Whether everything has been read that says what is announced."""
+        return self._inputs.complete
 
     @property
     def source_kind(self) -> str:
@@ -241,7 +243,7 @@ class Console:
                 found.append(f"{loop.name}: {loop.error}")
         if self.bfd.problem:
             found.append(f"bfd: {self.bfd.problem}")
-        for part in self.parts.running:
+        for part in self.parts.telling:
             found += brief(list(part.problems()))
         if self.policy is not None:
             found += self.policy.problems()
@@ -284,6 +286,7 @@ class Console:
             "masquerade": await self.masquerade.status() if self.masquerade else None,
             "policy": self.policy.status() if self.policy else None,
             "nodeRoutes": self.node_routes.status() if self.node_routes else None,
+            "hostRoutes": self.parts.host_routing.status() if self.parts.host_routing else None,
             "peers": self.peer_rows(),
             "problems": self.problems(),
         }

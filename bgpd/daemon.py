@@ -138,7 +138,9 @@ class Daemon:
 
     async def _build(self, config: Config, files: launch.SpeakerFiles) -> tuple[Console, Tasks]:
         """Every part, and who feeds whom; the tasks are not started yet."""
-        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()))
+        cluster = Cluster.empty()
+        candidates = tuple(cluster.candidates(config))
+        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()), candidates)
         inputs.config.publish(self.loaded)
         drainer = Drainer(inputs.drain, config.paths.state / "drain")
         header = launch.header(files, config.bgp.end_of_rib_timeout_seconds)
@@ -146,7 +148,6 @@ class Daemon:
         speaker = Speaker(files.socket, Store(SpeakerState()))
         routing = Routing(config.node.name, inputs, speaker, header, self._report)
         bfd = Bfd(BirdFiles(config.paths.run), routing, self._report)
-        cluster = Cluster.empty()
         server = await _api_server(config)
         source = _source(config, server, feeds(config, inputs.nodes, cluster))
         parts = Builder(config, inputs, cluster, self.metrics, self._report, self._note_change).build()

@@ -33,7 +33,7 @@ def snapshot(console: Console) -> Snapshot:
         sources=(
             Source(
                 console.source_kind,
-                console.nodes_synced,
+                console.synced,
                 source.reconnects,
                 console.source_error_at,
                 following=source.state is SourceState.SYNCED,
@@ -50,6 +50,7 @@ def snapshot(console: Console) -> Snapshot:
         masquerade=console.masquerade.figures() if console.masquerade else None,
         policy=console.policy.figures() if console.policy else None,
         node_routes=console.node_routes.figures() if console.node_routes else None,
+        host_routes=console.parts.host_routing.figures() if console.parts.host_routing else None,
         cni=console.parts.chaining.figures() if console.parts.chaining else None,
     )
 
@@ -60,7 +61,7 @@ def ready(console: Console) -> Readiness:
     speaker = routing.speaker.state.newest.value
     return readiness(
         Condition(
-            unsynced=() if console.nodes_synced else (console.source_kind,),
+            unsynced=() if console.synced else (console.source_kind,),
             unsettled=[loop.name for loop in loops(console) if not loop.ever_settled],
             speaker="" if speaker.connected else speaker.reason,
             config=console.config_state.faults[0] if console.config_state.faults else "",

@@ -18,6 +18,8 @@ from bgpd.kube.feed import Feed
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
 from bgpd.model.attachment import OWN_FILE, AttachmentKey
+from bgpd.model.bgp import AdvertisementType
+from bgpd.model.candidate import Candidate
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.endpoint import Endpoint
 from bgpd.model.node import Node
@@ -32,6 +34,7 @@ from bgpd.runtime.store import Store
 
 if TYPE_CHECKING:
     from bgpd.cni.chaining import Chaining
+    from bgpd.hostroutes.hostrouting import HostRouting
     from bgpd.masq.masquerading import Masquerading
     from bgpd.noderoutes.noderouting import NodeRouting
     from bgpd.policy.policing import Policing
@@ -41,17 +44,26 @@ ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """What the source fills besides nodes, each only if somebody needs it: by namespace/name, or by name."""
+    """What the source fills besides nodes, each only if somebody needs it: by namespace/name, or by name.
+
+    And what parts make of it for others: `host_routes`.
+    """
 
     pods: Store[Mapping[str, Pod]]
     namespaces: Store[Mapping[str, Namespace]]
     policies: Store[Mapping[str, NetworkPolicy]]
     masquerade: ConfigMaps
     conflist: ConfigMaps
+    host_routes: Store[tuple[Candidate, ...]]
 
     @classmethod
     def empty(cls) -> Cluster:
-        return cls(Store({}), Store({}), Store({}), Store({}), Store({}))
+        return cls(Store({}), Store({}), Store({}), Store({}), Store({}), Store(()))
+
+    def candidates(self, config: Config) -> Iterator[Store[tuple[Candidate, ...]]]:
+        """Those that a part will fill."""
+        if config.bgp.announces(AdvertisementType.POD_IP):
+            yield self.host_routes
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +74,17 @@ class Parts:
     policing: Policing | None = None
     chaining: Chaining | None = None
     node_routing: NodeRouting | None = None
+    host_routing: HostRouting | None = None
 
     @property
     def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting]:
         parts = (self.masquerading, self.policing, self.chaining, self.node_routing)
         return [part for part in parts if part is not None]
+
+    @property
+    def telling(self) -> list[Masquerading | Policing | Chaining | NodeRouting | HostRouting]:
+        """Those that know of problems: host routing has nothing to run."""
+        return [*self.running, *([self.host_routing] if self.host_routing else [])]
 
     @property
     def loops(self) -> Iterator[Reconciler[Any, Any]]:
@@ -93,7 +111,7 @@ class Builder:
     def build(self) -> Parts:
         masquerading = self._masquerading()
         policing, chaining = self._policing()
-        return Parts(masquerading, policing, chaining, self._node_routing())
+        return Parts(masquerading, policing, chaining, self._node_routing(), self._host_routing())
 
     def _masquerading(self) -> Masquerading | None:
         config, inputs = self._config, self._inputs
@@ -155,6 +173,16 @@ class Builder:
 
         return NodeRouting(config.node.name, inputs.config, inputs.nodes, self._report)
 
+    def _host_routing(self) -> HostRouting | None:
+        config, cluster = self._config, self._cluster
+        if not config.bgp.announces(AdvertisementType.POD_IP):
+            return None
+        from bgpd.hostroutes.hostrouting import HostRouting
+
+        routing = HostRouting(config.node.name, self._inputs.nodes, cluster.pods, cluster.host_routes)
+        cluster.host_routes.on_change(self._noted)
+        return routing
+
     def _clear(self, what: str, clear: Callable[[Path], list[str]], directory: Path) -> None:
         """It is not ours now: what an earlier life has left in the kernel would go on doing its work."""
         try:
@@ -173,8 +201,9 @@ def feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) ->
     masquerade, cni = config.masquerade, config.cni
     if masquerade.enabled and masquerade.config.config_map is not None:
         yield Feed(CONFIG_MAP, cluster.masquerade, masquerade.config.config_map)
-    if config.policy.enabled:
+    if config.policy.enabled or config.bgp.announces(AdvertisementType.POD_IP):
         yield Feed(POD, cluster.pods)
+    if config.policy.enabled:
         yield Feed(NAMESPACE, cluster.namespaces)
         yield Feed(NETWORK_POLICY, cluster.policies)
         if cni.chaining_mode is not None and cni.config_map is not None:

@@ -24,7 +24,7 @@ from bgpd.bgp.reconcile import (
 )
 from bgpd.bgp.speaker import Speaker
 from bgpd.config.load import Loaded
-from bgpd.model.bgp import Announcement, AnnouncementKey, EndOfRib, EndOfRibKey, RouteKey
+from bgpd.model.bgp import AdvertisementType, Announcement, AnnouncementKey, EndOfRib, EndOfRibKey, RouteKey
 from bgpd.model.candidate import Candidate
 from bgpd.model.node import Node
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
@@ -214,9 +214,15 @@ class Routing:
         return Desired(
             want,
             complete=not self.undecided,
-            emptied=not has_routes and not empty,
+            emptied=not has_routes and not empty and self._has_always_some,
             at=max(nodes.at, drain.at, health.at, *(store.newest.at for store in self._inputs.candidates)),
         )
+
+    @property
+    def _has_always_some(self) -> bool:
+        """Whether a node that announces nothing is odd: one has pod CIDRs, and need not have a pod or a service."""
+        bgp = self._inputs.config.newest.value.config.bgp
+        return self.node is None or bgp.announces(AdvertisementType.POD_CIDR) or not bgp.advertisements
 
     # --- wake-ups -----------------------------------------------------------------------------------------
 

@@ -28,7 +28,9 @@ from bgpd.kube.manifests import ManifestSource
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
 from bgpd.model.bfd import Wanted
+from bgpd.model.bgp import AdvertisementType
 from bgpd.model.brief import brief
+from bgpd.model.candidate import Candidate
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.node import Node
 from bgpd.model.pod import Namespace, Pod
@@ -73,7 +75,8 @@ def main(options: argparse.Namespace) -> int:
     report = _Report(list(map(str, loaded.warnings)))
     read = _manifests(loaded, report)
     node = read.node(loaded.config.node.name) if read else None
-    planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO)
+    found = _candidates(loaded.config, read) if read else ()
+    planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO, candidates=found)
     report.shown = {**_plan(planned), "masquerade": None, "policies": None, "nodeRoutes": None}
     if loaded.config.node_routes is not NodeRoutes.NONE and read is not None:
         report.shown["nodeRoutes"] = _node_routes(loaded.config, node, read)
@@ -115,8 +118,9 @@ class _Read:
         yield Feed(NODE, self.nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, self.nodes)
         if config.masquerade.enabled and config.masquerade.config.config_map is not None:
             yield Feed(CONFIG_MAP, self.config_maps, config.masquerade.config.config_map)
-        if config.policy.enabled:
+        if config.policy.enabled or config.bgp.announces(AdvertisementType.POD_IP):
             yield Feed(POD, self.pods)
+        if config.policy.enabled:
             yield Feed(NAMESPACE, self.namespaces)
             yield Feed(NETWORK_POLICY, self.policies)
 
@@ -140,6 +144,15 @@ def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
     if read.node(config.node.name) is None:
         report.notes.append(f"{status.warning or 'the node cannot be read'}; {left_out}")
     return read
+
+
+def _candidates(config: Config, read: _Read) -> tuple[Candidate, ...]:
+    """What the manifests have to announce besides the node's pod CIDRs."""
+    if not config.bgp.announces(AdvertisementType.POD_IP):
+        return ()
+    from bgpd.hostroutes.hostrouting import HostRouting  # a node that announces no pods' addresses does without
+
+    return HostRouting(config.node.name, read.nodes, read.pods, Store(())).candidates
 
 
 def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:

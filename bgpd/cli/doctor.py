@@ -27,6 +27,7 @@ from bgpd.config.load import Loaded, load
 from bgpd.config.masquerade import Masquerade, SnatAddress
 from bgpd.config.schema import Config, NodeRoutes
 from bgpd.model.fault import FaultsError
+from bgpd.model.prefix import parse_address
 from bgpd.netlink import lookup
 
 OK, WARN, BAD = "ok", "warn", "bad"
@@ -283,6 +284,21 @@ def _daemon(run: Path) -> Iterator[Finding]:
     masquerade = status.get("masquerade")  # a daemon of an earlier release does not tell
     if masquerade is not None and masquerade["document"] is not None:
         yield from _document(masquerade)
+    yield from _host_routes(status.get("hostRoutes") or {"wanted": ()})
+
+
+def _host_routes(host_routes: dict[str, Any]) -> Iterator[Finding]:
+    """Whether what comes for a pod finds it: a fixed address has a route here only if the CNI plugin makes one."""
+    astray = 0
+    for each in host_routes["wanted"]:
+        way = lookup.way_to(parse_address(each["address"]))
+        if way is None or way.gateway is not None:
+            astray += 1
+            where = f"leads back, to {way.gateway} on {way.interface}" if way else "is none"
+            text = f"{each['address']} of {each['pod']} is announced, and the route to it here {where}"
+            yield Finding("hostRoutes", BAD, f"{text}: the CNI plugin must make one to the pod; `ip route get` it")
+    if host_routes["wanted"] and not astray:
+        yield Finding("hostRoutes", OK, f"{len(host_routes['wanted']):,} addresses of pods have routes to them here")
 
 
 def _document(masquerade: dict[str, Any]) -> Iterator[Finding]:

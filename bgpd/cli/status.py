@@ -40,6 +40,7 @@ def render(status: dict[str, Any]) -> str:
         *_masquerade(status.get("masquerade")),
         *_policy(status.get("policy")),
         *_node_routes(status.get("nodeRoutes")),
+        *_host_routes(status.get("hostRoutes")),
         "",
         peers.render(status["peers"]).rstrip("\n"),
     ]
@@ -74,6 +75,15 @@ def _node_routes(node_routes: dict[str, Any] | None) -> list[str]:
     without = node_routes["held"] + node_routes["unreachable"]
     lacking = f"; {without:,} pod CIDRs without" if without else ""
     return [f"node rts  {node_routes['mode']}: {counts}{lacking}"]
+
+
+def _host_routes(host_routes: dict[str, Any] | None) -> list[str]:
+    """A line while they are on: how many addresses are announced one by one, and which are not."""
+    if host_routes is None:  # off, or a daemon of an earlier release
+        return []
+    withheld = brief([f"{each['address']} of {each['pod']}" for each in host_routes["withheld"]])
+    lacking = f"; withheld: {', '.join(withheld)}" if withheld else ""
+    return [f"host rts  {len(host_routes['wanted']):,} wanted{lacking}"]
 
 
 def _error(source: dict[str, Any]) -> str:

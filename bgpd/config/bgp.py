@@ -192,7 +192,7 @@ class Advertisement(Section):
     """Something that is announced, to whom, and how."""
 
     advertisement_type: Annotated[
-        AdvertisementType, one_of(AdvertisementType, later=("Service", "PodIP", "EgressIP"))
+        AdvertisementType, one_of(AdvertisementType, later=("Service", "EgressIP"))
     ]
 
     peers: Annotated[tuple[Annotated[str, PEER_NAME], ...] | None, NOT_EMPTY, DISTINCT] = None
@@ -282,3 +282,7 @@ class Bgp(Section):
 
     health: Annotated[tuple[HealthCheck, ...], DISTINCT_NAMES] = ()
     """While one of these fails, everything is withdrawn. None by default: what must work differs by CNI."""
+
+    def announces(self, kind: AdvertisementType) -> bool:
+        """To anybody."""
+        return any(entry.advertisement_type is kind for entry in self.advertisements)

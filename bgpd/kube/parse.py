@@ -18,7 +18,7 @@ import msgspec
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.fault import FieldFault, FieldPath, dotted
 from bgpd.model.node import Node
-from bgpd.model.pod import AUDIT, NAME_LABEL, ContainerPort, Namespace, Pod
+from bgpd.model.pod import AUDIT, HOST_ROUTE, NAME_LABEL, ContainerPort, Namespace, Pod
 from bgpd.model.policy import Protocol
 from bgpd.model.prefix import Address, Prefix, PrefixError, family_of, parse_address, parse_prefix
 
@@ -87,7 +87,14 @@ class RawConfigMap(RawObject, frozen=True, gc=False):
     data: dict[str, str] | None = None
 
 
+class RawPodAnnotations(msgspec.Struct, frozen=True, gc=False):
+    """Other people's may be long; none of them is kept."""
+
+    host_route: str | None = msgspec.field(default=None, name=HOST_ROUTE)
+
+
 class RawPodMeta(RawMeta, frozen=True, gc=False, rename="camel"):
+    annotations: RawPodAnnotations | None = None
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
 
@@ -218,6 +225,7 @@ def pod_from(raw: RawPod) -> Pod:
     """The Pod with every valid address and each port that has a name; the rest becomes `problems`."""
     spec, status = raw.spec or RawPodSpec(), raw.status or RawPodStatus()
     ips, problems = _pod_ips(status)
+    host_route, unclear = _host_route(raw.metadata.annotations)
     return Pod(
         namespace=raw.metadata.namespace or "default",
         name=raw.metadata.name,
@@ -230,7 +238,8 @@ def pod_from(raw: RawPod) -> Pod:
         created=raw.metadata.creation_timestamp or "",
         terminating=raw.metadata.deletion_timestamp is not None,
         finished=status.phase in ("Succeeded", "Failed"),
-        problems=tuple(f"pod {POD.key(raw)}{problem}" for problem in problems),
+        host_route=host_route,
+        problems=tuple(f"pod {POD.key(raw)}{problem}" for problem in (*problems, *unclear)),
     )
 
 
@@ -319,6 +328,14 @@ def _pod_ips(status: RawPodStatus) -> tuple[tuple[Address, ...], list[str]]:
         except PrefixError as error:
             problems.append(f": {field}: {error}")
     return tuple(kept), problems
+
+
+def _host_route(annotations: RawPodAnnotations | None) -> tuple[bool | None, list[str]]:
+    text = annotations.host_route if annotations else None
+    said = {None: None, "true": True, "false": False}
+    if text in said:
+        return said[text], []
+    return None, [f": metadata.annotations['{HOST_ROUTE}']: found {text!r}; give \"true\" or \"false\""]
 
 
 def _named_ports(spec: RawPodSpec) -> Iterator[ContainerPort]:

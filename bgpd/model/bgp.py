@@ -30,6 +30,7 @@ class AdvertisementType(StrEnum):
     """What is announced."""
 
     POD_CIDR = "PodCIDR"
+    POD_IP = "PodIP"
 
 
 class Secret(str):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bgpd.model.prefix import Address
 
 AUDIT = "bgpd.io/policy-audit"  # the annotation that turns audit mode on: "true"
+HOST_ROUTE = "bgpd.io/host-route"  # the annotation that has a pod's addresses announced: "true", or not: "false"
 NAME_LABEL = "kubernetes.io/metadata.name"  # the API server puts it on every namespace
 
 
@@ -26,6 +27,7 @@ class Pod:
 
     `finished`: every container has ended for good, so that its addresses may be another pod's by now.
     `terminating`: it was told to end; its addresses are its own until it is finished or gone.
+    `host_route` is what the annotation says of announcing its addresses; None: nothing.
     `problems` names whatever in the object could not be used; the rest of it still counts.
     """
 
@@ -40,6 +42,7 @@ class Pod:
     created: str = ""
     terminating: bool = False
     finished: bool = False
+    host_route: bool | None = None
     problems: tuple[str, ...] = ()
 
     @property

@@ -64,6 +64,11 @@ def family_of(value: Address | Prefix) -> str:
     return "ipv4" if value.version == 4 else "ipv6"
 
 
+def host_prefix(address: Address) -> Prefix:
+    """The /32 or /128 of one address."""
+    return ipaddress.ip_network(address)
+
+
 def contains(outer: Prefix, inner: Prefix) -> bool:
     """Whether every address of `inner` lies in `outer`; false across families."""
     if isinstance(outer, IPv4Network):

@@ -21,10 +21,11 @@ from prometheus_client.registry import Collector
 
 from bgpd import __version__
 from bgpd.observe.log import Round
-from bgpd.observe.samples import bgp, cni, masquerade, noderoutes, policy, sources
+from bgpd.observe.samples import bgp, cni, hostroutes, masquerade, noderoutes, policy, sources
 from bgpd.observe.samples.bgp import Peer
 from bgpd.observe.samples.cni import Cni
 from bgpd.observe.samples.family import gauge
+from bgpd.observe.samples.hostroutes import HostRoutes
 from bgpd.observe.samples.masquerade import Masquerade
 from bgpd.observe.samples.noderoutes import NodeRoutes
 from bgpd.observe.samples.policy import Policy
@@ -71,7 +72,7 @@ class RequestDone:
 class Snapshot:
     """Everything that is rather than happens. `config_loaded_at`: Unix seconds of the last good load.
 
-    `masquerade`, `policy`, `cni`, `node_routes` None: it is off. `bfd_connected` None: no peer has BFD.
+    `masquerade` to `host_routes` None: it is off. `bfd_connected` None: no peer has BFD.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -87,6 +88,7 @@ class Snapshot:
     policy: Policy | None = None
     cni: Cni | None = None
     node_routes: NodeRoutes | None = None
+    host_routes: HostRoutes | None = None
 
 
 class Metrics:
@@ -220,6 +222,7 @@ class _State(Collector):
         yield from policy.samples(snapshot.policy)
         yield from cni.samples(snapshot.cni)
         yield from noderoutes.samples(snapshot.node_routes)
+        yield from hostroutes.samples(snapshot.host_routes)
 
     def describe(self) -> Iterator[Family]:
         """The names, so that the registry refuses a second definition."""

@@ -27,6 +27,7 @@ from bgpd.cli.main import COMMANDS
 from bgpd.observe.metrics import Metrics, Objects, Snapshot
 from bgpd.observe.samples.bgp import Peer
 from bgpd.observe.samples.cni import Cni
+from bgpd.observe.samples.hostroutes import HostRoutes
 from bgpd.observe.samples.masquerade import Masquerade
 from bgpd.observe.samples.noderoutes import NodeRoutes
 from bgpd.observe.samples.policy import Policy
@@ -61,6 +62,7 @@ EVERYTHING = Snapshot(
         entries=lambda: {"policy_peers": 1},
         packets=lambda: {"allowed": 1},
     ),
+    host_routes=HostRoutes({"ipv4": 1}, {"conflict": 1}),
     node_routes=NodeRoutes({("ipv4", "vxlan"): 3}, held=0, unreachable=0, in_force=True),
     cni=Cni(lambda: 1, lambda: 0, lambda: True),
 )

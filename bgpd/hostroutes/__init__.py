@@ -1,0 +1,1 @@
+"""Host routes: addresses of single pods of this node, announced one by one."""
