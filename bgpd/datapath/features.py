@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import mmap
+import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -50,7 +52,13 @@ def probe(directory: Path, *, programs: bool = True) -> Iterator[Fact]:
 
 def can_tell_netns() -> bool:
     """Whether a program at an interface is told which network namespace a packet was sent in: Linux 6.15."""
-    return bool(libbpf.library().libbpf_probe_bpf_helper(SCHED_CLS, GET_NETNS_COOKIE, None) == 1)
+    call, end = struct.pack("=BBhi", 0x85, 0, 0, GET_NETNS_COOKIE), struct.pack("=BBhi", 0x95, 0, 0, 0)
+    # libbpf_probe_bpf_helper says yes on Linux 6.12: libbpf 1.1 does not know the words that this one refuses with
+    program = libbpf.library().bpf_prog_load(SCHED_CLS, b"bgpd_probe", b"Apache-2.0", call + end, 2, None)
+    if program < 0:
+        return False
+    os.close(program)
+    return True
 
 
 def _bpffs(directory: Path) -> Fact:
