@@ -7,13 +7,12 @@ have a log of their own (`observe.log`); nothing here changes anything.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bgpd.bgp import flaps, view
 from bgpd.bgp.health import Health
 from bgpd.bgp.plan import Drain
-from bgpd.config.bgp import Bgp
 from bgpd.console import ConfigState, Pending
 from bgpd.kube.feed import SourceState, SourceStatus
 from bgpd.model.bfd import BfdState, State
@@ -22,6 +21,7 @@ from bgpd.model.brief import brief
 from bgpd.model.fault import Fault
 from bgpd.model.masq import Reading
 from bgpd.model.node import Node
+from bgpd.model.prefix import Address
 from bgpd.observe import log
 
 
@@ -38,10 +38,10 @@ class Chronicle:
         self._session_log = flaps.SessionLog()
         self._bfd = BfdState(reason="")
 
-    def sessions(self, bgp: Bgp, now: SpeakerState) -> None:
+    def sessions(self, names: Mapping[Address, str], now: SpeakerState) -> None:
         """A line for each session that came or went, unless it flaps, and one when the speaker did."""
         before, self._sessions = self._sessions, now
-        self.flaps(view.transitions(bgp, before, self._sessions, time.monotonic()))
+        self.flaps(view.transitions(names, before, self._sessions, time.monotonic()))
         if before.connected != self._sessions.connected:
             tell = self._log.info if self._sessions.connected else self._log.warning
             reason = {"reason": self._sessions.reason} if self._sessions.reason else {}

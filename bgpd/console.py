@@ -296,7 +296,7 @@ class Console:
 
     async def _routes(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
         routing, peer = self.routing, arguments.get("peer")
-        names = [entry.name for entry in self._loaded.config.bgp.peers]
+        names = [place.name for place in routing.plan.places]
         if peer is not None and peer not in names:
             raise ControlError(f"no peer {peer!r}; configured are {', '.join(names)}", 2)
         state = routing.speaker.state.newest.value
@@ -349,7 +349,6 @@ class Console:
     def peer_rows(self) -> list[dict[str, Any]]:
         routing = self.routing
         return view.peers(
-            self._loaded.config.bgp,
             routing.plan,
             routing.speaker.state.newest.value,
             routing.routes.have,

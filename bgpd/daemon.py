@@ -2,8 +2,8 @@
 
     source (API server or manifests) ──► nodes ─┐
     bgpd.yaml (SIGHUP, `bgpd reload`) ► config ─┼─► Routing: plan ─► diff ─► ExaBGP, through its bridge
-    `bgpd drain` / `undrain` ────────► drain  ──┘    │   ▲                       │
-                                                     │   └── sessions, adj-rib-out (read back)
+    `bgpd drain` / `undrain` ────────► drain  ──┤    │   ▲                       │
+    kernel (routers, default routes) ► uplinks ─┘    │   └── sessions, adj-rib-out (read back)
                                                      └─► Bfd ─► BIRD; what falls there ends its session
 
 The same sources feed the parts that not every node has, each with reconcilers of its own (see `parts`): masquerade
@@ -28,8 +28,10 @@ from bgpd import __version__, gauges
 from bgpd.bgp import launch
 from bgpd.bgp.bfd import Bfd
 from bgpd.bgp.bird import BirdFiles
+from bgpd.bgp.discovery import Discovery
 from bgpd.bgp.drain import Drainer
 from bgpd.bgp.health import Health, Prober
+from bgpd.bgp.places import by_address
 from bgpd.bgp.plan import Drain
 from bgpd.bgp.routing import Inputs, Routing
 from bgpd.bgp.speaker import Speaker
@@ -44,6 +46,7 @@ from bgpd.kube.sources import Source, api_server, api_source, manifest_source, r
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
+from bgpd.model.uplink import NO_UPLINKS
 from bgpd.observe import log
 from bgpd.observe.control import ControlServer
 from bgpd.observe.health import Readiness
@@ -139,8 +142,8 @@ class Daemon:
     async def _build(self, config: Config, files: launch.SpeakerFiles) -> tuple[Console, Tasks]:
         """Every part, and who feeds whom; the tasks are not started yet."""
         cluster = Cluster.empty()
-        candidates = tuple(cluster.candidates(config))
-        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()), candidates)
+        found = Store(NO_UPLINKS), tuple(cluster.candidates(config))
+        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()), *found)
         inputs.config.publish(self.loaded)
         drainer = Drainer(inputs.drain, config.paths.state / "drain")
         header = launch.header(files, config.bgp.end_of_rib_timeout_seconds)
@@ -170,6 +173,7 @@ class Daemon:
             "routing": routing.run(),
             "bfd": bfd.run(),
             "health": Prober(config.bgp.health, inputs.health).run(),
+            "discovery": Discovery(inputs.config, inputs.uplinks).run(),
             "heartbeat": self._beat(console),
             "watchdog": watchdog(self.notifier, lambda: True),
         }
@@ -240,8 +244,8 @@ class Daemon:
         inputs.nodes.on_change(lambda: loop.call_soon(lambda: tell.node(routing.node_name, routing.node)))
         inputs.drain.on_change(lambda: tell.drain(inputs.drain.newest.value))
         inputs.health.on_change(lambda: tell.health(inputs.health.newest.value))
-        config, sessions = inputs.config, routing.speaker.state
-        sessions.on_change(lambda: tell.sessions(config.newest.value.config.bgp, sessions.newest.value))
+        sessions = routing.speaker.state
+        sessions.on_change(lambda: tell.sessions(by_address(routing.plan.places), sessions.newest.value))
         source.status.on_change(lambda: tell.source(source.status.newest.value))
         bfd.state.on_change(lambda: tell.bfd(bfd.state.newest.value))
         if masquerading is not None:

@@ -23,7 +23,7 @@ from bgpd.model.prefix import Address, parse_address
 PROTOCOL = "bgpd"
 LOG_BYTES = 65536  # then BIRD starts a new one and keeps the one before
 _NEIGHBOR = re.compile(
-    r"^  neighbor (?P<peer>\S+) local (?P<local>\S+)(?P<multihop> multihop)?;"
+    r'^  neighbor (?P<peer>\S+)(?: dev "(?P<interface>\S+)")? local (?P<local>\S+)(?P<multihop> multihop)?;'
     r"  # (?P<name>\S+) (?P<transmit>\d+) (?P<receive>\d+) (?P<multiplier>\d+)$",
     re.MULTILINE,
 )
@@ -65,6 +65,7 @@ def wanted_of(text: str) -> dict[str, Wanted]:
             parse_address(found["local"]),
             found["multihop"] is not None,
             Timers(int(found["transmit"]), int(found["receive"]), int(found["multiplier"])),
+            found["interface"] or "",
         )
         for found in _NEIGHBOR.finditer(text)
     }
@@ -133,7 +134,8 @@ def _neighbors(wanted: Mapping[str, Wanted]) -> Iterator[str]:
     for name, entry in wanted.items():
         kind = " multihop" if entry.multihop else ""
         timers = f"{entry.timers.transmit_ms} {entry.timers.receive_ms} {entry.timers.multiplier}"
-        yield f"neighbor {entry.peer_address} local {entry.local_address}{kind};  # {name} {timers}"
+        device = f' dev "{entry.interface}"' if entry.interface else ""
+        yield f"neighbor {entry.peer_address}{device} local {entry.local_address}{kind};  # {name} {timers}"
 
 
 def _ms(seconds: str) -> int:

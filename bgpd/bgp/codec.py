@@ -15,6 +15,7 @@ from typing import Any
 from bgpd.model.bgp import ASN, EndOfRibKey, Family, Path, RouteKey, Session
 from bgpd.model.prefix import Address, Prefix, parse_address, parse_prefix
 
+_EXTENDED = "ipv4 unicast ipv6"  # RFC 8950, as ExaBGP writes it
 BATCH = 48  # ExaBGP takes 50 steps of a command at a turn, one a prefix, and may sleep between two turns
 
 # ExaBGP prints these by name and takes either form (IANA, BGP Well-known Communities)
@@ -94,6 +95,8 @@ def session(memory: Mapping[str, Any], now: float) -> tuple[Address, Session]:
         end_of_rib=_families(memory["eor"]),
         hold_time_s=negotiated.get("hold_time"),
         families=tuple(sorted(_families(negotiated.get("families", ())))),
+        # a bridge that lost its memory does not know; then what is configured is taken to be negotiated too
+        extended_next_hop=_EXTENDED in negotiated.get("nexthop", (_EXTENDED,)),
     )
 
 

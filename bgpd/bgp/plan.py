@@ -1,8 +1,9 @@
 """Decides which sessions this node keeps and what it announces on each of them. Pure.
 
-Input: the configuration, the node as Kubernetes describes it, candidates besides its pod CIDRs, where a drain
-stands. Output: the neighbors to configure and the routes to announce, each with the reason when something asked
-for is refused. It knows nothing of ExaBGP and nothing of the present state of a session.
+Input: the configuration, the node as Kubernetes describes it, candidates besides its pod CIDRs, where peers are
+that are not given by address (`places`), where a drain stands. Output: the neighbors to configure and the routes to
+announce, each with the reason when something asked for is refused. It knows nothing of ExaBGP and nothing of the
+present state of a session.
 
 Advertised are the node's own pod CIDRs, all of them, v4 and v6 (`Node.spec.podCIDRs`), and the candidates that an
 advertisement means. Whether a candidate is fit to be announced has been decided before. The *export brake* has the
@@ -19,12 +20,14 @@ from ipaddress import IPv4Address
 from types import MappingProxyType
 
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
+from bgpd.bgp.places import Place, places
 from bgpd.config.bgp import Advertisement, Attributes, Bgp, Peer
 from bgpd.model.bfd import Wanted
 from bgpd.model.bgp import AdvertisementType, Family, LocalEnd, Neighbor, Path, RouteKey, Secret
 from bgpd.model.candidate import Candidate
 from bgpd.model.node import Node
 from bgpd.model.prefix import Address, Prefix, contains, sort_key
+from bgpd.model.uplink import NO_UPLINKS, Uplinks
 
 NOTHING_LOADED: Mapping[str, LocalEnd] = MappingProxyType({})
 UNKNOWN_NODE = "Kubernetes has not shown this node yet"
@@ -41,15 +44,19 @@ class Drain(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BgpPlan:
-    """`refused`, `withheld`, `unsuited` and `idle_peers` hold, by object, the reason an operator reads.
+    """`refused`, `withheld`, `unsuited`, `idle_peers` and `unplaced` hold, by object, the reason an operator reads.
 
+    Idle are the peers that this node has no session with. Unplaced are those that it should have one with, and nobody
+    knows yet where they are. `places` are all of them, in the order of the configuration.
     Refused is what somebody asked for and does not get. Withheld is what is not fit to be announced now, as when a
     service has no endpoint here: nothing is wrong. Unsuited is what a peer was never meant to get: it takes no
     routes of that family. `remarks` are on routes that are announced all the same.
     """
 
+    places: Sequence[Place]
     neighbors: Mapping[str, Neighbor]
     idle_peers: Mapping[str, str]
+    unplaced: Mapping[str, str]
     routes: Mapping[RouteKey, Path]
     refused: Mapping[RouteKey, str]
     withheld: Mapping[RouteKey, str]
@@ -65,6 +72,7 @@ def plan(
     unhealthy: str = "",
     loaded: Mapping[str, LocalEnd] = NOTHING_LOADED,
     candidates: Sequence[Candidate] = (),
+    uplinks: Uplinks = NO_UPLINKS,
 ) -> BgpPlan:
     """The whole wanted state of BGP. `node` None: Kubernetes has not shown such a node.
 
@@ -72,42 +80,62 @@ def plan(
     session that the speaker has: while the node is not known, or shows no address of the family, these stay as
     they are, because they carry what is announced, and the withdrawals if the node does not come back.
     """
-    neighbors: dict[str, Neighbor] = {}
-    idle: dict[str, str] = {}
-    for peer in bgp.peers:
-        resolved = _neighbor(bgp, peer, passwords.get(peer.name), node, loaded.get(peer.name))
-        if isinstance(resolved, Neighbor):
-            neighbors[peer.name] = resolved
-        else:
-            idle[peer.name] = resolved
+    found = _Sessions(places(bgp.peers, uplinks))
+    for place in found.places:
+        found.add(place, _neighbor(bgp, place, passwords.get(place.peer.name), node, loaded.get(place.name)))
     silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy
     offers = sorted((*_pod_cidrs(node), *candidates), key=lambda offer: sort_key(offer.prefix))
-    found = _Routes(_brake(bgp, [offer.prefix for offer in offers if not offer.withheld]), silent, node, drain)
-    for peer in bgp.peers:
-        if peer.name in neighbors:
-            found.add(peer, neighbors[peer.name], _advertised(bgp, peer.name, offers))
-    return found.plan(neighbors, idle)
+    braked = _brake(bgp, found.places, [offer.prefix for offer in offers if not offer.withheld])
+    routes = _Routes(braked, silent, node, drain)
+    for place in found.places:
+        if place.name in found.neighbors:
+            routes.add(place.peer, found.neighbors[place.name], _advertised(bgp, place.peer.name, offers))
+    return routes.plan(found)
 
 
 # --- sessions ---------------------------------------------------------------------------------------------
 
 
+@dataclass(slots=True)
+class _Sessions:
+    """Sorts the peers into those that have a session and, by reason, those that have not."""
+
+    places: Sequence[Place]
+    neighbors: dict[str, Neighbor] = field(default_factory=dict)
+    idle: dict[str, str] = field(default_factory=dict)
+    unplaced: dict[str, str] = field(default_factory=dict)
+
+    def add(self, place: Place, resolved: Neighbor | str | None) -> None:
+        if isinstance(resolved, Neighbor):
+            self.neighbors[place.name] = resolved
+        elif resolved is None:
+            self.unplaced[place.name] = place.why
+        else:
+            self.idle[place.name] = resolved
+
+
 def _neighbor(
-    bgp: Bgp, peer: Peer, password: Secret | None, node: Node | None, kept: LocalEnd | None
-) -> Neighbor | str:
-    """The session with every default resolved, or why it cannot be configured on this node."""
-    version = peer.peer_address.version
-    if kept is not None and kept.address.version != version:
-        kept = None  # the peer has moved to the other family since
+    bgp: Bgp, place: Place, password: Secret | None, node: Node | None, kept: LocalEnd | None
+) -> Neighbor | str | None:
+    """The session with every default resolved, or why it cannot be configured on this node. None: it has no place."""
+    peer = place.peer
     if peer.node_selector is not None:
         if node is None and kept is None:
             return f"waits for the node's labels: nodeSelector is set and {UNKNOWN_NODE}"
         if node is not None and not peer.node_selector.matches(node.labels):
             return "nodeSelector does not match this node's labels"
+    if place.address is None:
+        return None
+    version = place.address.version
+    if kept is not None and kept.address.version != version:
+        kept = None  # the peer has moved to the other family since
     shown = UNKNOWN_NODE if node is None else "the node shows no IPv{} InternalIP"
-    local_address = peer.local_address or _node_address(node, version) or (kept.address if kept else None)
+    local_address = peer.local_address or place.local
+    if local_address is None and not place.interface:
+        local_address = _node_address(node, version) or (kept.address if kept else None)
     if local_address is None:
-        return f"no local address: {shown.format(version)}; set localAddress"
+        on_link = f"{place.interface} has no link-local address"
+        return f"no local address: {on_link if place.interface else shown.format(version) + '; set localAddress'}"
     router_id = bgp.router_id or _node_address(node, 4) or (kept.router_id if kept else None)
     if router_id is None and isinstance(local_address, IPv4Address):
         router_id = local_address
@@ -115,8 +143,9 @@ def _neighbor(
         return f"no router id: {shown.format(4)}; set bgp.routerID"
     restart = peer.graceful_restart
     return Neighbor(
-        name=peer.name,
-        peer_address=peer.peer_address,
+        name=place.name,
+        peer_address=place.address,
+        interface=place.interface,
         peer_asn=peer.peer_asn,
         local_asn=peer.local_asn or bgp.local_asn,
         local_address=local_address,
@@ -124,20 +153,21 @@ def _neighbor(
         peer_port=peer.peer_port,
         listen_port=bgp.listen_port or None,
         passive=peer.passive,
-        families=tuple(sorted(peer.families)),
+        families=tuple(sorted(peer.families or (Family.of(place.address),))),
         hold_time_s=peer.timers.hold_time_seconds,
         restart_time_s=restart.restart_time_seconds if restart.enabled else None,
         ttl_security=peer.ttl_security,
         multihop=peer.ebgp_multihop,
         password=password,
-        bfd=_bfd(bgp, peer, local_address),
+        extended_next_hop=peer.extended_next_hop,
+        bfd=_bfd(bgp, peer, place.address, local_address, place.interface),
     )
 
 
-def _bfd(bgp: Bgp, peer: Peer, local_address: Address) -> Wanted | None:
+def _bfd(bgp: Bgp, peer: Peer, address: Address, local_address: Address, interface: str) -> Wanted | None:
     if peer.bfd is None:
         return None
-    return Wanted(peer.peer_address, local_address, peer.bfd_is_multihop(bgp.local_asn), peer.bfd.timers)
+    return Wanted(address, local_address, peer.bfd_is_multihop(bgp.local_asn), peer.bfd.timers, interface)
 
 
 def _node_address(node: Node | None, version: int) -> Address | None:
@@ -177,9 +207,9 @@ class _Routes:
     def add(self, peer: Peer, neighbor: Neighbor, offers: Iterable[tuple[Candidate, Advertisement]]) -> None:
         """Several may have one prefix: the first of them that may be announced is."""
         for offer, advertisement in offers:
-            key = RouteKey(peer.name, offer.prefix)
+            key = RouteKey(neighbor.name, offer.prefix)
             if Family.of(offer.prefix) not in neighbor.families:
-                self.unsuited[key] = f"{peer.name} has no {Family.of(offer.prefix).value} in families"
+                self.unsuited[key] = f"{neighbor.name} has no {Family.of(offer.prefix).value} in families"
             elif key in self.routes:
                 continue
             elif offer.withheld:
@@ -194,11 +224,21 @@ class _Routes:
                 else:
                     self.refused.setdefault(key, verdict)
 
-    def plan(self, neighbors: Mapping[str, Neighbor], idle: Mapping[str, str]) -> BgpPlan:
+    def plan(self, sessions: _Sessions) -> BgpPlan:
         refused = {key: why for key, why in self.refused.items() if key not in self.routes}
         settled = self.routes.keys() | refused.keys()
         withheld = {key: why for key, why in self.withheld.items() if key not in settled}
-        return BgpPlan(neighbors, idle, self.routes, refused, withheld, self.unsuited, self.remarks)
+        return BgpPlan(
+            sessions.places,
+            sessions.neighbors,
+            sessions.idle,
+            sessions.unplaced,
+            self.routes,
+            refused,
+            withheld,
+            self.unsuited,
+            self.remarks,
+        )
 
 
 def _path(
@@ -207,19 +247,25 @@ def _path(
     """What to announce about one prefix, or why not."""
     next_hop = _next_hop(peer, neighbor, offer.prefix, node)
     if next_hop is None:
-        version = offer.prefix.version
+        version = 6 if neighbor.extended_next_hop else offer.prefix.version
         return f"no IPv{version} next hop: set nextHop.ipv{version} or give the node an IPv{version} InternalIP"
     return _with_attributes(next_hop, neighbor, advertisement.attributes, offer, drain)
 
 
 def _next_hop(peer: Peer, neighbor: Neighbor, prefix: Prefix, node: Node | None) -> Address | None:
-    """Configured, else the session's own address, else the node's address of that family."""
-    configured = peer.next_hop.ipv4 if prefix.version == 4 else peer.next_hop.ipv6
+    """Configured, else the session's own address, else the node's address of that family.
+
+    With extendedNextHop IPv4 prefixes have the next hop of IPv6 ones, unless an IPv4 one is configured.
+    """
+    version = prefix.version
+    if version == 4 and peer.next_hop.ipv4 is None and neighbor.extended_next_hop:
+        version = 6
+    configured = peer.next_hop.ipv4 if version == 4 else peer.next_hop.ipv6
     if configured is not None:
         return configured
-    if neighbor.local_address.version == prefix.version:
+    if neighbor.local_address.version == version:
         return neighbor.local_address
-    return _node_address(node, prefix.version)
+    return _node_address(node, version)
 
 
 def _with_attributes(
@@ -247,10 +293,10 @@ def _with_attributes(
     )
 
 
-def _brake(bgp: Bgp, prefixes: Sequence[Prefix]) -> dict[Prefix, str]:
+def _brake(bgp: Bgp, found: Sequence[Place], prefixes: Sequence[Prefix]) -> dict[Prefix, str]:
     """The prefixes that must not be announced to anybody, and why. Peers that are idle here count too."""
     braked: dict[Prefix, str] = {}
-    peers = sorted((peer.name, peer.peer_address) for peer in bgp.peers)
+    peers = sorted((place.name, place.address) for place in found if place.address is not None)
     passed = 0
     for prefix in sorted(set(prefixes), key=sort_key):
         reason = _brake_one(bgp, peers, prefix)

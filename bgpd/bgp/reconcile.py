@@ -31,7 +31,6 @@ from bgpd.model.bgp import (
     AnnouncementKey,
     EndOfRib,
     EndOfRibKey,
-    Family,
     LocalEnd,
     Neighbor,
     Path,
@@ -65,12 +64,14 @@ def announcements(
 ) -> dict[AnnouncementKey, Announcement]:
     """What the sessions that are up should carry: their routes and, once those are `complete`, End-of-RIB."""
     up = {name for name, neighbor in neighbors.items() if is_up(state, neighbor.peer_address)}
-    families = {name: state.sessions[neighbors[name].peer_address].families for name in up}
+    sessions = {name: state.sessions[neighbors[name].peer_address] for name in up}
     want: dict[AnnouncementKey, Announcement] = {
-        key: path for key, path in routes.items() if Family.of(key.prefix) in families.get(key.peer, ())
+        key: path
+        for key, path in routes.items()
+        if key.peer in sessions and sessions[key.peer].takes(key.prefix, path.next_hop)
     }
     if complete:
-        want |= {EndOfRibKey(name, family): EndOfRib() for name in up for family in families[name]}
+        want |= {EndOfRibKey(name, family): EndOfRib() for name in up for family in sessions[name].families}
     return want
 
 

@@ -86,6 +86,7 @@ def _settings(neighbor: Neighbor) -> list[str]:
     lines = [
         f"router-id {neighbor.router_id};",
         f"local-address {neighbor.local_address};",
+        *([f"source-interface {neighbor.interface};"] if neighbor.interface else []),
         f"local-as {neighbor.local_asn};",
         f"peer-as {neighbor.peer_asn};",
         f"hold-time {neighbor.hold_time_s};",
@@ -117,7 +118,9 @@ def _nested(neighbor: Neighbor) -> list[str]:
         "  asn4 enable;",
         "  route-refresh enable;",
         f"  graceful-restart {restart};",
+        *(["  nexthop enable;"] if neighbor.extended_next_hop else []),
         "}",
+        *(["nexthop {", "  ipv4 unicast ipv6;", "}"] if neighbor.extended_next_hop else []),
         "family {",
         *(line[2:] for line in families),
         "}",

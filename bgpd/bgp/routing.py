@@ -27,13 +27,15 @@ from bgpd.config.load import Loaded
 from bgpd.model.bgp import AdvertisementType, Announcement, AnnouncementKey, EndOfRib, EndOfRibKey, RouteKey
 from bgpd.model.candidate import Candidate
 from bgpd.model.node import Node
+from bgpd.model.uplink import Uplinks
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What routing depends on. `nodes` maps names to nodes; only our own is looked at.
+    """What routing depends on. `nodes` maps names to nodes; only our own is looked at. `uplinks` tells where peers
+    are that are not given by address.
 
     `candidates` is what may be announced besides its pod CIDRs, by who finds them.
     """
@@ -42,6 +44,7 @@ class Inputs:
     nodes: Store[Mapping[str, Node]]
     drain: Store[Drain]
     health: Store[Health]
+    uplinks: Store[Uplinks]
     candidates: tuple[Store[tuple[Candidate, ...]], ...] = ()
 
     @property
@@ -112,6 +115,7 @@ class Routing:
                 inputs.health.newest.value.reason,
                 self._local_ends.newest.value,
                 tuple(itertools.chain.from_iterable(store.newest.value for store in inputs.candidates)),
+                inputs.uplinks.newest.value,
             )
         return self._planned[1]
 
@@ -123,7 +127,8 @@ class Routing:
     @property
     def _stores(self) -> tuple[Store[Any], ...]:
         inputs = self._inputs
-        return inputs.config, inputs.nodes, inputs.drain, inputs.health, self._local_ends, *inputs.candidates
+        known = inputs.config, inputs.nodes, inputs.drain, inputs.health, inputs.uplinks, self._local_ends
+        return *known, *inputs.candidates
 
     @property
     def node(self) -> Node | None:
@@ -167,10 +172,12 @@ class Routing:
     def neighbors_known(self) -> bool:
         """Whether the plan names every session that is wanted, so that others may go.
 
-        One whose defaults come from the node must not fall because the node is not known (yet).
+        One whose defaults come from the node must not fall because the node is not known (yet); nor one whose place
+        has to be found (again), because the daemon has just started.
         """
         nodes = self._inputs.nodes.newest
-        return (nodes.synced and self.node_name in nodes.value) or not self.plan.idle_peers
+        placed = not self.plan.unplaced or self._inputs.uplinks.newest.synced
+        return placed and ((nodes.synced and self.node_name in nodes.value) or not self.plan.idle_peers)
 
     def carries_its_routes(self, peer: str) -> bool:
         """Whether this peer's session is up and has everything the plan wants it to have."""
@@ -195,8 +202,7 @@ class Routing:
 
     def _want_sessions(self) -> Desired[str, str]:
         want = {name: render.digest_of(render.block(neighbor)) for name, neighbor in self.plan.neighbors.items()}
-        configured = bool(self._inputs.config.newest.value.config.bgp.peers)
-        return Desired(want, complete=self.neighbors_known, emptied=configured and not want)
+        return Desired(want, complete=self.neighbors_known, emptied=not want and not self.plan.unplaced)
 
     def _want_routes(self) -> Desired[AnnouncementKey, Announcement]:
         nodes, drain, health = self._inputs.nodes.newest, self._inputs.drain.newest, self._inputs.health.newest
@@ -214,7 +220,7 @@ class Routing:
         return Desired(
             want,
             complete=not self.undecided,
-            emptied=not has_routes and not empty and self._has_always_some,
+            emptied=bool(neighbors) and not has_routes and not empty and self._has_always_some,
             at=max(nodes.at, drain.at, health.at, *(store.newest.at for store in self._inputs.candidates)),
         )
 

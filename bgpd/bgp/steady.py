@@ -5,7 +5,8 @@ time ends every session (4/0), and after a step back no keepalive is sent until 
 every peer gives up. A machine without a battery-backed clock, or one resumed from a snapshot, makes such a step
 soon after its start.
 
-When it dials a peer again is put right too, and told in `redial`; what its listening sockets lack, in `gtsm`; what
+When it dials a peer again is put right too, and told in `redial`; what its listening sockets lack, in `gtsm` and
+`scoped`; what
 it does for every command and need not, in `turns`; what it leaves unsaid when BFD went down, in `cease`.
 
 Each goes once ExaBGP does it itself.
@@ -21,14 +22,14 @@ from exabgp.application.main import main
 from exabgp.bgp import timer
 from exabgp.reactor import loop, peer
 
-from bgpd.bgp import cease, gtsm
+from bgpd.bgp import cease, scoped
 from bgpd.bgp.redial import Redial
 from bgpd.bgp.turns import Turns
 
 if __name__ == "__main__":
     timer.time = SimpleNamespace(time=time.monotonic)
     peer.Delay = Redial
-    loop.Listener = gtsm.Listener
+    loop.Listener = scoped.Listener
     loop.ASYNC = Turns
     loop.Peer = cease.Peer
     sys.exit(main())

@@ -11,7 +11,6 @@ from typing import Any
 
 from bgpd.bgp.plan import BgpPlan
 from bgpd.bgp.reconcile import announcement_order, is_up
-from bgpd.config.bgp import Bgp
 from bgpd.model.bfd import BfdState, Down, State
 from bgpd.model.bgp import (
     Announcement,
@@ -24,6 +23,7 @@ from bgpd.model.bgp import (
     SpeakerState,
 )
 from bgpd.model.outcome import Blocked, Retry
+from bgpd.model.prefix import Address
 
 NO_BFD = BfdState()
 BACK_S = 10.0  # a session that only flapped is back by then
@@ -32,7 +32,6 @@ Trouble = Mapping[Any, Retry | Blocked]
 
 
 def peers(
-    bgp: Bgp,
     plan: BgpPlan,
     state: SpeakerState,
     have: Mapping[AnnouncementKey, Announcement],
@@ -40,19 +39,21 @@ def peers(
     now: float,
     bfd: BfdState = NO_BFD,
 ) -> list[dict[str, Any]]:
-    """One row per configured peer, in the order of the configuration. `now` is monotonic seconds."""
+    """One row per peer, in the order of the configuration. `now` is monotonic seconds."""
     rows = []
-    for peer in bgp.peers:
-        row: dict[str, Any] = {"peer": peer.name, "address": str(peer.peer_address), "asn": peer.peer_asn}
-        neighbor = plan.neighbors.get(peer.name)
+    for place in plan.places:
+        row: dict[str, Any] = {"peer": place.name, "address": place.shown, "asn": place.peer.peer_asn}
+        neighbor = plan.neighbors.get(place.name)
         if neighbor is None:
-            rows.append(row | {"state": "idle", "why": plan.idle_peers.get(peer.name, "")})
+            lost = plan.unplaced.get(place.name)
+            idle = {"state": "idle", "why": plan.idle_peers.get(place.name, "")}
+            rows.append(row | (idle if lost is None else {"state": "down", "why": lost}))
             continue
-        row |= _session(neighbor, state, now) | _counts(peer.name, plan, have if state.connected else None)
+        row |= _session(neighbor, state, now) | _counts(place.name, plan, have if state.connected else None)
         row["bfd"] = _bfd(neighbor, bfd) if neighbor.bfd else None
-        change = trouble.get(peer.name)
+        change = trouble.get(place.name)
         pending = f"change pending: {change.reason}" if change is not None else ""
-        row["why"] = "; ".join(filter(None, (_bfd_why(neighbor, bfd), row["why"], pending)))
+        row["why"] = "; ".join(filter(None, (_bfd_why(neighbor, bfd), row["why"], place.remark, pending)))
         rows.append(row)
     return rows
 
@@ -97,12 +98,13 @@ def routes(
     return rows
 
 
-def transitions(bgp: Bgp, before: SpeakerState, after: SpeakerState, now: float) -> list[dict[str, Any]]:
-    """What happened to sessions between two views of the speaker: a log line's fields for each.
+def transitions(
+    names: Mapping[Address, str], before: SpeakerState, after: SpeakerState, now: float
+) -> list[dict[str, Any]]:
+    """What happened to sessions between two views of the speaker: a log line's fields for each. `names` of peers.
 
     A daemon that has just started finds sessions that are up: `for_s` says that this is no news.
     """
-    names = {peer.peer_address: peer.name for peer in bgp.peers}
     happened = []
     for address, session in after.sessions.items():
         earlier = before.sessions.get(address)
@@ -231,6 +233,9 @@ def _why_not(
         return f"session down: {session.reason}" if session and session.reason else "session not established"
     if Family.of(key.prefix) not in state.sessions[neighbor.peer_address].families:
         return f"{key.peer} did not negotiate {Family.of(key.prefix).value}; is the family configured there?"
+    if not state.sessions[neighbor.peer_address].takes(key.prefix, plan.routes[key].next_hop):
+        what = "`capability extended-nexthop` (FRR), `extended next hop on` (BIRD)"
+        return f"{key.peer} takes no IPv6 next hops for IPv4 prefixes (RFC 8950): {what} there, or nextHop.ipv4 here"
     if key in trouble:
         return trouble[key].reason
     if announced != plan.routes[key]:

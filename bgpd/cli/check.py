@@ -1,6 +1,7 @@
 """`bgpd check`: reads the configuration with the daemon's own parser and prints what would come of it.
 
-With a manifest source the node is read too, and the plan is the real one. With the API server the plan is
+With a manifest source the node is read too, and the plan is the real one. Peers that are not given by address are
+looked for on this machine. With the API server the plan is
 shown for a node that is not known: `check` needs no credentials and touches nothing. The masquerade document is
 read where masquerade is on and it can be had: from a file, or from a ConfigMap among the manifests. Pods and policies
 are read where policy is on and they are among the manifests.
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from bgpd.bgp import bird
+from bgpd.bgp import bird, discovery
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.cli.exits import DEGRADED, FINE, USAGE
 from bgpd.cli.output import print_json, table
@@ -76,7 +77,8 @@ def main(options: argparse.Namespace) -> int:
     read = _manifests(loaded, report)
     node = read.node(loaded.config.node.name) if read else None
     found = _candidates(loaded.config, read) if read else ()
-    planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO, candidates=found)
+    uplinks = discovery.now(loaded.config.bgp.peers)
+    planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO, candidates=found, uplinks=uplinks)
     report.shown = {**_plan(planned), "masquerade": None, "policies": None, "nodeRoutes": None}
     if loaded.config.node_routes is not NodeRoutes.NONE and read is not None:
         report.shown["nodeRoutes"] = _node_routes(loaded.config, node, read)
@@ -197,10 +199,11 @@ def _masquerade(
 
 
 def _plan(planned: BgpPlan) -> dict[str, Any]:
+    shown = {place.name: place.shown for place in planned.places}
     neighbors = [
         {
             "peer": neighbor.name,
-            "peerAddress": str(neighbor.peer_address),
+            "peerAddress": shown[neighbor.name],
             "peerASN": neighbor.peer_asn,
             "localAddress": str(neighbor.local_address),
             "localASN": neighbor.local_asn,
@@ -211,7 +214,9 @@ def _plan(planned: BgpPlan) -> dict[str, Any]:
     ]
     return {
         "neighbors": neighbors,
-        "idlePeers": [{"peer": name, "why": why} for name, why in planned.idle_peers.items()],
+        "idlePeers": [
+            {"peer": name, "why": why} for name, why in (*planned.idle_peers.items(), *planned.unplaced.items())
+        ],
         "routes": [
             {"prefix": str(key.prefix), "peer": key.peer, "nextHop": str(path.next_hop)}
             for key, path in planned.routes.items()

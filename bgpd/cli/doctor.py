@@ -17,7 +17,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bgpd.bgp import bird, launch
+from bgpd.bgp import bird, discovery, launch
+from bgpd.bgp.places import places
 from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import by_family, print_json, table
@@ -209,29 +210,36 @@ def _directories(run: Path, loaded: Loaded | None) -> Iterator[Finding]:
 
 def _peers(loaded: Loaded) -> Iterator[Finding]:
     here = lookup.addresses()
+    bgp = loaded.config.bgp
     if any(peer.name in loaded.passwords for peer in loaded.config.bgp.peers):
         works = lookup.md5_works()
         text = "TCP MD5 signatures work" if works else "this kernel refuses TCP_MD5SIG (CONFIG_TCP_MD5SIG, FIPS)"
         yield Finding("md5", OK if works else BAD, text)
-    for peer in loaded.config.bgp.peers:
-        what = f"peer {peer.name}"
+    for place in places(bgp.peers, discovery.now(bgp.peers)):
+        what, peer = f"peer {place.name}", place.peer
+        if place.address is None:
+            yield Finding(what, BAD, place.why)
+            continue
+        if place.interface:
+            yield Finding(what, OK, f"{place.address} is on {place.interface}, where we are {place.local}")
+            continue
         if peer.local_address is not None and peer.local_address not in here:
             yield Finding(what, BAD, f"localAddress {peer.local_address} is not on this node; see `ip address`")
             continue
-        way = lookup.way_to(peer.peer_address, peer.local_address)
+        way = lookup.way_to(place.address, peer.local_address)
         if way is None:
-            yield Finding(what, BAD, f"no route to {peer.peer_address}; see `ip route get {peer.peer_address}`")
+            yield Finding(what, BAD, f"no route to {place.address}; see `ip route get {place.address}`")
             continue
         via = f"via {way.gateway} on {way.interface}" if way.gateway else f"on {way.interface}"
-        external = peer.peer_asn != (peer.local_asn or loaded.config.bgp.local_asn)
+        external = peer.peer_asn != (peer.local_asn or bgp.local_asn)
         if way.gateway and external and peer.ebgp_multihop is None:
-            text = f"{peer.peer_address} is {via}: an external peer behind a router needs ebgpMultihop, there too"
+            text = f"{place.address} is {via}: an external peer behind a router needs ebgpMultihop, there too"
             yield Finding(what, WARN, text)
         elif way.gateway and peer.ttl_security:
-            text = f"{peer.peer_address} is {via}: ttlSecurity accepts directly connected peers only"
+            text = f"{place.address} is {via}: ttlSecurity accepts directly connected peers only"
             yield Finding(what, BAD, text)
         else:
-            yield Finding(what, OK, f"{peer.peer_address} is {via}")
+            yield Finding(what, OK, f"{place.address} is {via}")
 
 
 def _bfd(config: Config) -> Iterator[Finding]:
@@ -245,7 +253,9 @@ def _bfd(config: Config) -> Iterator[Finding]:
     else:
         yield Finding("bfd", OK, f"{program} runs, with its socket at {socket}")
     for peer in config.bgp.peers:
-        way = lookup.way_to(peer.peer_address, peer.local_address) if peer.bfd else None
+        if peer.bfd is None or peer.peer_address is None:
+            continue  # one that is found is on our own link
+        way = lookup.way_to(peer.peer_address, peer.local_address)
         if way is None:
             continue
         multihop = peer.bfd_is_multihop(config.bgp.local_asn)

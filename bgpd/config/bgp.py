@@ -5,6 +5,7 @@ Whether a single value is acceptable is decided in `field`; whether the values f
 
 from __future__ import annotations
 
+import contextlib
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -21,6 +22,7 @@ from bgpd.config.field import (
     DISTINCT_NAMES,
     ENDPOINT,
     HTTP_URL,
+    INTERFACE,
     IPV4,
     IPV6,
     LARGE_COMMUNITY,
@@ -94,7 +96,7 @@ class Bfd(Section):
 
     multihop: Annotated[bool | None, BOOLEAN] = None
     """RFC 5883 (UDP port 4784) instead of RFC 5881 (3784); both ends must agree. None: as for BGP itself, so
-    multihop where ebgpMultihop is given, and on iBGP unless ttlSecurity is set."""
+    multihop where ebgpMultihop is given, and on iBGP with a peerAddress unless ttlSecurity is set."""
 
     @property
     def timers(self) -> BfdTimers:
@@ -103,13 +105,55 @@ class Bfd(Section):
         return BfdTimers(*interval_ms, self.detect_multiplier)
 
 
+class GatewayFamily(StrEnum):
+    """The default routes of one family, by the family of their gateways."""
+
+    IPV4 = "ipv4"
+    IPV6 = "ipv6"
+
+    @classmethod
+    def of(cls, gateway: Address) -> GatewayFamily:
+        return cls.IPV4 if gateway.version == 4 else cls.IPV6
+
+    @property
+    def words(self) -> str:
+        return "IPv4" if self is GatewayFamily.IPV4 else "IPv6"
+
+
+class DiscoveryMode(StrEnum):
+    """How peers are found that are not named."""
+
+    DEFAULT_GATEWAY = "DefaultGateway"
+
+
+class DefaultGateway(Section):
+    """Which default routes count."""
+
+    address_family: Annotated[GatewayFamily | None, one_of(GatewayFamily)] = None
+    """None: both families."""
+
+
+class AutoDiscovery(Section):
+    """A peer for each gateway of a default route in the main table, multipath ones included. As Cilium has it, which
+    takes one gateway only."""
+
+    mode: Annotated[DiscoveryMode, one_of(DiscoveryMode)]
+    default_gateway: DefaultGateway = DefaultGateway()
+
+
 class Peer(Section):
-    """One BGP neighbor, as a rule a ToR switch."""
+    """One BGP neighbor, as a rule a ToR switch. It is at peerAddress, behind interface, or found by autoDiscovery."""
 
     name: Annotated[str, PEER_NAME]
-    """Ours, for advertisements, commands and metrics."""
+    """Ours, for advertisements, commands and metrics. Of peers that are discovered, the beginning of their names."""
 
-    peer_address: Annotated[Address, ADDRESS]
+    peer_address: Annotated[Address | None, ADDRESS] = None
+
+    interface: Annotated[str | None, INTERFACE] = None
+    """Unnumbered: the one router on this link, at its link-local address, which its router advertisements tell."""
+
+    auto_discovery: Annotated[AutoDiscovery | None, PRESENT] = None
+    """A session with each router that this describes. What else is given here is meant for all of them."""
 
     peer_asn: Annotated[ASN, ASN_NUMBER]
     """The same as ours makes the session iBGP."""
@@ -123,8 +167,13 @@ class Peer(Section):
     local_address: Annotated[Address | None, ADDRESS] = None
     """The source address of the session. None: the node's InternalIP of the peer's family."""
 
-    families: Annotated[tuple[Annotated[Family, one_of(Family)], ...], NOT_EMPTY, DISTINCT]
-    """Default: the family of peerAddress, for which the session's own address is a next hop."""
+    families: Annotated[tuple[Annotated[Family, one_of(Family)], ...], NOT_EMPTY, DISTINCT] = ()
+    """Default: the family of the peer's address, for which the session's own address is a next hop; with interface
+    both. Empty here: the address is found later."""
+
+    extended_next_hop: Annotated[bool, BOOLEAN] = False
+    """RFC 8950: IPv4 prefixes are announced with the IPv6 next hop. Default: with interface, where nothing says that
+    the link has IPv4 addresses; elsewhere no, because both sides must agree on it."""
 
     next_hop: NextHop = NextHop()
 
@@ -151,20 +200,29 @@ class Peer(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_families(cls, data: Any) -> Any:
+    def _defaults(cls, data: Any) -> Any:
+        """Those that depend on where the peer is."""
         data = {} if data is None else data
-        if not isinstance(data, dict) or "families" in data:
+        if not isinstance(data, dict):
             return data
-        try:
-            family = Family.of(parse_address(str(data.get("peerAddress"))))
-        except PrefixError:
-            family = Family.IPV4  # the address has a fault of its own
-        return data | {"families": [family.value]}
+        if "interface" in data:
+            return {"families": [family.value for family in Family], "extendedNextHop": True} | data
+        with contextlib.suppress(PrefixError):  # the address has a fault of its own
+            return {"families": [Family.of(parse_address(str(data.get("peerAddress")))).value]} | data
+        return data
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Peer:
+        if sum(place is not None for place in (self.peer_address, self.interface, self.auto_discovery)) != 1:
+            raise ValueError("give exactly one of 'peerAddress', 'interface' and 'autoDiscovery'")
+        return self
 
     def bfd_is_multihop(self, local_asn: int) -> bool:
         """Which kind of BFD is meant for this peer; `local_asn` is bgp.localASN."""
         if self.bfd is not None and self.bfd.multihop is not None:
             return self.bfd.multihop
+        if self.peer_address is None:
+            return False  # a router on our link, or the gateway there
         internal = self.peer_asn == (self.local_asn or local_asn)
         return self.ebgp_multihop is not None or (internal and not self.ttl_security)
 
@@ -252,6 +310,17 @@ class HealthCheck(Section):
         return self
 
 
+AUTO = "auto"
+
+
+def spelled_out(bgp: dict[str, Any]) -> dict[str, Any]:
+    """The section as it is in the file, `peers: auto` written out: iBGP with the gateways of all default routes."""
+    if bgp.get("peers") != AUTO:
+        return bgp
+    discovery = {"mode": DiscoveryMode.DEFAULT_GATEWAY.value}
+    return bgp | {"peers": [{"name": AUTO, "peerASN": bgp.get("localASN"), "autoDiscovery": discovery}]}
+
+
 class Bgp(Section):
     """Sessions and what is announced on them."""
 
@@ -268,6 +337,7 @@ class Bgp(Section):
     """external: the systemd unit, which outlives the daemon. managed: a child of the daemon, for a lab."""
 
     peers: Annotated[tuple[Peer, ...], NOT_EMPTY]
+    """`peers: auto` is short for one entry with autoDiscovery, see `AUTO`."""
 
     advertisements: tuple[Advertisement, ...] = ()
     """Nothing is announced by default: a session alone shall not draw traffic."""

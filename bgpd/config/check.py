@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from bgpd.config.bgp import Advertisement, Bgp, Peer
+from bgpd.config.bgp import Advertisement, Bgp, GatewayFamily, Peer
 from bgpd.config.document import Path, spell
 from bgpd.config.field import did_you_mean
 from bgpd.config.masquerade import Masquerade, SnatAddress
 from bgpd.config.schema import Config
 from bgpd.model.bfd import Timers, fastest
-from bgpd.model.bgp import AdvertisementType
+from bgpd.model.bgp import AdvertisementType, Family
 from bgpd.model.masq import Compat
-from bgpd.model.prefix import family_of
+from bgpd.model.prefix import Address, family_of
 
 Problem = tuple[Path, str]
 """A key path, and what is wrong there."""
@@ -104,16 +104,38 @@ def _within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:
             f"found {keepalive}; ExaBGP always sends keepalives at a third of the hold time: "
             f"give {hold // 3} to go with holdTimeSeconds {hold}, or leave the key out",
         )
-    if peer.local_address is not None and peer.local_address.version != peer.peer_address.version:
+    if peer.local_address is not None:
+        yield from _local_address(peer.local_address, peer.peer_address)
+    yield from _beyond_the_link(peer)
+    if peer.extended_next_hop and set(peer.families) != set(Family):
         yield (
-            ("localAddress",),
-            f"it is {family_of(peer.local_address)} and peerAddress is {family_of(peer.peer_address)}; "
-            "one session needs both of one family",
+            ("extendedNextHop",),
+            "ExaBGP offers it where both families are on the session: give families: [ipv4-unicast, ipv6-unicast]",
         )
     if peer.ttl_security and peer.bfd is not None and peer.bfd.multihop:
         yield ("bfd", "multihop"), "ttlSecurity wants a peer without routers in between; remove one"
     if peer.passive and listen_port == 0:
         yield ("passive",), "it waits for the peer to dial, but bgp.listenPort is 0; give a port or dial"
+
+
+def _local_address(ours: Address, theirs: Address | None) -> Iterator[Problem]:
+    if theirs is None:
+        yield ("localAddress",), "a peer that is found has a link with addresses of its own; remove it"
+    elif ours.version != theirs.version:
+        yield (
+            ("localAddress",),
+            f"it is {family_of(ours)} and peerAddress is {family_of(theirs)}; one session needs both of one family",
+        )
+
+
+def _beyond_the_link(peer: Peer) -> Iterator[Problem]:
+    """What is meant for a peer behind routers, of one that is on our own link."""
+    if peer.peer_address is not None:
+        return
+    if peer.ebgp_multihop is not None:
+        yield ("ebgpMultihop",), "a peer that is found is on our own link; remove it"
+    if peer.bfd is not None and peer.bfd.multihop:
+        yield ("bfd", "multihop"), "a peer that is found is on our own link; remove it"
 
 
 def _same_twice(peers: Mapping[int, Peer]) -> Iterator[Problem]:
@@ -123,9 +145,22 @@ def _same_twice(peers: Mapping[int, Peer]) -> Iterator[Problem]:
         first = names.setdefault(peer.name, index)
         if first != index:
             yield ("bgp", "peers", index, "name"), f"{_peer(first)} has the name '{peer.name}' already"
-        first = places.setdefault(peer.peer_address, index)
-        if first != index:  # ports do not tell sessions apart: ExaBGP and we know a peer by its address
-            yield ("bgp", "peers", index, "peerAddress"), f"{_peer(first)} is at {peer.peer_address} already"
+        for key, place in _places(peer):
+            first = places.setdefault(place, index)
+            if first != index:  # ports do not tell sessions apart: ExaBGP and we know a peer by its address
+                where = "finds those gateways" if key == "autoDiscovery" else f"is at {place}"
+                yield ("bgp", "peers", index, key), f"{_peer(first)} {where} already"
+
+
+def _places(peer: Peer) -> Iterator[tuple[str, object]]:
+    """What no two peers may have in common, by its key."""
+    if peer.peer_address is not None:
+        yield "peerAddress", peer.peer_address
+    if peer.interface is not None:
+        yield "interface", peer.interface
+    if peer.auto_discovery is not None:
+        family = peer.auto_discovery.default_gateway.address_family
+        yield from (("autoDiscovery", it) for it in GatewayFamily if family in (None, it))
 
 
 def _bfd_multipliers(sound: Sound) -> Iterator[Problem]:

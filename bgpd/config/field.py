@@ -139,7 +139,8 @@ def _host(text: str) -> Address:
     if address.is_multicast or address.is_unspecified:
         raise ValueError(f"found {address}; give the address of one machine")
     if isinstance(address, IPv6Address) and address.is_link_local:
-        raise ValueError(f"found {address}, which is link-local; give a global or unique local address")
+        remedy = "give a global or unique local address, or the peer's interface instead"
+        raise ValueError(f"found {address}, which is link-local; {remedy}")
     return address
 
 
@@ -283,6 +284,9 @@ SOCKET_DIRECTORY = _text(_socket_directory, "an absolute path")
 LISTEN = PlainValidator(_listen)
 PEER_NAME = _matching(  # RFC 1123 label
     r"[a-z0-9]([a-z0-9-]*[a-z0-9])?", 63, "up to 63 lower-case letters, digits and inner dashes"
+)
+INTERFACE = _matching(  # what the kernel takes, less what ExaBGP's configuration would need quotes for
+    r"[A-Za-z0-9_][A-Za-z0-9_.-]*", 15, "an interface's name as in `ip link`, up to 15 characters"
 )
 NODE_NAME = _matching(  # RFC 1123 subdomain, as Kubernetes names nodes
     r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", 253, "a node's name: lower-case letters, digits, inner dashes and dots"

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bgpd.config import check, document
-from bgpd.config.bgp import Advertisement, Peer
+from bgpd.config.bgp import Advertisement, Peer, spelled_out
 from bgpd.config.document import Document, Limits, Path, spell
 from bgpd.config.field import asn_of, did_you_mean
 from bgpd.config.scalar import shown
@@ -75,12 +75,13 @@ def examine(data: bytes, file: str, node_name: str = "") -> Examined:
     only, faults = _only_document(documents, file)
     if only is None or not isinstance(only.value, dict):
         return Examined(file, None, None, {}, faults, ())
-    sound = _sound(only.value)
+    value = _spelled_out(only.value)
+    sound = _sound(value)
     examined = Examined(file, only, None, dict(sound.peers), faults, ())
     config: Config | None = None
     problems = list(islice(check.contradictions(sound), _MOST_FAULTS))
     try:
-        config = Config.model_validate(only.value)
+        config = Config.model_validate(value)
     except ValidationError as error:
         problems += [_problem(details) for details in error.errors(include_url=False)[:_MOST_FAULTS]]
     faults = tuple(sorted((*faults, *(examined.fault(*problem) for problem in problems))))
@@ -95,6 +96,11 @@ def examine(data: bytes, file: str, node_name: str = "") -> Examined:
     )
     warnings = tuple(sorted(examined.fault(*problem) for problem in noted))
     return Examined(file, only, config, dict(sound.peers), (), warnings)
+
+
+def _spelled_out(value: dict[str, Any]) -> dict[str, Any]:
+    bgp = value.get("bgp")
+    return value | {"bgp": spelled_out(bgp)} if isinstance(bgp, dict) else value
 
 
 def _only_document(documents: document.Documents, file: str) -> tuple[Document | None, tuple[Fault, ...]]:

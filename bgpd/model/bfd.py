@@ -32,12 +32,16 @@ def fastest(each: Iterable[Timers]) -> Timers:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """One BFD session as it should be configured. `multihop`: RFC 5883, else RFC 5881."""
+    """One BFD session as it should be configured. `multihop`: RFC 5883, else RFC 5881.
+
+    `interface` is that of a link-local `peer_address`, else empty.
+    """
 
     peer_address: Address
     local_address: Address
     multihop: bool
     timers: Timers
+    interface: str = ""
 
 
 class State(StrEnum):

@@ -52,6 +52,7 @@ class Secret(str):
 class Neighbor:
     """One BGP session as it should be configured, every default resolved for this node.
 
+    `interface` is that of a link-local `peer_address`, else empty. `extended_next_hop` offers RFC 8950.
     `listen_port` None: never accept a connection. `ttl_security` is RFC 5082 with a minimum TTL of 255;
     `multihop` is the TTL to send with, None for 1 to an external peer and for the system's to an internal one.
     `restart_time_s` None: no graceful restart. `bfd` None: no BFD; ExaBGP knows nothing of it either way.
@@ -72,6 +73,8 @@ class Neighbor:
     ttl_security: bool
     multihop: int | None
     password: Secret | None
+    interface: str = ""
+    extended_next_hop: bool = False
     bfd: Wanted | None = None
 
     @property
@@ -130,7 +133,10 @@ AnnouncementKey: TypeAlias = RouteKey | EndOfRibKey
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A session as the speaker last saw it. `since` is monotonic seconds; `ups` counts the times it came up."""
+    """A session as the speaker last saw it. `since` is monotonic seconds; `ups` counts the times it came up.
+
+    `extended_next_hop`: both sides offered IPv6 next hops for IPv4 prefixes (RFC 8950).
+    """
 
     up: bool
     since: float
@@ -139,6 +145,12 @@ class Session:
     end_of_rib: frozenset[Family] = frozenset()
     hold_time_s: int | None = None
     families: tuple[Family, ...] = ()
+    extended_next_hop: bool = False
+
+    def takes(self, prefix: Prefix, next_hop: Address) -> bool:
+        """Whether a route may be sent on this session: its family, and a next hop of another one, were negotiated."""
+        same = prefix.version == next_hop.version
+        return Family.of(prefix) in self.families and (same or self.extended_next_hop)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,11 @@ def host_prefix(address: Address) -> Prefix:
     return ipaddress.ip_network(address)
 
 
+def link_local(address: Address) -> bool:
+    """Whether it is an IPv6 address that means something on one link only (RFC 4291 section 2.5.6)."""
+    return isinstance(address, IPv6Address) and address.is_link_local
+
+
 def contains(outer: Prefix, inner: Prefix) -> bool:
     """Whether every address of `inner` lies in `outer`; false across families."""
     if isinstance(outer, IPv4Network):

@@ -151,6 +151,8 @@ def _neighbor(neighbor: Neighbor, options: Options) -> str:
     ]
     if neighbor.long_lived_s is not None:
         lines.append(f"long lived graceful restart on; long lived stale time {neighbor.long_lived_s};")
+    if neighbor.interface is not None:
+        lines.append(f'interface "{neighbor.interface}";')
     if neighbor.multihop is not None:
         lines.append(f"multihop {neighbor.multihop};")
     if neighbor.ttl_security:

@@ -188,7 +188,7 @@ def _bfd_profile(interval_ms: int) -> Iterator[str]:
 
 def _neighbor(neighbor: Neighbor, *, internal: bool) -> Iterator[str]:
     name = f"neighbor {neighbor.address}"
-    yield f"{name} remote-as {neighbor.asn}"
+    yield f"{name} {'' if neighbor.interface is None else 'interface '}remote-as {neighbor.asn}"
     yield f"{name} timers {neighbor.keepalive_s} {neighbor.hold_time_s}"
     yield f"{name} timers connect 1"
     yield f"{name} advertisement-interval 0"

@@ -34,6 +34,7 @@ class Neighbor:
     `bfd_ms` is the interval of BFD in both directions, three of which are a silence; the first neighbor that
     names one speaks for all. `direct`: an internal session with a neighbor on the same segment; only BIRD has to
     be told.
+    `interface`: a neighbor on this link, unnumbered; for FRR it is the `address` too, because that is found out.
     `extra` is put verbatim where this speaker describes the neighbor.
     """
 
@@ -54,6 +55,7 @@ class Neighbor:
     extended_next_hop: bool = False
     bfd_ms: int | None = None
     direct: bool = False
+    interface: str | None = None
     extra: str = ""
 
 

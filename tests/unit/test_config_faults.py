@@ -84,7 +84,7 @@ U32 = "give a whole number from 0 to 4294967295"
         ((*PEER, "peerAddress"), "224.0.0.5", "bgp.peers[0].peerAddress: found 224.0.0.5; "
          "give the address of one machine"),
         ((*PEER, "peerAddress"), "fe80::1", "bgp.peers[0].peerAddress: found fe80::1, which is link-local; "
-         "give a global or unique local address"),
+         "give a global or unique local address, or the peer's interface instead"),
         ((*PEER, "peerPort"), 0, "bgp.peers[0].peerPort: found 0; give a whole number from 1 to 65535"),
         ((*PEER, "localAddress"), "fd00::1", "bgp.peers[0].localAddress: "
          "it is ipv6 and peerAddress is ipv4; one session needs both of one family"),

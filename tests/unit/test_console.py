@@ -32,6 +32,7 @@ from bgpd.model.bgp import SpeakerState
 from bgpd.model.fault import Fault
 from bgpd.model.masq import Compat, Reading, Rules
 from bgpd.model.node import Node
+from bgpd.model.uplink import NO_UPLINKS
 from bgpd.observe.control import ControlError
 from bgpd.parts import Parts
 from bgpd.policy.policing import Policing
@@ -65,7 +66,7 @@ class Rig:
         }
         self.write()
         loaded = load(self.file)
-        self.inputs = Inputs(Store(loaded), Store({}), Store(Drain.NO), Store(Health()))
+        self.inputs = Inputs(Store(loaded), Store({}), Store(Drain.NO), Store(Health()), Store(NO_UPLINKS))
         self.inputs.config.publish(loaded)
         self.speaker = Store(SpeakerState())
         link = Speaker(directory / "speaker.sock", self.speaker)

@@ -35,6 +35,9 @@ OURS, FOREIGN = ip_network("188.188.0.0/24"), ip_network("10.0.0.0/24")
 PATH = Path(ip_address("11.8.37.63"))
 
 
+NAMES = {TOR_A: "tor-a"}
+
+
 def bgp(**peer: Any) -> Bgp:
     """One peer, one PodCIDR advertisement, a brake."""
     document = {
@@ -69,7 +72,7 @@ def test_nobody_knows_what_a_speaker_that_does_not_answer_announces() -> None:
     """It may have withdrawn everything and stopped: what was last read is no answer."""
     (row,) = view.routes(planned(OURS), GONE, carrying(OURS, FOREIGN), {}, "pending")
     assert (row["prefix"], row["wanted"], row["announced"], row["why"]) == (str(OURS), True, None, GONE.reason)
-    (peer,) = view.peers(bgp(), planned(OURS), GONE, carrying(OURS), {}, NOW)
+    (peer,) = view.peers(planned(OURS), GONE, carrying(OURS), {}, NOW)
     assert (peer["state"], peer["wanted"], peer["announced"], peer["endOfRIB"]) == ("unknown", 1, None, [])
 
 
@@ -85,13 +88,13 @@ def test_what_is_announced_and_not_wanted_says_what_becomes_of_it() -> None:
 
 def test_a_session_is_named_before_its_node_is_known() -> None:
     """A daemon that starts finds sessions up: it knows their peers from the configuration, and says since when."""
-    (row,) = view.transitions(bgp(), SpeakerState(), CONNECTED, NOW)
+    (row,) = view.transitions(NAMES, SpeakerState(), CONNECTED, NOW)
     assert row == {"peer": "tor-a", "address": str(TOR_A), "state": "up", "for_s": 60.0}
 
 
 def test_a_session_that_comes_up_before_our_eyes_is_news() -> None:
     """Then there is no "for how long"."""
-    (row,) = view.transitions(bgp(), SpeakerState(connected=True), CONNECTED, NOW)
+    (row,) = view.transitions(NAMES, SpeakerState(connected=True), CONNECTED, NOW)
     assert row == {"peer": "tor-a", "address": str(TOR_A), "state": "up"}
 
 
@@ -103,16 +106,16 @@ BFD_DOWN = BfdSession(State.DOWN, 100.0, 1000, 0)
 def test_bfd_that_is_up_has_nothing_to_say() -> None:
     """State, kind and times; a peer without BFD has none of it."""
     state = BfdState(True, "", {TOR_A: BFD_UP})
-    (row,) = view.peers(bgp(bfd={}), WATCHED, CONNECTED, {}, {}, NOW, state)
+    (row,) = view.peers(WATCHED, CONNECTED, {}, {}, NOW, state)
     assert row["bfd"] == {"state": "up", "multihop": True, "interval_ms": 300, "timeout_ms": 900}
     assert row["why"] == ""
-    (row,) = view.peers(bgp(), planned(OURS), CONNECTED, {}, {}, NOW, state)
+    (row,) = view.peers(planned(OURS), CONNECTED, {}, {}, NOW, state)
     assert row["bfd"] is None
 
 
 def test_bfd_that_never_came_up_asks_what_may_be_wrong() -> None:
     """The session is up, and its path is not watched."""
-    (row,) = view.peers(bgp(bfd={}), WATCHED, CONNECTED, {}, {}, NOW, BfdState(True, "", {TOR_A: BFD_DOWN}))
+    (row,) = view.peers(WATCHED, CONNECTED, {}, {}, NOW, BfdState(True, "", {TOR_A: BFD_DOWN}))
     assert (row["state"], row["bfd"]["state"]) == ("up", "down")
     assert row["why"] == "BFD is down: has 11.11.255.1 multihop BFD for 11.8.37.63, does UDP port 4784 pass?"
 
@@ -123,7 +126,7 @@ def test_a_session_that_bfd_has_ended_says_so() -> None:
     session = Session(up=False, since=NOW - 1, reason="notification sent (6,10)", ups=1)
     ended = SpeakerState(True, "", {TOR_A: session})
     why = "BFD went down: nothing from 11.11.255.1 for 900 ms"
-    (row,) = view.peers(bgp(bfd={}), WATCHED, ended, {}, {}, NOW, state)
+    (row,) = view.peers(WATCHED, ended, {}, {}, NOW, state)
     assert row["why"] == f"{why}; notification sent (6,10)"
     (route,) = view.routes(WATCHED, ended, {}, {}, "pending", bfd=state)
     assert route["why"] == f"{why}; session down: notification sent (6,10)"
@@ -132,12 +135,12 @@ def test_a_session_that_bfd_has_ended_says_so() -> None:
 def test_a_peer_that_shut_bfd_down_itself_keeps_its_session() -> None:
     """And `peers` says that nobody watches over it."""
     state = BfdState(True, "", {TOR_A: BFD_DOWN}, {TOR_A: Down(900, said=True)})
-    (row,) = view.peers(bgp(bfd={}), WATCHED, CONNECTED, {}, {}, NOW, state)
+    (row,) = view.peers(WATCHED, CONNECTED, {}, {}, NOW, state)
     why = "BFD went down: 11.11.255.1 says so, it does not hear us or BFD was shut down there"
     assert (row["state"], row["why"]) == ("up", why)
 
 
 def test_nothing_is_said_of_bfd_while_bird_does_not_answer() -> None:
     """That is one problem of the node, not one of each peer."""
-    (row,) = view.peers(bgp(bfd={}), WATCHED, CONNECTED, {}, {}, NOW, BfdState(reason="bird.ctl: No such file"))
+    (row,) = view.peers(WATCHED, CONNECTED, {}, {}, NOW, BfdState(reason="bird.ctl: No such file"))
     assert (row["bfd"]["state"], row["why"]) == ("unknown", "")

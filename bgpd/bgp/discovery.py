@@ -1,0 +1,244 @@
+"""Finds out where peers are that are not given by address, and lets them find us. A shell; `places` decides.
+
+    kernel: links, addresses, default routes, neighbors ──► Uplinks ──► plan
+    router solicitation, router advertisement ◄── every few seconds, on links where a peer is expected
+
+It reads all of it again whenever the kernel tells of a change that may matter, and now and then in any case. A node
+whose peers all have addresses costs nothing: then it neither looks, listens nor sends.
+
+What cannot be sent (no CAP_NET_RAW) is told as the reason why a peer is not found; what is found already stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
+
+from bgpd.bgp.places import after, interfaces, places
+from bgpd.config.bgp import Peer
+from bgpd.config.load import Loaded
+from bgpd.model.prefix import Address, link_local
+from bgpd.model.uplink import NO_UPLINKS, Gateway, Link, Route, Uplinks
+from bgpd.netlink import link as rtlink
+from bgpd.netlink import route as rtnetlink
+from bgpd.netlink import uplink as rtuplink
+from bgpd.netlink.ndisc import Sender
+from bgpd.netlink.rtsocket import (
+    GROUP_IPV4_ADDRESS,
+    GROUP_IPV4_ROUTE,
+    GROUP_IPV6_ADDRESS,
+    GROUP_IPV6_ROUTE,
+    GROUP_LINK,
+    GROUP_NEIGH,
+    Request,
+    RtSocket,
+    RtWatch,
+)
+from bgpd.observe import log
+from bgpd.runtime.store import Revision, Store
+
+GROUPS = (GROUP_LINK, GROUP_NEIGH, GROUP_IPV4_ADDRESS, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDRESS, GROUP_IPV6_ROUTE)
+ADVERTISE_S = (3.0, 4.0)  # RFC 4861 section 6.2.1: as often as may be, because a switch that came back waits for it
+CALM_S = 0.05  # a burst of news is one look
+SETTLE_S = 15.0  # a peer that is not found by then is not there: FRR advertises every 10 s
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look at the kernel. `indexes` and `macs` are those of `uplinks.links`."""
+
+    uplinks: Uplinks
+    indexes: Mapping[str, int] = field(default_factory=dict)
+    macs: Mapping[str, str] = field(default_factory=dict)
+
+
+class Discovery:
+    """Keeps `uplinks` as the kernel has them. Unsynced: a peer is not found that may be there all the same."""
+
+    def __init__(self, config: Store[Loaded], uplinks: Store[Uplinks]) -> None:
+        self._config, self.uplinks = config, uplinks
+        self._look = Look(NO_UPLINKS)
+        self._sender: Sender | None = None
+        self._refused = ""
+        self._log = log.get("discovery")
+
+    async def run(self) -> None:
+        """For ever; cancel it."""
+        started = time.monotonic()
+        while True:
+            revision = self._config.newest.revision
+            if not self._wanted:
+                self.uplinks.publish(NO_UPLINKS)
+                await self._config.newer_than(revision)
+                continue
+            await self._follow(revision, started)
+
+    @property
+    def _wanted(self) -> bool:
+        return any(peer.peer_address is None for peer in self._config.newest.value.config.bgp.peers)
+
+    @property
+    def _interfaces(self) -> frozenset[str]:
+        """Where a peer is expected: as configured, and where default routes have link-local gateways."""
+        gateways = self.uplinks.newest.value.gateways
+        configured = interfaces(self._config.newest.value.config.bgp.peers)
+        return configured | {gateway.interface for gateway in gateways if gateway.interface}
+
+    async def _follow(self, revision: Revision, started: float) -> None:
+        """Until the configuration is another one."""
+        watch = RtWatch(GROUPS)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(self._observe(watch, started), name="observe uplinks"),
+                    group.create_task(self._advertise(), name="advertise on uplinks"),
+                ]
+                await self._config.newer_than(revision)
+                for task in tasks:
+                    task.cancel()
+        finally:
+            watch.close()
+
+    # --- what is there ------------------------------------------------------------------------------------
+
+    async def _observe(self, watch: RtWatch, started: float) -> None:
+        while True:
+            await self.look(time.monotonic() - started > SETTLE_S)
+            await asyncio.sleep(CALM_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SETTLE_S):
+                    while (news := await watch.news()) is not None and not any(map(rtuplink.concerns, news)):
+                        pass
+
+    async def look(self, settled: bool) -> None:
+        """Reads what is there now, and publishes it."""
+        try:
+            self._look = await asyncio.to_thread(look, self._interfaces)
+        except OSError as error:
+            self._log.warning("uplinks cannot be read", error=str(error))
+            return
+        before = self.uplinks.newest.value
+        found = after(before, replace(self._look.uplinks, problem=self._refused), time.monotonic())
+        peers = self._config.newest.value.config.bgp.peers
+        all_found = all(place.address is not None for place in places(peers, found))
+        self._tell(before, found)
+        self.uplinks.publish(found, synced=settled or all_found)
+
+    def _tell(self, before: Uplinks, now: Uplinks) -> None:
+        for name, link in now.links.items():
+            was = before.links.get(name)
+            if link.peer is not None and (was is None or was.peer != link.peer):
+                self._log.info("router found", interface=name, address=str(link.peer))
+        for gateway, route in now.gateways.items():
+            was_gone = gateway not in before.gateways or before.gateways[gateway].gone_at is not None
+            where = {"address": str(gateway.address)}
+            if gateway.interface:
+                where["interface"] = gateway.interface
+            if route.gone_at is None and was_gone:
+                self._log.info("default gateway", **where)
+            elif route.gone_at is not None and not was_gone:
+                self._log.warning("no default route by this gateway any more, it is kept for now", **where)
+        for gateway in before.gateways.keys() - now.gateways.keys():
+            self._log.warning("default gateway given up", address=str(gateway.address))
+
+    # --- who we are ---------------------------------------------------------------------------------------
+
+    async def _advertise(self) -> None:
+        """Tells the links where peers are expected that we are there, and asks who else is."""
+        try:
+            while True:
+                self._send()
+                await asyncio.sleep(random.uniform(*ADVERTISE_S))  # noqa: S311 - so that nodes do not keep step
+        finally:
+            if self._sender is not None:
+                self._sender.close()
+                self._sender = None
+
+    def _send(self) -> None:
+        look = self._look
+        try:
+            if self._sender is None:
+                self._sender = Sender()
+            for name, link in look.uplinks.links.items():
+                if not link.is_up or link.local is None:
+                    continue
+                self._sender.advertise(look.indexes[name], link.local, look.macs[name])
+                if not link.routers:
+                    self._sender.solicit(look.indexes[name], link.local, look.macs[name])
+        except PermissionError as error:
+            self._refused = f"router advertisements cannot be sent: {error.strerror}; bgpd needs CAP_NET_RAW for that"
+        except OSError as error:  # the link has gone since
+            self._log.debug("router advertisement", error=str(error))
+        else:
+            self._refused = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """Addresses and routers by the index of their interface."""
+
+    own: Mapping[int, IPv6Address]
+    subnets: Sequence[tuple[int, IPv4Interface | IPv6Interface]]
+    routers: Mapping[int, frozenset[IPv6Address]]
+
+    @classmethod
+    def of(cls, addresses: Sequence[bytes], neighbors: Sequence[bytes]) -> _Found:
+        locals_ = sorted(filter(None, map(rtuplink.link_local, addresses)), reverse=True)  # the lowest counts
+        routers: dict[int, set[IPv6Address]] = defaultdict(set)
+        for index, address in filter(None, map(rtuplink.router, neighbors)):
+            routers[index].add(address)
+        subnets = list(filter(None, map(rtnetlink.found_address, addresses)))
+        return cls(dict(locals_), subnets, {index: frozenset(found) for index, found in routers.items()})
+
+    def local(self, gateway: Address, index: int) -> Address | None:
+        """Our address that goes with a gateway's."""
+        if link_local(gateway):
+            return self.own.get(index)
+        theirs = (subnet.ip for at, subnet in self.subnets if at == index and gateway in subnet.network)
+        return next(theirs, None)
+
+
+def now(peers: Sequence[Peer]) -> Uplinks:
+    """What a daemon that is started now would find at once. OSError: the kernel cannot be asked."""
+    if all(peer.peer_address is not None for peer in peers):
+        return NO_UPLINKS
+    return after(NO_UPLINKS, look(interfaces(peers)).uplinks, time.monotonic())
+
+
+def look(wanted: frozenset[str]) -> Look:
+    """What the kernel shows of these interfaces, and all gateways. Of several routers it asks which are there."""
+    with RtSocket() as netlink:
+        links = {rtlink.link(body).name: body for body in netlink.dump(rtlink.GETLINK, rtlink.link_request(None))}
+        names = {rtlink.link_index(body): name for name, body in links.items()}
+        addresses = netlink.dump(rtnetlink.GETADDR, rtnetlink.addresses_request())
+        neighbors = netlink.dump(rtnetlink.GETNEIGH, rtnetlink.neighbors_request(rtnetlink.FAMILY[6], 0))
+        hops = {
+            hop
+            for version in (4, 6)
+            for body in netlink.dump(rtnetlink.GETROUTE, rtnetlink.routes_request(version))
+            for hop in rtuplink.gateways(body)
+        }
+        wanted |= {names[index] for address, index in hops if link_local(address) and index in names}
+        found = _Found.of(addresses, neighbors)
+        indexes = {name: rtlink.link_index(links[name]) for name in wanted if name in links}
+        there = {
+            name: Link(rtuplink.carries(links[name]), found.own.get(index), found.routers.get(index, frozenset()))
+            for name, index in indexes.items()
+        }
+        rivals = [(name, it) for name, link in there.items() if len(link.routers) > 1 for it in link.routers]
+        netlink.change(
+            [Request(rtnetlink.NEWNEIGH, 0, rtuplink.verification(it, indexes[name])) for name, it in rivals]
+        )
+    gateways = {
+        Gateway(address, names[index] if link_local(address) else ""): Route(found.local(address, index))
+        for address, index in hops
+        if index in names
+    }
+    macs = {name: rtlink.link(links[name]).mac for name in there}
+    return Look(Uplinks(there, gateways), indexes, macs)
