@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # a node that does not use one does without
     from bgpd.masq.sight import Sight
     from bgpd.noderoutes.sight import Sight as NodeRoutesSight
     from bgpd.policy.sight import Sight as PolicySight
+    from bgpd.virtualservers.sight import Sight as VirtualServersSight
 
 # what only a new daemon can take over, by key path
 NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
@@ -55,6 +56,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
         config.masquerade.nomasq_all_reserved_ranges,
     ),
     "nodeRoutes (none or not)": lambda config: config.node_routes is NodeRoutes.NONE,
+    "virtualServers.enabled": lambda config: config.virtual_servers.enabled,
     "policy.enabled": lambda config: config.policy.enabled,
     "cni": lambda config: config.cni,
     "log": lambda config: config.log,
@@ -123,6 +125,11 @@ class Console:
             from bgpd.noderoutes.sight import Sight as NodeRoutesSight
 
             self.node_routes = NodeRoutesSight(parts.node_routing, inputs.nodes)
+        self.virtual_servers: VirtualServersSight | None = None
+        if parts.serving is not None:
+            from bgpd.virtualservers.sight import Sight as VirtualServersSight
+
+            self.virtual_servers = VirtualServersSight(parts.serving)
         # called after every attempt to reload, with what waits for a restart; see `config_state`
         self.on_reload: Callable[[Pending], None] = lambda pending: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
@@ -172,6 +179,8 @@ class Console:
             "masq list": self._masq_list,
             "masq test": self._masq_test,
             **(self.node_routes.handlers if self.node_routes else {"noderoutes list": _node_routes_off}),
+            "virtualservers list": _virtual_servers_off,
+            **(self.virtual_servers.handlers if self.virtual_servers else {}),
             **(self.policy.handlers if self.policy else dict.fromkeys(POLICY_COMMANDS, _policy_off)),
         }
 
@@ -287,6 +296,7 @@ class Console:
             "policy": self.policy.status() if self.policy else None,
             "nodeRoutes": self.node_routes.status() if self.node_routes else None,
             "hostRoutes": self.parts.host_routing.status() if self.parts.host_routing else None,
+            "virtualServers": self.virtual_servers.status() if self.virtual_servers else None,
             "peers": self.peer_rows(),
             "problems": self.problems(),
         }
@@ -356,6 +366,10 @@ class Console:
             time.monotonic(),
             self.bfd.state.newest.value,
         )
+
+
+async def _virtual_servers_off(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    raise ControlError("virtual servers are off on this node; virtualServers: {enabled: true} turns them on", 2)
 
 
 async def _node_routes_off(arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:

@@ -51,6 +51,7 @@ def snapshot(console: Console) -> Snapshot:
         policy=console.policy.figures() if console.policy else None,
         node_routes=console.node_routes.figures() if console.node_routes else None,
         host_routes=console.parts.host_routing.figures() if console.parts.host_routing else None,
+        virtual_servers=console.virtual_servers.figures() if console.virtual_servers else None,
         cni=console.parts.chaining.figures() if console.parts.chaining else None,
     )
 

@@ -17,6 +17,7 @@ from bgpd.config.schema import Config, NodeRoutes
 from bgpd.kube.feed import Feed
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
+from bgpd.kube.service import ENDPOINT_SLICE, SERVICE
 from bgpd.model.attachment import OWN_FILE, AttachmentKey
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.candidate import Candidate
@@ -26,6 +27,9 @@ from bgpd.model.node import Node
 from bgpd.model.noderoute import MARK
 from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NetworkPolicy
+from bgpd.model.service import EndpointSlice, Service
+from bgpd.model.virtualserver import LABEL
+from bgpd.model.virtualserver import MARK as VIRTUAL_SERVERS_MARK
 from bgpd.observe import log
 from bgpd.observe.metrics import Metrics
 from bgpd.runtime.malloc import give_back_large_blocks
@@ -38,6 +42,7 @@ if TYPE_CHECKING:
     from bgpd.masq.masquerading import Masquerading
     from bgpd.noderoutes.noderouting import NodeRouting
     from bgpd.policy.policing import Policing
+    from bgpd.virtualservers.serving import Serving
 
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
@@ -54,16 +59,23 @@ class Cluster:
     policies: Store[Mapping[str, NetworkPolicy]]
     masquerade: ConfigMaps
     conflist: ConfigMaps
+    virtual_servers: ConfigMaps
+    services: Store[Mapping[str, Service]]
+    slices: Store[Mapping[str, EndpointSlice]]
     host_routes: Store[tuple[Candidate, ...]]
+    virtual_addresses: Store[tuple[Candidate, ...]]
 
     @classmethod
     def empty(cls) -> Cluster:
-        return cls(Store({}), Store({}), Store({}), Store({}), Store({}), Store(()))
+        objects = Store({}), Store({}), Store({}), Store({}), Store({}), Store({}), Store({}), Store({})
+        return cls(*objects, Store(()), Store(()))
 
     def candidates(self, config: Config) -> Iterator[Store[tuple[Candidate, ...]]]:
         """Those that a part will fill."""
         if config.bgp.announces(AdvertisementType.POD_IP):
             yield self.host_routes
+        if config.virtual_servers.enabled:
+            yield self.virtual_addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +87,21 @@ class Parts:
     chaining: Chaining | None = None
     node_routing: NodeRouting | None = None
     host_routing: HostRouting | None = None
+    serving: Serving | None = None
 
     @property
-    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting]:
-        parts = (self.masquerading, self.policing, self.chaining, self.node_routing)
+    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting | Serving]:
+        parts = (self.masquerading, self.policing, self.chaining, self.node_routing, self.serving)
         return [part for part in parts if part is not None]
 
     @property
-    def telling(self) -> list[Masquerading | Policing | Chaining | NodeRouting | HostRouting]:
+    def telling(self) -> list[Masquerading | Policing | Chaining | NodeRouting | Serving | HostRouting]:
         """Those that know of problems: host routing has nothing to run."""
         return [*self.running, *([self.host_routing] if self.host_routing else [])]
 
     @property
     def loops(self) -> Iterator[Reconciler[Any, Any]]:
-        for part in (self.masquerading, self.policing, self.node_routing):
+        for part in (self.masquerading, self.policing, self.node_routing, self.serving):
             yield from part.loops if part is not None else ()
 
 
@@ -111,7 +124,8 @@ class Builder:
     def build(self) -> Parts:
         masquerading = self._masquerading()
         policing, chaining = self._policing()
-        return Parts(masquerading, policing, chaining, self._node_routing(), self._host_routing())
+        node_routing, host_routing = self._node_routing(), self._host_routing()
+        return Parts(masquerading, policing, chaining, node_routing, host_routing, self._serving())
 
     def _masquerading(self) -> Masquerading | None:
         config, inputs = self._config, self._inputs
@@ -183,6 +197,22 @@ class Builder:
         cluster.host_routes.on_change(self._noted)
         return routing
 
+    def _serving(self) -> Serving | None:
+        config, cluster = self._config, self._cluster
+        mark = config.paths.state / VIRTUAL_SERVERS_MARK
+        if not config.virtual_servers.enabled:
+            if mark.exists():
+                from bgpd.virtualservers.serving import clear
+
+                self._clear("virtual servers", clear, config.paths.state)
+            return None
+        from bgpd.virtualservers.serving import Objects, Serving
+
+        mark.touch()
+        objects = Objects(cluster.virtual_servers, cluster.services, cluster.slices)
+        offered = cluster.virtual_addresses
+        return Serving(config.node.name, self._inputs.config, objects, offered, self._report, self._noted)
+
     def _clear(self, what: str, clear: Callable[[Path], list[str]], directory: Path) -> None:
         """It is not ours now: what an earlier life has left in the kernel would go on doing its work."""
         try:
@@ -201,6 +231,10 @@ def feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) ->
     masquerade, cni = config.masquerade, config.cni
     if masquerade.enabled and masquerade.config.config_map is not None:
         yield Feed(CONFIG_MAP, cluster.masquerade, masquerade.config.config_map)
+    if config.virtual_servers.enabled:
+        yield Feed(CONFIG_MAP, cluster.virtual_servers, label=LABEL)
+        yield Feed(SERVICE, cluster.services)
+        yield Feed(ENDPOINT_SLICE, cluster.slices)
     if config.policy.enabled or config.bgp.announces(AdvertisementType.POD_IP):
         yield Feed(POD, cluster.pods)
     if config.policy.enabled:

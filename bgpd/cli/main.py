@@ -24,6 +24,7 @@ COMMANDS = {
     "routes": "per prefix and peer: wanted, announced, why not",
     "masq": "the list of destinations that see pod addresses, and what it means for one of them",
     "noderoutes": "routes to the pods of other nodes: which way, and why not",
+    "virtualservers": "virtual servers of the F5's ConfigMaps: which are served here, by which pods, and why not",
     "endpoints": "pods of this node: interface, addresses, which policies isolate them, and whether that is in force",
     "policy": "the NetworkPolicies that count on this node, and why a flow passes or does not",
     "flows": "packets that policy drops, or would drop in audit mode: the last ones, or as they come",

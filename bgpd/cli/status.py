@@ -41,6 +41,7 @@ def render(status: dict[str, Any]) -> str:
         *_policy(status.get("policy")),
         *_node_routes(status.get("nodeRoutes")),
         *_host_routes(status.get("hostRoutes")),
+        *_virtual_servers(status.get("virtualServers")),
         "",
         peers.render(status["peers"]).rstrip("\n"),
     ]
@@ -84,6 +85,12 @@ def _host_routes(host_routes: dict[str, Any] | None) -> list[str]:
     withheld = brief([f"{each['address']} of {each['pod']}" for each in host_routes["withheld"]])
     lacking = f"; withheld: {', '.join(withheld)}" if withheld else ""
     return [f"host rts  {len(host_routes['wanted']):,} wanted{lacking}"]
+def _virtual_servers(servers: dict[str, Any] | None) -> list[str]:
+    """A line while they are on: how many, and how many of them this node serves."""
+    if servers is None:  # off, or a daemon of an earlier release
+        return []
+    odd = "; `bgpd virtualservers list` has warnings about them" if servers["warnings"] else ""
+    return [f"virtual   {servers['served']:,} of {servers['virtualServers']:,} virtual servers are served here{odd}"]
 
 
 def _error(source: dict[str, Any]) -> str:

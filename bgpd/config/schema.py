@@ -31,6 +31,7 @@ from bgpd.config.field import (
 )
 from bgpd.config.masquerade import Masquerade
 from bgpd.config.section import PRESENT, Section
+from bgpd.config.virtualservers import VirtualServers
 from bgpd.model.attachment import ChainingMode
 from bgpd.model.policy import Overflow
 
@@ -190,6 +191,7 @@ class Config(Section):
 
     masquerade: Masquerade = Masquerade()
     policy: Policy = Policy()
+    virtual_servers: VirtualServers = VirtualServers()
 
     cni: Cni = Cni()
     vxlan: Vxlan = Vxlan()

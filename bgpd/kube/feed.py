@@ -22,19 +22,27 @@ class Feed(Generic[T]):
     """The objects of one kind, by name or namespace/name, go into `store` as one mapping.
 
     `name` None: all of them; else only the object that has this as its key. `expected`: of all, one that should be
-    there. `store.newest.synced` turns true with the first mapping that is complete, that is when every object the
-    source holds could be read, and stays.
+    there. `label`, name and value: of all, those that have it. `store.newest.synced` turns true with the first
+    mapping that is complete, that is when every object the source holds could be read, and stays.
     """
 
     kind: Kind[T]
     store: Store[Mapping[str, T]]
     name: str | None = None
     expected: str | None = None
+    label: tuple[str, str] | None = None
+
+    def takes(self, key: str, labels: Mapping[str, str]) -> bool:
+        """Whether an object of the kind is wanted."""
+        has_label = self.label is None or labels.get(self.label[0]) == self.label[1]
+        return has_label and self.name in (None, key)
 
     @property
     def emptiness(self) -> str:
         """Says that there is nothing, when that is allowed and seldom meant."""
         there, expected = self.store.newest.value, self.name or self.expected
+        if self.label is not None:
+            return "" if there else f"there is no {self.kind.name} with the label {'='.join(self.label)}"
         if (expected in there if expected else there) or not (expected or self.kind.if_absent):
             return ""
         if expected is None:

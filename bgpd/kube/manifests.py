@@ -75,7 +75,11 @@ class ManifestSource:
         merged, faults = _merged(self._files)
         incomplete = any(file.never_whole for file in self._files.values())
         for feed in self._feeds:
-            mapping = {key.key: found.value for key, found in merged.items() if key.kind == feed.kind.name}
+            mapping = {
+                key.key: found.value
+                for key, found in merged.items()
+                if key.kind == feed.kind.name and feed.takes(key.key, found.labels)
+            }
             feed.store.publish(mapping, synced=feed.store.newest.synced or not incomplete, at=now)
         self._report(tuple(faults), now)
         return self._rescan_s if since is None else max(0.0, since + self._settle_s - now)

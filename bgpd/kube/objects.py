@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 from bgpd.config import document
 from bgpd.config.document import Document, Path, Value
 from bgpd.kube.feed import Feed
-from bgpd.kube.parse import Malformed
+from bgpd.kube.parse import Kind, Malformed
 from bgpd.model.fault import Fault
 
 
@@ -30,10 +30,11 @@ class ObjectKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An object and where it begins."""
+    """An object and where it begins. `labels` are what feeds choose by."""
 
     key: ObjectKey
     value: Any
+    labels: Mapping[str, str]
     file: str
     line: int
     column: int
@@ -59,7 +60,7 @@ class Reading:
     is_unreadable: bool = False
 
 
-_Kinds: TypeAlias = Mapping[str, Feed[Any]]
+_Kinds: TypeAlias = Mapping[str, Sequence[Feed[Any]]]
 
 
 def read_objects(data: bytes, file: str, feeds: Sequence[Feed[Any]]) -> Reading:
@@ -68,7 +69,10 @@ def read_objects(data: bytes, file: str, feeds: Sequence[Feed[Any]]) -> Reading:
     if documents.faults:
         # What stands before a syntax fault may be half of what was meant.
         return Reading(faults=documents.faults, is_partial=True)
-    reader = _Reader(file, {feed.kind.name: feed for feed in feeds})
+    kinds: dict[str, list[Feed[Any]]] = {}
+    for feed in feeds:
+        kinds.setdefault(feed.kind.name, []).append(feed)
+    reader = _Reader(file, kinds)
     for each in documents.values:
         reader.take(each)
     return Reading(tuple(reader.found), tuple(reader.faults), frozenset(reader.broken), reader.is_partial)
@@ -84,57 +88,59 @@ class _Reader:
     is_partial: bool = False
 
     def take(self, source: Document) -> None:
-        for path, value, feed in self._candidates(source, (), source.value, None):
+        for path, value, kind in self._candidates(source, (), source.value, None):
             try:
-                raw = feed.kind.convert(value)
+                raw = kind.convert(value)
             except Malformed as error:
-                self._malformed(source, path, feed, error)
+                self._malformed(source, path, kind, error)
                 continue
-            key = feed.kind.key(raw)
-            if feed.name in (None, key):
-                named = ObjectKey(feed.kind.name, key)
-                model = feed.kind.to_model(raw)
-                self.found.append(Found(named, model, self.file, *source.place(path)))
-                for fault in feed.kind.faults(model) if feed.kind.faults else ():
+            key, labels = kind.key(raw), raw.metadata.labels or {}
+            if any(feed.takes(key, labels) for feed in self.kinds[kind.name]):
+                named = ObjectKey(kind.name, key)
+                model = kind.to_model(raw)
+                self.found.append(Found(named, model, labels, self.file, *source.place(path)))
+                for fault in kind.faults(model) if kind.faults else ():
                     self._fault(source, (*path, *fault.path), f"{named}: {fault.problem}", named=True)
 
     def _candidates(
-        self, source: Document, path: Path, value: Value, listed: Feed[Any] | None
-    ) -> Iterator[tuple[Path, Value, Feed[Any]]]:
+        self, source: Document, path: Path, value: Value, listed: Kind[Any] | None
+    ) -> Iterator[tuple[Path, Value, Kind[Any]]]:
         """What claims to be of a wanted kind. `listed` is the kind that its list says, for it may not itself."""
         if value is None:
             return
         if not isinstance(value, dict):
             self._fault(source, path, "is not a Kubernetes object")
             return
-        name = value.get("kind") if listed is None else value.get("kind", listed.kind.name)
+        name = value.get("kind") if listed is None else value.get("kind", listed.name)
         if not isinstance(name, str):
             self._fault(source, path, "is not a Kubernetes object: it has no kind")
         elif name.endswith("List") and (name == "List" or name[:-4] in self.kinds):
-            yield from self._listed(source, path, value, self.kinds.get(name[:-4]))
+            feeds = self.kinds.get(name[:-4])
+            yield from self._listed(source, path, value, feeds[0].kind if feeds else None)
         elif name in self.kinds:
-            feed = self.kinds[name]
-            version = value.get("apiVersion", feed.kind.api_version if listed is not None else None)
-            if version == feed.kind.api_version:
-                yield path, value, feed
+            kind = self.kinds[name][0].kind
+            version = value.get("apiVersion", kind.api_version if listed is not None else None)
+            if version == kind.api_version:
+                yield path, value, kind
             elif not isinstance(version, str):
-                self._fault(source, path, f"has no apiVersion; write apiVersion: {feed.kind.api_version}")
+                self._fault(source, path, f"has no apiVersion; write apiVersion: {kind.api_version}")
 
     def _listed(
-        self, source: Document, path: Path, value: dict[str, Value], feed: Feed[Any] | None
-    ) -> Iterator[tuple[Path, Value, Feed[Any]]]:
+        self, source: Document, path: Path, value: dict[str, Value], kind: Kind[Any] | None
+    ) -> Iterator[tuple[Path, Value, Kind[Any]]]:
         items = value.get("items")
         if not isinstance(items, list | None):
             self._fault(source, (*path, "items"), "must be a list")
             return
         for index, item in enumerate(items or ()):
-            yield from self._candidates(source, (*path, "items", index), item, feed)
+            yield from self._candidates(source, (*path, "items", index), item, kind)
 
-    def _malformed(self, source: Document, path: Path, feed: Feed[Any], error: Malformed) -> None:
+    def _malformed(self, source: Document, path: Path, kind: Kind[Any], error: Malformed) -> None:
+        """What has no name or no labels that can be read may be one that is wanted."""
         if error.key is None:
             self._fault(source, (*path, *error.path), error.problem)
-        elif feed.name in (None, error.key):
-            key = ObjectKey(feed.kind.name, error.key)
+        elif any(feed.name in (None, error.key) for feed in self.kinds[kind.name]):
+            key = ObjectKey(kind.name, error.key)
             self.broken.add(key)
             self._fault(source, (*path, *error.path), f"{key}: {error.problem}", named=True)
 

@@ -73,6 +73,8 @@ class ApiSource(Generic[T]):
         namespace, _, name = (feed.name or "").rpartition("/")
         self._path = feed.kind.path(namespace)
         self._selector = {"fieldSelector": f"metadata.name={name}"} if name else {}
+        if feed.label is not None:
+            self._selector["labelSelector"] = "=".join(feed.label)
         self._verb = "list"
         self._listed_at = clock()
         self._watching_since = math.inf  # infinity: not watching

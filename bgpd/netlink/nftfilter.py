@@ -30,7 +30,8 @@ from bgpd.netlink.nftmessage import (
 
 NFPROTO_BRIDGE = 7
 ACCEPT = 1  # NF_ACCEPT
-_REGISTERS = (1, 9, 10, 11)  # NFT_REG_1, then its second to fourth word, NFT_REG32_01 to _03
+# NFT_REG_1, then its second to fourth word, NFT_REG32_01 to _03; the same for NFT_REG_2, as the kernel shows them
+_REGISTERS = (1, 9, 10, 11, 2, 13, 14, 15)
 _LIST_ELEMENT = 1
 _ELEMENT_OVERHEAD = 16  # of a packed key, at most
 _HOST_ORDER = struct.pack("=BBI", 0, 4, 1)  # NFTNL_UDATA_SET_KEYBYTEORDER: lets nft show the name of an interface
@@ -40,12 +41,13 @@ _TYPE_BITS = 6  # nft's own numbers of types, joined
 class KeyType(IntEnum):
     """nft's numbers of what a key is made of: for whoever lists the set."""
 
-    IPV4_ADDR, IPV6_ADDR, ETHER_ADDR, IFINDEX = 7, 8, 9, 20
+    IPV4_ADDR, IPV6_ADDR, ETHER_ADDR, INET_PROTO, INET_SERVICE, IFINDEX = 7, 8, 9, 12, 13, 20
 
 
 class ConntrackState(IntEnum):
     """NF_CT_STATE_BIT"""
 
+    INVALID = 1 << 0
     RELATED = 1 << 2
 
 
@@ -86,6 +88,11 @@ def key(*parts: bytes) -> bytes:
     return b"".join(part + bytes(-len(part) % 4) for part in parts)
 
 
+def register_at(offset: int) -> int:
+    """Where what was loaded jointly is, that many bytes from its beginning."""
+    return _REGISTERS[offset // 4]
+
+
 def ifindex(number: int) -> bytes:
     return struct.pack("=I", number)
 
@@ -94,11 +101,17 @@ def in_family(messages: Iterable[Message], family: int) -> Iterator[Message]:
     return (replace(each, family=family) for each in messages)
 
 
-def key_set(table_name: str, name: str, types: Iterable[KeyType], width: int, number: int) -> Message:
-    """`number` tells sets that one transaction makes apart; `width` is that of a key."""
+def type_of(types: Iterable[KeyType]) -> int:
+    """nft's number of a joined type."""
     joined_type = 0
     for each in types:
         joined_type = joined_type << _TYPE_BITS | each
+    return joined_type
+
+
+def key_set(table_name: str, name: str, types: Iterable[KeyType], width: int, number: int) -> Message:
+    """`number` tells sets that one transaction makes apart; `width` is that of a key."""
+    joined_type = type_of(types)
     what = attribute(3, 0) + attribute(4, joined_type) + attribute(5, width) + attribute(10, number)
     if joined_type == KeyType.IFINDEX:
         what += attribute(13, _HOST_ORDER)

@@ -254,6 +254,11 @@ def no_rules(table_name: str) -> Message:
     return Message(Kind.DELRULE, Flag.NONE, attribute(1, table_name), f"deleting the rules of {table_name}")
 
 
+def no_rules_of(table_name: str, chain_name: str) -> Message:
+    body = attribute(1, table_name) + attribute(2, chain_name)
+    return Message(Kind.DELRULE, Flag.NONE, body, f"deleting the rules of {chain_name}")
+
+
 def no_chain(table_name: str, name: str) -> Message:
     return Message(Kind.DELCHAIN, Flag.NONE, attribute(1, table_name) + attribute(3, name), f"deleting chain {name}")
 

@@ -43,7 +43,7 @@ class TableKind(Generic[C]):
     """A table of ours, and how its content becomes messages and is found again.
 
     `empty` is the content of a table that is only just there, before it says what is wanted. `pins`: where the
-    programs that its rules ask are pinned.
+    programs that its rules ask are pinned; empty when they ask none.
     """
 
     name: str

@@ -123,7 +123,7 @@ class TableActuator(Generic[C]):
         try:
             if self._owned and want is not None and have is not None and not have.damage:
                 messages = [*kind.update(have, want)]  # nobody else can have changed it: to read it takes 8 ms
-            elif want is not None and not self._connection.has_match(*PROGRAM_MATCH):
+            elif want is not None and kind.pins(want) and not self._connection.has_match(*PROGRAM_MATCH):
                 return Blocked(NO_MATCH)
             else:
                 messages = [*self._steps(kind, want)]

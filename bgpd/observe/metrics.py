@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from bgpd import __version__
 from bgpd.observe.log import Round
-from bgpd.observe.samples import bgp, cni, hostroutes, masquerade, noderoutes, policy, sources
+from bgpd.observe.samples import bgp, cni, hostroutes, masquerade, noderoutes, policy, sources, virtualservers
 from bgpd.observe.samples.bgp import Peer
 from bgpd.observe.samples.cni import Cni
 from bgpd.observe.samples.family import gauge
@@ -30,6 +30,7 @@ from bgpd.observe.samples.masquerade import Masquerade
 from bgpd.observe.samples.noderoutes import NodeRoutes
 from bgpd.observe.samples.policy import Policy
 from bgpd.observe.samples.sources import Source
+from bgpd.observe.samples.virtualservers import VirtualServers
 
 # 1 ms to 10 s: the goal for event to wire is 25 ms in the middle and 100 ms at worst, so it is finest there.
 WIRE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -72,7 +73,7 @@ class RequestDone:
 class Snapshot:
     """Everything that is rather than happens. `config_loaded_at`: Unix seconds of the last good load.
 
-    `masquerade` to `host_routes` None: it is off. `bfd_connected` None: no peer has BFD.
+    `masquerade` to `virtual_servers` None: it is off. `bfd_connected` None: no peer has BFD.
     """
 
     peers: tuple[Peer, ...] = ()
@@ -89,6 +90,7 @@ class Snapshot:
     cni: Cni | None = None
     node_routes: NodeRoutes | None = None
     host_routes: HostRoutes | None = None
+    virtual_servers: VirtualServers | None = None
 
 
 class Metrics:
@@ -223,6 +225,7 @@ class _State(Collector):
         yield from cni.samples(snapshot.cni)
         yield from noderoutes.samples(snapshot.node_routes)
         yield from hostroutes.samples(snapshot.host_routes)
+        yield from virtualservers.samples(snapshot.virtual_servers)
 
     def describe(self) -> Iterator[Family]:
         """The names, so that the registry refuses a second definition."""

@@ -1,0 +1,102 @@
+"""Runs the monitors of local pods and keeps what they found; what follows from it is decided in `plan`.
+
+Every pod has a task for each of its monitors, which tries, waits and tries again. New ones begin spread over a
+second, so that a restart does not try hundreds of pods at one moment, and at most `AT_ONCE` tries are under way: a
+try that waits for its turn is not held against the pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from dataclasses import replace
+from typing import NamedTuple
+
+from bgpd.model.virtualserver import Member, Monitor
+from bgpd.virtualservers.monitor import Check, Rule, delayed, expired, expires_at, judged, started
+from bgpd.virtualservers.probe import Result, probe
+
+AT_ONCE = 256  # a file descriptor each, of the 1,024 that systemd gives a service
+SPREAD_S = 1.0
+
+
+class Watched(NamedTuple):
+    """Two virtual servers that ask the same of a pod share the answer."""
+
+    member: Member
+    monitor: Monitor
+
+
+class Monitoring:
+    """`checks` are the newest. `changed` is called whenever a pod went up or down."""
+
+    def __init__(
+        self,
+        rule: Callable[[], Rule],
+        changed: Callable[[], None],
+        rand: Callable[[], float] = random.random,
+        probe: Callable[[Monitor, Member, float], Awaitable[Result]] = probe,
+    ) -> None:
+        self._rule, self._changed, self._rand, self._probe = rule, changed, rand, probe
+        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._tasks: dict[Watched, asyncio.Task[None]] = {}
+        self._failed = asyncio.Event()
+        self._error: BaseException | None = None
+        self.checks: dict[Watched, Check] = {}
+
+    def follow(self, wanted: Collection[Watched], in_service: Collection[Member]) -> None:
+        """Watches these and no others. Those `in_service` that are new count as up until they fail."""
+        now = asyncio.get_running_loop().time()
+        for key in self._tasks.keys() - set(wanted):
+            self._tasks.pop(key).cancel()
+            del self.checks[key]
+        for key in wanted:
+            if key not in self._tasks:
+                self.checks[key] = started(now, was_up=key.member in in_service)
+                self._tasks[key] = asyncio.create_task(self._repeat(key), name=f"monitor {key.member}")
+                self._tasks[key].add_done_callback(self._ended)
+
+    def of(self, member: Member, monitors: Collection[Monitor]) -> Mapping[Monitor, Check]:
+        """What each of these has found of a pod."""
+        found = ((monitor, self.checks.get(Watched(member, monitor))) for monitor in monitors)
+        return {monitor: check for monitor, check in found if check is not None}
+
+    async def run(self) -> None:
+        """Until cancelled; then nothing is watched any more. An unexpected error of a task ends it."""
+        try:
+            await self._failed.wait()
+            assert self._error is not None
+            raise self._error
+        finally:
+            for task in self._tasks.values():
+                task.cancel()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._error = error
+            self._failed.set()
+
+    async def _repeat(self, key: Watched) -> None:
+        loop, monitor = asyncio.get_running_loop(), key.monitor
+        await asyncio.sleep(min(SPREAD_S, monitor.interval_s) * self._rand())
+        while True:
+            asked_at = loop.time()
+            async with self._slots:
+                begun_at = loop.time()
+                check = self.checks[key] = delayed(self.checks[key], begun_at - asked_at)
+                due = expires_at(check, monitor)
+                within_s = monitor.timeout_s if due is None else min(monitor.timeout_s, max(0.0, due - begun_at))
+                result = await self._probe(monitor, key.member, within_s)
+            self._note(key, judged(self.checks[key], monitor, self._rule(), loop.time(), *result))
+            next_at = begun_at + monitor.interval_s
+            due = expires_at(self.checks[key], monitor)
+            if due is not None and due < next_at:
+                await asyncio.sleep(max(0.0, due - loop.time()))
+                self._note(key, expired(self.checks[key], monitor, loop.time()))
+            await asyncio.sleep(max(0.0, next_at - loop.time()))
+
+    def _note(self, key: Watched, check: Check) -> None:
+        before, self.checks[key] = self.checks[key], check
+        if replace(before, good_at=0, streak=0) != replace(check, good_at=0, streak=0):
+            self._changed()

@@ -1,0 +1,179 @@
+"""Decides which pods serve which virtual server on this node, and what is announced of it. Pure.
+
+Members of a virtual server are the ready endpoints of its Service that run on this node and have an address of the
+frontend's family. In service are those that pass all monitors. When none does, `whenDown` says whether the address is
+withdrawn, or announced as a last resort and served by those that have failed: then a ToR takes this way only if no
+other node has a better one.
+
+An address is announced while any of its virtual servers is in service here (BIG-IP's route advertisement "any"), and
+only once the kernel leads its traffic to pods.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network
+
+from bgpd.config.virtualservers import VirtualServers, WhenDown
+from bgpd.model.bgp import AdvertisementType
+from bgpd.model.candidate import Candidate
+from bgpd.model.prefix import Address, Prefix
+from bgpd.model.service import EndpointSlice, Service
+from bgpd.model.virtualserver import Balance, Frontend, Member, Monitor, VirtualServer
+from bgpd.virtualservers.deal import by_connections, in_turn
+from bgpd.virtualservers.monitor import Check
+from bgpd.virtualservers.table import Slots
+
+NOT_CHECKED = "no monitor of a local pod has a result yet"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A virtual server and its members here. `lacks` is why there are none; empty when there are."""
+
+    server: VirtualServer
+    members: tuple[Member, ...] = ()
+    lacks: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """`in_service` get connections: the healthy ones or, with `last_resort`, those that have failed.
+
+    `why` says why it is not served as it should be; empty when it is.
+    """
+
+    pool: Pool
+    in_service: tuple[Member, ...] = ()
+    last_resort: bool = False
+    why: str = ""
+
+
+Checks = Callable[[Member, Sequence[Monitor]], Mapping[Monitor, Check]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """Services and their slices, as Kubernetes has them, by namespace/name; a slice is found by its Service."""
+
+    services: Mapping[str, Service] = field(default_factory=dict)
+    slices: Mapping[str, Sequence[EndpointSlice]] = field(default_factory=dict)
+
+
+def by_service(slices: Iterable[EndpointSlice]) -> dict[str, list[EndpointSlice]]:
+    """Each Service's slices."""
+    found: dict[str, list[EndpointSlice]] = {}
+    for each in slices:
+        found.setdefault(each.service, []).append(each)
+    return found
+
+
+def pools(servers: Iterable[VirtualServer], endpoints: Endpoints, node: str) -> dict[str, Pool]:
+    """By the name of the virtual server. Of two with one frontend the first by name counts."""
+    found: dict[str, Pool] = {}
+    taken: dict[Frontend, str] = {}
+    for server in sorted(servers, key=lambda server: server.name):
+        first = taken.setdefault(server.frontend, server.name)
+        if first != server.name:
+            lacks = f"{server.frontend} is taken by ConfigMap {first}; give one of them another port or address"
+            found[server.name] = Pool(server, lacks=lacks)
+        else:
+            members, lacks = _members(server, endpoints, node)
+            found[server.name] = Pool(server, members, lacks)
+    return found
+
+
+def served(pool: Pool, checks: Checks, settings: VirtualServers) -> Served:
+    """Who gets connections, as the monitors have it now."""
+    if not pool.members:
+        return Served(pool, why=pool.lacks)
+    states = {member: state(checks(member, pool.server.monitors), pool.server.monitors) for member in pool.members}
+    healthy = tuple(member for member in pool.members if states[member])
+    if healthy:
+        down = len(pool.members) - len(healthy)
+        return Served(pool, healthy, why=f"{down} of {len(pool.members)} local pods are down" if down else "")
+    if None in states.values():
+        return Served(pool, why=NOT_CHECKED)
+    count = len(pool.members)
+    why = "the only local pod is down" if count == 1 else f"all {count} local pods are down"
+    if settings.when_down is WhenDown.WITHDRAW:
+        return Served(pool, why=why)
+    return Served(pool, pool.members, last_resort=True, why=f"{why}: served as a last resort")
+
+
+def state(found: Mapping[Monitor, Check], monitors: Sequence[Monitor]) -> bool | None:
+    """Of a pod: up for all of its monitors, down for one of them, or None: that is not known yet."""
+    results = [found[monitor].up if monitor in found else None for monitor in monitors]
+    return False if False in results else None if None in results else True
+
+
+def slots(each: Served, connections: Mapping[Member, int]) -> Slots:
+    """Who gets the next connections, as `balance` has it. `connections` are those that each member has open."""
+    if each.pool.server.balance is Balance.ROUND_ROBIN:
+        return in_turn(each.in_service)
+    return by_connections(each.in_service, connections)
+
+
+def candidates(found: Iterable[Served], in_kernel: Callable[[Frontend], str], settings: VirtualServers) -> tuple[
+    Candidate, ...
+]:  # fmt: skip
+    """What may be announced, one for each address. `in_kernel` says why traffic to a frontend is not led to pods yet;
+    empty when it is."""
+    by_address: dict[Address, list[Served]] = {}
+    for each in found:
+        by_address.setdefault(each.pool.server.frontend.address, []).append(each)
+    return tuple(_candidate(address, group, in_kernel, settings) for address, group in by_address.items())
+
+
+def _candidate(
+    address: Address, group: Sequence[Served], in_kernel: Callable[[Frontend], str], settings: VirtualServers
+) -> Candidate:
+    owner = ", ".join(f"ConfigMap {each.pool.server.name}" for each in group)
+    waits = {each.pool.server.name: in_kernel(each.pool.server.frontend) for each in group if each.in_service}
+    leading = [each for each in group if each.in_service and not waits[each.pool.server.name]]
+    kind = AdvertisementType.VIRTUAL_SERVER
+    if not leading:
+        reasons = dict.fromkeys(waits.get(each.pool.server.name) or each.why for each in group)
+        return Candidate(kind, prefix_of(address), owner, withheld="; ".join(reasons))
+    remark = "; ".join(dict.fromkeys(each.why for each in group if each.why))
+    if any(not each.last_resort for each in leading):
+        return Candidate(kind, prefix_of(address), owner, remark=remark)
+    by_med = settings.when_down is WhenDown.MED
+    return Candidate(
+        kind,
+        prefix_of(address),
+        owner,
+        remark=remark,
+        med=settings.med if by_med else None,
+        communities=() if by_med else settings.communities,
+    )
+
+
+def prefix_of(address: Address) -> Prefix:
+    """The host route."""
+    return IPv4Network(address) if address.version == 4 else IPv6Network(address)
+
+
+def _members(server: VirtualServer, endpoints: Endpoints, node: str) -> tuple[tuple[Member, ...], str]:
+    service = endpoints.services.get(server.service)
+    if service is None:
+        return (), f"there is no Service {server.service}"
+    protocol, version = server.frontend.protocol, server.frontend.address.version
+    names = [each.name for each in service.ports if (each.port, each.protocol) == (server.service_port, protocol)]
+    if not names:
+        ports = ", ".join(f"{each.port}/{each.protocol.name}" for each in service.ports) or "none"
+        return (), f"Service {server.service} has no port {server.service_port}/{protocol.name}; it has {ports}"
+    found = {
+        Member(endpoint.address, port.port): endpoint.ready
+        for part in endpoints.slices.get(server.service, ())
+        for port in part.ports
+        if port.name == names[0] and port.protocol is protocol
+        for endpoint in part.endpoints
+        if endpoint.node == node and endpoint.address.version == version
+    }
+    ready = sorted((member for member, is_ready in found.items() if is_ready), key=lambda member: member.order)
+    unready = f": {len(found)} not ready" if found else ""
+    return tuple(
+        ready
+    ), "" if ready else f"Service {server.service} has no ready IPv{version} pod on this node{unready}"
