@@ -141,7 +141,7 @@ class Daemon:
 
     async def _build(self, config: Config, files: launch.SpeakerFiles) -> tuple[Console, Tasks]:
         """Every part, and who feeds whom; the tasks are not started yet."""
-        cluster = Cluster.empty()
+        cluster = Cluster()
         found = Store(NO_UPLINKS), tuple(cluster.candidates(config))
         inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()), *found)
         inputs.config.publish(self.loaded)

@@ -8,7 +8,7 @@ its own business; `daemon` runs them, `console` answers for them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -47,28 +47,31 @@ if TYPE_CHECKING:
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
 
+def _objects() -> Store[Mapping[str, Any]]:
+    return Store({})
+
+
+def _candidates() -> Store[tuple[Candidate, ...]]:
+    return Store(())
+
+
 @dataclass(frozen=True, slots=True)
 class Cluster:
     """What the source fills besides nodes, each only if somebody needs it: by namespace/name, or by name.
 
-    And what parts make of it for others: `host_routes`.
+    And what parts make of it for others to announce: `host_routes`, `virtual_addresses`.
     """
 
-    pods: Store[Mapping[str, Pod]]
-    namespaces: Store[Mapping[str, Namespace]]
-    policies: Store[Mapping[str, NetworkPolicy]]
-    masquerade: ConfigMaps
-    conflist: ConfigMaps
-    virtual_servers: ConfigMaps
-    services: Store[Mapping[str, Service]]
-    slices: Store[Mapping[str, EndpointSlice]]
-    host_routes: Store[tuple[Candidate, ...]]
-    virtual_addresses: Store[tuple[Candidate, ...]]
-
-    @classmethod
-    def empty(cls) -> Cluster:
-        objects = Store({}), Store({}), Store({}), Store({}), Store({}), Store({}), Store({}), Store({})
-        return cls(*objects, Store(()), Store(()))
+    pods: Store[Mapping[str, Pod]] = field(default_factory=_objects)
+    namespaces: Store[Mapping[str, Namespace]] = field(default_factory=_objects)
+    policies: Store[Mapping[str, NetworkPolicy]] = field(default_factory=_objects)
+    services: Store[Mapping[str, Service]] = field(default_factory=_objects)
+    slices: Store[Mapping[str, EndpointSlice]] = field(default_factory=_objects)
+    masquerade: ConfigMaps = field(default_factory=_objects)
+    conflist: ConfigMaps = field(default_factory=_objects)
+    virtual_servers: ConfigMaps = field(default_factory=_objects)
+    host_routes: Store[tuple[Candidate, ...]] = field(default_factory=_candidates)
+    virtual_addresses: Store[tuple[Candidate, ...]] = field(default_factory=_candidates)
 
     def candidates(self, config: Config) -> Iterator[Store[tuple[Candidate, ...]]]:
         """Those that a part will fill."""
