@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # a node that does not use one does without
     from bgpd.masq.sight import Sight
     from bgpd.noderoutes.sight import Sight as NodeRoutesSight
     from bgpd.policy.sight import Sight as PolicySight
+    from bgpd.services.sight import Sight as ServicesSight
     from bgpd.virtualservers.sight import Sight as VirtualServersSight
 
 # what only a new daemon can take over, by key path
@@ -57,6 +58,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     ),
     "nodeRoutes (none or not)": lambda config: config.node_routes is NodeRoutes.NONE,
     "virtualServers.enabled": lambda config: config.virtual_servers.enabled,
+    "bgp.advertisements (Service or not)": lambda config: config.bgp.announces(AdvertisementType.SERVICE),
     "policy.enabled": lambda config: config.policy.enabled,
     "cni": lambda config: config.cni,
     "log": lambda config: config.log,
@@ -130,6 +132,11 @@ class Console:
             from bgpd.virtualservers.sight import Sight as VirtualServersSight
 
             self.virtual_servers = VirtualServersSight(parts.serving)
+        self.services: ServicesSight | None = None
+        if parts.servicing is not None:
+            from bgpd.services.sight import Sight as ServicesSight
+
+            self.services = ServicesSight(parts.servicing)
         # called after every attempt to reload, with what waits for a restart; see `config_state`
         self.on_reload: Callable[[Pending], None] = lambda pending: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))
@@ -297,6 +304,7 @@ class Console:
             "nodeRoutes": self.node_routes.status() if self.node_routes else None,
             "hostRoutes": self.parts.host_routing.status() if self.parts.host_routing else None,
             "virtualServers": self.virtual_servers.status() if self.virtual_servers else None,
+            "services": self.services.status() if self.services else None,
             "peers": self.peer_rows(),
             "problems": self.problems(),
         }

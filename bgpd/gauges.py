@@ -52,6 +52,7 @@ def snapshot(console: Console) -> Snapshot:
         node_routes=console.node_routes.figures() if console.node_routes else None,
         host_routes=console.parts.host_routing.figures() if console.parts.host_routing else None,
         virtual_servers=console.virtual_servers.figures() if console.virtual_servers else None,
+        services=console.services.figures() if console.services else None,
         cni=console.parts.chaining.figures() if console.parts.chaining else None,
     )
 

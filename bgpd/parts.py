@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from bgpd.masq.masquerading import Masquerading
     from bgpd.noderoutes.noderouting import NodeRouting
     from bgpd.policy.policing import Policing
+    from bgpd.services.servicing import Servicing
     from bgpd.virtualservers.serving import Serving
 
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
@@ -71,12 +72,15 @@ class Cluster:
     conflist: ConfigMaps = field(default_factory=_objects)
     virtual_servers: ConfigMaps = field(default_factory=_objects)
     host_routes: Store[tuple[Candidate, ...]] = field(default_factory=_candidates)
+    service_addresses: Store[tuple[Candidate, ...]] = field(default_factory=_candidates)
     virtual_addresses: Store[tuple[Candidate, ...]] = field(default_factory=_candidates)
 
     def candidates(self, config: Config) -> Iterator[Store[tuple[Candidate, ...]]]:
         """Those that a part will fill."""
         if config.bgp.announces(AdvertisementType.POD_IP):
             yield self.host_routes
+        if config.bgp.announces(AdvertisementType.SERVICE):
+            yield self.service_addresses
         if config.virtual_servers.enabled:
             yield self.virtual_addresses
 
@@ -90,15 +94,16 @@ class Parts:
     chaining: Chaining | None = None
     node_routing: NodeRouting | None = None
     host_routing: HostRouting | None = None
+    servicing: Servicing | None = None
     serving: Serving | None = None
 
     @property
-    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting | Serving]:
-        parts = (self.masquerading, self.policing, self.chaining, self.node_routing, self.serving)
-        return [part for part in parts if part is not None]
+    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting | Servicing | Serving]:
+        parts = self.masquerading, self.policing, self.chaining, self.node_routing
+        return [part for part in (*parts, self.servicing, self.serving) if part is not None]
 
     @property
-    def telling(self) -> list[Masquerading | Policing | Chaining | NodeRouting | Serving | HostRouting]:
+    def telling(self) -> list[Any]:
         """Those that know of problems: host routing has nothing to run."""
         return [*self.running, *([self.host_routing] if self.host_routing else [])]
 
@@ -128,7 +133,8 @@ class Builder:
         masquerading = self._masquerading()
         policing, chaining = self._policing()
         node_routing, host_routing = self._node_routing(), self._host_routing()
-        return Parts(masquerading, policing, chaining, node_routing, host_routing, self._serving())
+        announcing = host_routing, self._servicing(), self._serving()
+        return Parts(masquerading, policing, chaining, node_routing, *announcing)
 
     def _masquerading(self) -> Masquerading | None:
         config, inputs = self._config, self._inputs
@@ -200,6 +206,18 @@ class Builder:
         cluster.host_routes.on_change(self._noted)
         return routing
 
+    def _servicing(self) -> Servicing | None:
+        config, cluster = self._config, self._cluster
+        if not config.bgp.announces(AdvertisementType.SERVICE):
+            return None
+        from bgpd.services.servicing import Servicing
+
+        addresses, has_own = cluster.service_addresses, config.source.kubernetes is not None
+        addresses.on_change(self._noted)
+        return Servicing(
+            config.node.name, self._inputs.config, cluster.services, cluster.slices, addresses, has_own
+        )
+
     def _serving(self) -> Serving | None:
         config, cluster = self._config, self._cluster
         mark = config.paths.state / VIRTUAL_SERVERS_MARK
@@ -245,3 +263,6 @@ def feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) ->
         yield Feed(NETWORK_POLICY, cluster.policies)
         if cni.chaining_mode is not None and cni.config_map is not None:
             yield Feed(CONFIG_MAP, cluster.conflist, cni.config_map)
+    if config.bgp.announces(AdvertisementType.SERVICE):
+        yield Feed(SERVICE, cluster.services)
+        yield Feed(ENDPOINT_SLICE, cluster.slices)

@@ -13,15 +13,16 @@ everything above `export.maxPrefixes` is refused by name and never announced.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
 from types import MappingProxyType
 
+from bgpd.bgp.aggregate import aggregated
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
 from bgpd.bgp.places import Place, places
-from bgpd.config.bgp import Advertisement, Attributes, Bgp, Peer
+from bgpd.config.bgp import Attributes, Bgp, Peer
 from bgpd.model.bfd import Wanted
 from bgpd.model.bgp import AdvertisementType, Family, LocalEnd, Neighbor, Path, RouteKey, Secret
 from bgpd.model.candidate import Candidate
@@ -85,11 +86,14 @@ def plan(
         found.add(place, _neighbor(bgp, place, passwords.get(place.peer.name), node, loaded.get(place.name)))
     silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy
     offers = sorted((*_pod_cidrs(node), *candidates), key=lambda offer: sort_key(offer.prefix))
-    braked = _brake(bgp, found.places, [offer.prefix for offer in offers if not offer.withheld])
+    meant = [(entry, aggregated(entry, filter(entry.selects, offers))) for entry in bgp.advertisements]
+    braked = _brake(found.places, bgp, (offer for _, chosen in meant for offer in chosen))
     routes = _Routes(braked, silent, node, drain)
     for place in found.places:
         if place.name in found.neighbors:
-            routes.add(place.peer, found.neighbors[place.name], _advertised(bgp, place.peer.name, offers))
+            for entry, chosen in meant:
+                if entry.peers is None or place.peer.name in entry.peers:
+                    routes.add(place.peer, found.neighbors[place.name], entry.attributes, chosen)
     return routes.plan(found)
 
 
@@ -183,13 +187,6 @@ def _pod_cidrs(node: Node | None) -> list[Candidate]:
     return [Candidate(AdvertisementType.POD_CIDR, prefix, "the node") for prefix in prefixes]
 
 
-def _advertised(bgp: Bgp, peer: str, offers: Sequence[Candidate]) -> Iterator[tuple[Candidate, Advertisement]]:
-    """What is to be announced to this peer, before any refusal, in the order of `offers`."""
-    for entry in bgp.advertisements:
-        if entry.peers is None or peer in entry.peers:
-            yield from ((offer, entry) for offer in offers if entry.advertisement_type is offer.type)
-
-
 @dataclass(slots=True)
 class _Routes:
     """Sorts what is to be announced into what is and, by reason, what is not. `silent`: why nothing is; empty."""
@@ -204,9 +201,9 @@ class _Routes:
     unsuited: dict[RouteKey, str] = field(default_factory=dict)
     remarks: dict[RouteKey, str] = field(default_factory=dict)
 
-    def add(self, peer: Peer, neighbor: Neighbor, offers: Iterable[tuple[Candidate, Advertisement]]) -> None:
-        """Several may have one prefix: the first of them that may be announced is."""
-        for offer, advertisement in offers:
+    def add(self, peer: Peer, neighbor: Neighbor, attributes: Attributes, offers: Iterable[Candidate]) -> None:
+        """What an advertisement means for a peer. Several may have one prefix: the first that may be announced is."""
+        for offer in offers:
             key = RouteKey(neighbor.name, offer.prefix)
             if Family.of(offer.prefix) not in neighbor.families:
                 self.unsuited[key] = f"{neighbor.name} has no {Family.of(offer.prefix).value} in families"
@@ -216,7 +213,7 @@ class _Routes:
                 self.withheld.setdefault(key, offer.withheld)
             else:
                 reason = self.braked.get(offer.prefix) or self.silent
-                verdict = reason or _path(peer, neighbor, offer, advertisement, self.node, self.drain)
+                verdict = reason or _path(peer, neighbor, offer, attributes, self.node, self.drain)
                 if isinstance(verdict, Path):
                     self.routes[key] = verdict
                     if offer.remark:
@@ -242,14 +239,14 @@ class _Routes:
 
 
 def _path(
-    peer: Peer, neighbor: Neighbor, offer: Candidate, advertisement: Advertisement, node: Node | None, drain: Drain
+    peer: Peer, neighbor: Neighbor, offer: Candidate, attributes: Attributes, node: Node | None, drain: Drain
 ) -> Path | str:
     """What to announce about one prefix, or why not."""
     next_hop = _next_hop(peer, neighbor, offer.prefix, node)
     if next_hop is None:
         version = 6 if neighbor.extended_next_hop else offer.prefix.version
         return f"no IPv{version} next hop: set nextHop.ipv{version} or give the node an IPv{version} InternalIP"
-    return _with_attributes(next_hop, neighbor, advertisement.attributes, offer, drain)
+    return _with_attributes(next_hop, neighbor, attributes, offer, drain)
 
 
 def _next_hop(peer: Peer, neighbor: Neighbor, prefix: Prefix, node: Node | None) -> Address | None:
@@ -293,12 +290,16 @@ def _with_attributes(
     )
 
 
-def _brake(bgp: Bgp, found: Sequence[Place], prefixes: Sequence[Prefix]) -> dict[Prefix, str]:
-    """The prefixes that must not be announced to anybody, and why. Peers that are idle here count too."""
+def _brake(found: Sequence[Place], bgp: Bgp, offers: Iterable[Candidate]) -> dict[Prefix, str]:
+    """The prefixes that must not be announced to anybody, and why. Peers that are idle here count too.
+
+    Where there are too many, pod CIDRs come first: no number of other addresses may cost a node its pods.
+    """
     braked: dict[Prefix, str] = {}
     peers = sorted((place.name, place.address) for place in found if place.address is not None)
     passed = 0
-    for prefix in sorted(set(prefixes), key=sort_key):
+    ranked = {(offer.type is not AdvertisementType.POD_CIDR, offer.prefix) for offer in offers if not offer.withheld}
+    for _, prefix in sorted(ranked, key=lambda ranked: (ranked[0], sort_key(ranked[1]))):
         reason = _brake_one(bgp, peers, prefix)
         if not reason:
             passed += 1

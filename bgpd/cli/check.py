@@ -4,7 +4,8 @@ With a manifest source the node is read too, and the plan is the real one. Peers
 looked for on this machine. With the API server the plan is
 shown for a node that is not known: `check` needs no credentials and touches nothing. The masquerade document is
 read where masquerade is on and it can be had: from a file, or from a ConfigMap among the manifests. Pods and policies
-are read where policy is on and they are among the manifests.
+are read where policy is on and they are among the manifests; so are Services and EndpointSlices where some are to be
+announced.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from bgpd.kube.feed import Feed
 from bgpd.kube.manifests import ManifestSource
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
+from bgpd.kube.service import ENDPOINT_SLICE, SERVICE
 from bgpd.model.bfd import Wanted
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.brief import brief
@@ -36,6 +38,7 @@ from bgpd.model.configmap import ConfigMap
 from bgpd.model.node import Node
 from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NetworkPolicy
+from bgpd.model.service import EndpointSlice, Service
 from bgpd.runtime.store import Store
 
 BFD = "BFD"
@@ -111,6 +114,8 @@ class _Read:
     pods: Store[Mapping[str, Pod]] = field(default_factory=lambda: Store({}))
     namespaces: Store[Mapping[str, Namespace]] = field(default_factory=lambda: Store({}))
     policies: Store[Mapping[str, NetworkPolicy]] = field(default_factory=lambda: Store({}))
+    services: Store[Mapping[str, Service]] = field(default_factory=lambda: Store({}))
+    slices: Store[Mapping[str, EndpointSlice]] = field(default_factory=lambda: Store({}))
 
     def node(self, name: str) -> Node | None:
         return self.nodes.newest.value.get(name)
@@ -125,6 +130,9 @@ class _Read:
         if config.policy.enabled:
             yield Feed(NAMESPACE, self.namespaces)
             yield Feed(NETWORK_POLICY, self.policies)
+        if config.bgp.announces(AdvertisementType.SERVICE):
+            yield Feed(SERVICE, self.services)
+            yield Feed(ENDPOINT_SLICE, self.slices)
 
 
 def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
@@ -134,6 +142,8 @@ def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
         report.notes.append(f"the node is not known here, only to the API server; {left_out}")
         if config.policy.enabled:
             report.notes.append("nor are pods and policies: `bgpd policy list` shows what the daemon makes of them")
+        if config.bgp.announces(AdvertisementType.SERVICE):
+            report.notes.append("nor are Services: `bgpd routes` shows which of their addresses are announced")
         return None
     read = _Read()
     source = ManifestSource(config.source.manifests, list(read.feeds(config)))
@@ -149,12 +159,17 @@ def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
 
 
 def _candidates(config: Config, read: _Read) -> tuple[Candidate, ...]:
-    """What the manifests have to announce besides the node's pod CIDRs."""
-    if not config.bgp.announces(AdvertisementType.POD_IP):
-        return ()
-    from bgpd.hostroutes.hostrouting import HostRouting  # a node that announces no pods' addresses does without
+    """What the manifests have to announce besides the node's pod CIDRs. A node that has none of it does without."""
+    found: tuple[Candidate, ...] = ()
+    if config.bgp.announces(AdvertisementType.POD_IP):
+        from bgpd.hostroutes.hostrouting import HostRouting
 
-    return HostRouting(config.node.name, read.nodes, read.pods, Store(())).candidates
+        found += HostRouting(config.node.name, read.nodes, read.pods, Store(())).candidates
+    if config.bgp.announces(AdvertisementType.SERVICE):
+        from bgpd.services.preview import preview
+
+        found += preview(config, read.services.newest.value, read.slices.newest.value)
+    return found
 
 
 def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:

@@ -42,6 +42,7 @@ def render(status: dict[str, Any]) -> str:
         *_node_routes(status.get("nodeRoutes")),
         *_host_routes(status.get("hostRoutes")),
         *_virtual_servers(status.get("virtualServers")),
+        *_services(status.get("services")),
         "",
         peers.render(status["peers"]).rstrip("\n"),
     ]
@@ -91,6 +92,14 @@ def _virtual_servers(servers: dict[str, Any] | None) -> list[str]:
         return []
     odd = "; `bgpd virtualservers list` has warnings about them" if servers["warnings"] else ""
     return [f"virtual   {servers['served']:,} of {servers['virtualServers']:,} virtual servers are served here{odd}"]
+
+
+def _services(services: dict[str, Any] | None) -> list[str]:
+    """A line while any are meant: how many addresses, by what became of them."""
+    if services is None:  # none are meant, or a daemon of an earlier release
+        return []
+    counts = ", ".join(f"{count:,} {state}" for state, count in services["addresses"].items() if count)
+    return [f"services  addresses: {counts or 'none'}"]
 
 
 def _error(source: dict[str, Any]) -> str:

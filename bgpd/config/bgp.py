@@ -38,10 +38,12 @@ from bgpd.config.field import (
     whole,
 )
 from bgpd.config.section import PRESENT, Section
-from bgpd.config.selector import NodeSelector
+from bgpd.config.selector import LabelSelector
 from bgpd.model.bfd import Timers as BfdTimers
 from bgpd.model.bgp import ASN, AdvertisementType, Family
+from bgpd.model.candidate import Candidate
 from bgpd.model.prefix import Address, Prefix, PrefixError, parse_address
+from bgpd.model.service import ServiceAddress
 
 
 class SpeakerMode(StrEnum):
@@ -195,7 +197,7 @@ class Peer(Section):
     bfd: Annotated[Bfd | None, PRESENT] = None
     """None: no BFD; it takes a daemon of its own, and the peer must be told too."""
 
-    node_selector: Annotated[NodeSelector | None, PRESENT] = None
+    node_selector: Annotated[LabelSelector | None, PRESENT] = None
     """The nodes that keep this session, by the labels of their Node objects. None: every node."""
 
     @model_validator(mode="before")
@@ -246,17 +248,53 @@ class Attributes(Section):
     """How many times our ASN is put in front once more, to make the path less attractive."""
 
 
+class ServiceAddresses(Section):
+    """Which addresses of the selected Services are announced."""
+
+    addresses: Annotated[tuple[Annotated[ServiceAddress, one_of(ServiceAddress)], ...], NOT_EMPTY, DISTINCT]
+
+    aggregate: Annotated[tuple[Annotated[Prefix, PREFIX], ...], DISTINCT] = ()
+    """Prefixes that are announced in place of the addresses in them, while one of these would be. Addresses that only
+    some nodes draw traffic for (a traffic policy Local) are announced one by one all the same."""
+
+
 class Advertisement(Section):
     """Something that is announced, to whom, and how."""
 
     advertisement_type: Annotated[
-        AdvertisementType, one_of(AdvertisementType, later=("Service", "EgressIP"))
+        AdvertisementType, one_of(AdvertisementType, later=("EgressIP",))
     ]
 
     peers: Annotated[tuple[Annotated[str, PEER_NAME], ...] | None, NOT_EMPTY, DISTINCT] = None
     """Names of peers. None: all of them."""
 
+    service: Annotated[ServiceAddresses | None, PRESENT] = None
+    """Of type Service only, and required there."""
+
+    selector: Annotated[LabelSelector | None, PRESENT] = None
+    """Of type Service only, and required there: the Services that are meant, by their labels and the two that Cilium
+    adds, io.kubernetes.service.namespace and io.kubernetes.service.name. {} is all of them."""
+
     attributes: Attributes = Attributes()
+
+    @model_validator(mode="after")
+    def _service_has_its_keys(self) -> Advertisement:
+        if self.advertisement_type is AdvertisementType.SERVICE:
+            if self.service is None:
+                raise ValueError("type Service needs 'service'; give {addresses: [LoadBalancerIP]}, say")
+            if self.selector is None:
+                raise ValueError("type Service needs 'selector'; {} selects every Service")
+        elif self.service is not None or self.selector is not None:
+            raise ValueError("'service' and 'selector' are for type Service; remove them")
+        return self
+
+    def selects(self, offer: Candidate) -> bool:
+        """Whether this entry means it."""
+        if self.advertisement_type is not offer.type:
+            return False
+        if self.service is None or self.selector is None:
+            return True
+        return offer.kind in self.service.addresses and self.selector.matches(offer.labels)
 
 
 class Export(Section):
@@ -354,5 +392,5 @@ class Bgp(Section):
     """While one of these fails, everything is withdrawn. None by default: what must work differs by CNI."""
 
     def announces(self, kind: AdvertisementType) -> bool:
-        """To anybody."""
+        """Whether there is an advertisement of that type."""
         return any(entry.advertisement_type is kind for entry in self.advertisements)

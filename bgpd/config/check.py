@@ -214,10 +214,12 @@ def _unknown_peers(sound: Sound) -> Iterator[Problem]:
 
 
 def _announced_twice(sound: Sound) -> Iterator[Problem]:
-    """Two entries for one peer would leave open whose attributes count."""
+    """Two entries for one peer would leave open whose attributes count. Of Services the first that means one does."""
     seen: dict[tuple[AdvertisementType, str], int] = {}
     for index, advertisement in sound.advertisements.items():
         kind = advertisement.advertisement_type
+        if kind is AdvertisementType.SERVICE:
+            continue
         names = sorted(sound.peer_names) if advertisement.peers is None else advertisement.peers
         firsts = {name: seen.setdefault((kind, name), index) for name in names}
         twice = [name for name, first in firsts.items() if first != index]

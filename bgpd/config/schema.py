@@ -31,6 +31,7 @@ from bgpd.config.field import (
 )
 from bgpd.config.masquerade import Masquerade
 from bgpd.config.section import PRESENT, Section
+from bgpd.config.services import Services
 from bgpd.config.virtualservers import VirtualServers
 from bgpd.model.attachment import ChainingMode
 from bgpd.model.policy import Overflow
@@ -189,6 +190,7 @@ class Config(Section):
     the address of each node, in a subnet that both are in. vxlan: all in VXLAN. auto: host-gw, and VXLAN for nodes
     that are in no subnet with this one."""
 
+    services: Services = Services()
     masquerade: Masquerade = Masquerade()
     policy: Policy = Policy()
     virtual_servers: VirtualServers = VirtualServers()

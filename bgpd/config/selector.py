@@ -1,4 +1,4 @@
-"""Which nodes a peer is for: a label selector as Kubernetes has it (apimachinery LabelSelector). Pure."""
+"""Label selectors as Kubernetes has them (apimachinery LabelSelector): of nodes, of Services. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bgpd.model.labels import Operator, Requirement
 
 
 class Expression(Section):
-    """One requirement. NotIn also holds for a node that lacks the label, as everywhere in Kubernetes."""
+    """One requirement. NotIn also holds for one that lacks the label, as everywhere in Kubernetes."""
 
     key: str
     operator: Annotated[Operator, one_of(Operator)]
@@ -32,8 +32,8 @@ class Expression(Section):
         return Requirement(self.key, self.operator, self.values).holds(labels)
 
 
-class NodeSelector(Section):
-    """All requirements must hold; none at all selects every node."""
+class LabelSelector(Section):
+    """All requirements must hold; none at all selects everything."""
 
     match_labels: dict[str, str] = Field(default_factory=dict)
     match_expressions: tuple[Expression, ...] = ()

@@ -31,6 +31,7 @@ class AdvertisementType(StrEnum):
 
     POD_CIDR = "PodCIDR"
     POD_IP = "PodIP"
+    SERVICE = "Service"
     VIRTUAL_SERVER = "VirtualServer"
 
 

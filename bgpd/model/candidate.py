@@ -19,7 +19,8 @@ class Candidate:
     `labels` and `kind` (of a service: which of its addresses) are what an advertisement selects by. `withheld` is
     why it is not to be announced now; empty when it is. `remark` is what an operator should know of one that is
     announced all the same; empty as a rule. `med` and `communities` come on top of what the advertisement
-    says: a value of its own replaces the MED, communities are added.
+    says: a value of its own replaces the MED, communities are added. `local`: some nodes only are to draw traffic for
+    it, so that no aggregate may stand for it.
     """
 
     type: AdvertisementType
@@ -31,3 +32,4 @@ class Candidate:
     remark: str = ""
     med: int | None = None
     communities: tuple[str, ...] = ()
+    local: bool = False

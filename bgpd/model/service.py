@@ -7,10 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from bgpd.model.fault import FieldFault
 from bgpd.model.policy import Protocol
 from bgpd.model.prefix import Address
+
+
+class ServiceAddress(StrEnum):
+    """Which of a Service's addresses."""
+
+    LOAD_BALANCER_IP = "LoadBalancerIP"
+    EXTERNAL_IP = "ExternalIP"
+    CLUSTER_IP = "ClusterIP"
 
 
 @dataclass(frozen=True, slots=True)

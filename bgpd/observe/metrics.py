@@ -21,7 +21,17 @@ from prometheus_client.registry import Collector
 
 from bgpd import __version__
 from bgpd.observe.log import Round
-from bgpd.observe.samples import bgp, cni, hostroutes, masquerade, noderoutes, policy, sources, virtualservers
+from bgpd.observe.samples import (
+    bgp,
+    cni,
+    hostroutes,
+    masquerade,
+    noderoutes,
+    policy,
+    services,
+    sources,
+    virtualservers,
+)
 from bgpd.observe.samples.bgp import Peer
 from bgpd.observe.samples.cni import Cni
 from bgpd.observe.samples.family import gauge
@@ -29,6 +39,7 @@ from bgpd.observe.samples.hostroutes import HostRoutes
 from bgpd.observe.samples.masquerade import Masquerade
 from bgpd.observe.samples.noderoutes import NodeRoutes
 from bgpd.observe.samples.policy import Policy
+from bgpd.observe.samples.services import Services
 from bgpd.observe.samples.sources import Source
 from bgpd.observe.samples.virtualservers import VirtualServers
 
@@ -91,6 +102,7 @@ class Snapshot:
     node_routes: NodeRoutes | None = None
     host_routes: HostRoutes | None = None
     virtual_servers: VirtualServers | None = None
+    services: Services | None = None
 
 
 class Metrics:
@@ -226,6 +238,7 @@ class _State(Collector):
         yield from noderoutes.samples(snapshot.node_routes)
         yield from hostroutes.samples(snapshot.host_routes)
         yield from virtualservers.samples(snapshot.virtual_servers)
+        yield from services.samples(snapshot.services)
 
     def describe(self) -> Iterator[Family]:
         """The names, so that the registry refuses a second definition."""

@@ -1,7 +1,7 @@
 """config/rbac.yaml grants what the daemon does: take a verb away and it says which; and it asks for nothing else.
 
-The daemon masquerades by a ConfigMap, enforces policy, and has its conflist from another ConfigMap: for these two the
-Role is. Without all that it asks for Nodes only: `test_daemon`.
+The daemon masquerades by a ConfigMap, enforces policy, has its conflist from another ConfigMap (the Role is for these
+two), and announces Services. Without all that it asks for Nodes only: `test_daemon`.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ COLLECTIONS = {
     "pods": "/api/v1/pods",
     "namespaces": "/api/v1/namespaces",
     "networkpolicies": "/apis/networking.k8s.io/v1/networkpolicies",
+    "services": "/api/v1/services",
+    "endpointslices": "/apis/discovery.k8s.io/v1/endpointslices",
 }
 RESTORED_S = 31.0  # the longest pause between two attempts, and one attempt
 READS = ("list", "watch")
@@ -103,6 +105,8 @@ def node(cluster: Cluster, place: NodePlace) -> Iterator[BgpdNode]:
     write_document(cluster, "nonMasqueradeCIDRs: [11.8.37.4/32]\n")
     with masquerading_node(cluster, place) as made:
         conflist.configure(made)
+        announced = {"advertisementType": "Service", "service": {"addresses": ["ExternalIP"]}, "selector": {}}
+        made.config["bgp"]["advertisements"].append(announced)
         made.config["policy"]["onOverflow"] = "close"  # so that a restart changes nothing about it
         made.write_config()
         conflist.write_config_map(cluster, json.dumps(conflist.chain(made)))

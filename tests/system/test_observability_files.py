@@ -31,6 +31,7 @@ from bgpd.observe.samples.hostroutes import HostRoutes
 from bgpd.observe.samples.masquerade import Masquerade
 from bgpd.observe.samples.noderoutes import NodeRoutes
 from bgpd.observe.samples.policy import Policy
+from bgpd.observe.samples.services import Services
 from bgpd.observe.samples.sources import Source
 from tests.system.observability import ALERTS, SOURCE, dashboard, panels, variables
 
@@ -64,6 +65,7 @@ EVERYTHING = Snapshot(
     ),
     host_routes=HostRoutes({"ipv4": 1}, {"conflict": 1}),
     node_routes=NodeRoutes({("ipv4", "vxlan"): 3}, held=0, unreachable=0, in_force=True),
+    services=Services({"announced": 1}),
     cni=Cni(lambda: 1, lambda: 0, lambda: True),
 )
 PROMETHEUS_OWN = frozenset({"up"})

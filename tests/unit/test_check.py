@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from bgpd.cli.main import main
+from tests.fabric.service_objects import endpoint, endpoint_slice, service
 
 NODE = {
     "apiVersion": "v1",
@@ -216,6 +217,22 @@ def test_policies_that_count_on_this_node(rig: Rig) -> None:
     (row,) = rig.told()["policies"]
     assert (row["policy"], row["pods"], row["ingress"], row["egress"]) == ("shop/closed", ["shop/web"], [], None)
     assert rig.check()[1].splitlines()[-1].split() == ["shop/closed", "0", "shop/web"]
+
+
+def test_services_are_shown_as_they_would_be_announced(rig: Rig) -> None:
+    """With what is not announced now and why; without such an entry they are not looked at."""
+    rig.manifest("web", service("web", ingress=["188.188.255.1"]))
+    rig.manifest("slice", endpoint_slice("web", [endpoint("188.188.1.7", "worker1")]))
+    rig.manifest("quiet", service("quiet", ingress=["188.188.255.2"]))
+    assert {row["prefix"] for row in rig.told()["routes"]} == {"188.188.1.0/24"}
+    entry = {"advertisementType": "Service", "service": {"addresses": ["LoadBalancerIP"]}, "selector": {}}
+    rig.config["bgp"]["advertisements"].append(entry)
+    told = rig.told()
+    assert {row["prefix"] for row in told["routes"]} == {"188.188.1.0/24", "188.188.255.1/32"}
+    why = "Service shop/quiet has no endpoint"
+    assert told["withheld"] == [{"prefix": "188.188.255.2/32", "peer": "tor-a", "why": why}]
+    rig.config["source"] = {"kubernetes": {}}
+    assert "nor are Services" in rig.check()[1]
 
 
 def test_a_policy_that_cannot_be_read_whole(rig: Rig) -> None:

@@ -72,7 +72,8 @@ U32 = "give a whole number from 0 to 4294967295"
          "give a whole number from 0 to 600"),
         (("bgp", "peer"), [], "bgp.peer: unknown key 'peer'; did you mean 'peers'?"),
         (("coordinator",), {}, "coordinator: unknown key 'coordinator'; "
-         "known here are node, paths, source, bgp, nodeRoutes, masquerade, policy, cni, vxlan, metrics, log"),
+         "known here are node, paths, source, bgp, nodeRoutes, services, masquerade, policy, cni, vxlan, metrics, "
+         "log"),
         ((*PEER, "peerAdress"), "1", "bgp.peers[0].peerAdress: unknown key 'peerAdress'; "
          "did you mean 'peerAddress'?"),
         ((*PEER, "peer_port"), 1, "bgp.peers[0].peer_port: unknown key 'peer_port'; "
@@ -129,9 +130,21 @@ U32 = "give a whole number from 0 to 4294967295"
         (("bgp", "peers", -1), {"name": "tor-b", "peerAddress": "11.11.255.1", "peerASN": 1},
          "bgp.peers[1].peerAddress: bgp.peers[0] is at 11.11.255.1 already"),
         (("bgp", "advertisements"), [{"advertisementType": "EgressIP"}],
-         "bgp.advertisements[0].advertisementType: EgressIP is not available in this version; give PodCIDR or PodIP"),
+         "bgp.advertisements[0].advertisementType: EgressIP is not available in this version; "
+         "give PodCIDR, PodIP or Service"),
         (("bgp", "advertisements"), [{"advertisementType": "PodCidr"}],
-         "bgp.advertisements[0].advertisementType: found 'PodCidr'; give PodCIDR or PodIP; did you mean 'PodCIDR'?"),
+         "bgp.advertisements[0].advertisementType: found 'PodCidr'; give PodCIDR, PodIP or Service; "
+         "did you mean 'PodCIDR'?"),
+        (("bgp", "advertisements"), [{"advertisementType": "Service", "selector": {}}],
+         "bgp.advertisements[0]: type Service needs 'service'; give {addresses: [LoadBalancerIP]}, say"),
+        (("bgp", "advertisements"), [{"advertisementType": "Service", "service": {"addresses": ["ClusterIP"]}}],
+         "bgp.advertisements[0]: type Service needs 'selector'; {} selects every Service"),
+        (("bgp", "advertisements"), [ADVERTISEMENT | {"selector": {}}],
+         "bgp.advertisements[0]: 'service' and 'selector' are for type Service; remove them"),
+        (("bgp", "advertisements"), [{"advertisementType": "Service", "service": {}, "selector": {}}],
+         "bgp.advertisements[0].service.addresses: it is missing and has no default"),
+        (("services", "maxWithdrawnPercent"), 101,
+         "services.maxWithdrawnPercent: found 101; give a whole number from 0 to 100"),
         (("bgp", "advertisements"), [{}],
          "bgp.advertisements[0].advertisementType: it is missing and has no default"),
         (("bgp", "advertisements"), [ADVERTISEMENT | {"peers": ["tor-b"]}],

@@ -12,6 +12,7 @@ from bgpd.observe.samples.bgp import Peer
 from bgpd.observe.samples.cni import Cni
 from bgpd.observe.samples.masquerade import Masquerade
 from bgpd.observe.samples.policy import Policy
+from bgpd.observe.samples.services import Services
 from bgpd.observe.samples.sources import Source
 from bgpd.runtime.reconcile import Round
 
@@ -223,6 +224,17 @@ def test_policy_is_shown_while_it_is_on() -> None:
     assert scrape(metrics)['bgpd_policy_packets_total{verdict="allowed"}'] == 4
     metrics.publish(Snapshot())
     assert not [name for name in scrape(metrics) if "policy" in name]
+
+
+def test_service_addresses_are_shown_while_any_are_meant() -> None:
+    metrics = Metrics()
+    assert [name for name in scrape(metrics) if "service" in name] == []
+    metrics.publish(Snapshot(services=Services({"announced": 3, "kept": 1})))
+    shown = {name: value for name, value in scrape(metrics).items() if "service" in name}
+    assert shown == {
+        'bgpd_service_addresses{state="announced"}': 3,
+        'bgpd_service_addresses{state="kept"}': 1,
+    }
 
 
 def test_the_plugin_is_shown_while_it_is_on() -> None:

@@ -1,0 +1,1 @@
+"""Addresses of Services, announced where and while somebody answers behind them."""
