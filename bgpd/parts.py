@@ -254,8 +254,6 @@ def feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) ->
         yield Feed(CONFIG_MAP, cluster.masquerade, masquerade.config.config_map)
     if config.virtual_servers.enabled:
         yield Feed(CONFIG_MAP, cluster.virtual_servers, label=LABEL)
-        yield Feed(SERVICE, cluster.services)
-        yield Feed(ENDPOINT_SLICE, cluster.slices)
     if config.policy.enabled or config.bgp.announces(AdvertisementType.POD_IP):
         yield Feed(POD, cluster.pods)
     if config.policy.enabled:
@@ -263,6 +261,6 @@ def feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) ->
         yield Feed(NETWORK_POLICY, cluster.policies)
         if cni.chaining_mode is not None and cni.config_map is not None:
             yield Feed(CONFIG_MAP, cluster.conflist, cni.config_map)
-    if config.bgp.announces(AdvertisementType.SERVICE):
+    if config.virtual_servers.enabled or config.bgp.announces(AdvertisementType.SERVICE):
         yield Feed(SERVICE, cluster.services)
         yield Feed(ENDPOINT_SLICE, cluster.slices)

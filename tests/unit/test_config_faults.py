@@ -72,7 +72,7 @@ U32 = "give a whole number from 0 to 4294967295"
          "give a whole number from 0 to 600"),
         (("bgp", "peer"), [], "bgp.peer: unknown key 'peer'; did you mean 'peers'?"),
         (("coordinator",), {}, "coordinator: unknown key 'coordinator'; "
-         "known here are node, paths, source, bgp, nodeRoutes, services, masquerade, policy, cni, vxlan, metrics, "
+         "known here are node, paths, source, bgp, nodeRoutes, services, masquerade, policy, virtualServers, cni, vxlan, metrics, "
          "log"),
         ((*PEER, "peerAdress"), "1", "bgp.peers[0].peerAdress: unknown key 'peerAdress'; "
          "did you mean 'peerAddress'?"),
@@ -131,9 +131,9 @@ U32 = "give a whole number from 0 to 4294967295"
          "bgp.peers[1].peerAddress: bgp.peers[0] is at 11.11.255.1 already"),
         (("bgp", "advertisements"), [{"advertisementType": "EgressIP"}],
          "bgp.advertisements[0].advertisementType: EgressIP is not available in this version; "
-         "give PodCIDR, PodIP or Service"),
+         "give PodCIDR, PodIP, Service or VirtualServer"),
         (("bgp", "advertisements"), [{"advertisementType": "PodCidr"}],
-         "bgp.advertisements[0].advertisementType: found 'PodCidr'; give PodCIDR, PodIP or Service; "
+         "bgp.advertisements[0].advertisementType: found 'PodCidr'; give PodCIDR, PodIP, Service or VirtualServer; "
          "did you mean 'PodCIDR'?"),
         (("bgp", "advertisements"), [{"advertisementType": "Service", "selector": {}}],
          "bgp.advertisements[0]: type Service needs 'service'; give {addresses: [LoadBalancerIP]}, say"),
