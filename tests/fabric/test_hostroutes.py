@@ -6,6 +6,7 @@ Two nodes of the fabric, the real daemon on each, and both see the same pods in 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -61,26 +62,21 @@ class Site:
 
     def wait_from(self, index: int, *prefixes: str) -> None:
         """Until both ToRs have these from this node alone."""
-        place = self.places[index]
-        for tor in self.fabric.tors:
-            for prefix in prefixes:
-                poll(
-                    lambda tor=tor, prefix=prefix: self._sources(tor, prefix) == {place.address},
-                    20,
-                    lambda tor=tor, prefix=prefix: (
-                        f"{tor.name} has {prefix} from {self._sources(tor, prefix)}; "
-                        + "".join(node.bgpd("routes", check=False) for node in self.nodes)
-                    ),
-                )
+        wanted = {(tor.name, prefix, self.places[index].address) for tor in self.fabric.tors for prefix in prefixes}
+        poll(lambda: self._there(prefixes) == wanted, 20, lambda: f"{self._there(prefixes)}, not {wanted}")
 
     def wait_without(self, *prefixes: str) -> None:
         for tor in self.fabric.tors:
             for prefix in prefixes:
                 tor.speaker.wait_no_route(prefix)
 
-    @staticmethod
-    def _sources(tor: Any, prefix: str) -> set[str]:
-        return {route.peer for route in tor.speaker.paths(prefix)}
+    def _there(self, prefixes: Iterable[str]) -> set[tuple[str, str, str]]:
+        return {
+            (tor.name, prefix, path.peer)
+            for tor in self.fabric.tors
+            for prefix in prefixes
+            for path in tor.speaker.paths(prefix)
+        }
 
 
 @pytest.fixture

@@ -208,6 +208,22 @@ CLOSED = {
 }
 
 
+def test_addresses_of_pods_among_the_manifests(rig: Rig) -> None:
+    """What would be announced of them, and of what is not which pod has it instead."""
+    rig.config["bgp"]["advertisements"] = [{"advertisementType": "PodIP"}]
+    for name, node, address in (("a", "worker1", 7), ("b", "worker1", 8), ("c", "worker2", 8)):
+        meta = {"name": name, "uid": name, "creationTimestamp": "2026-01-01T00:00:00Z"}
+        status = {"phase": "Running", "podIPs": [{"ip": f"188.188.200.{address}"}]}
+        rig.manifest(
+            name, {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": {"nodeName": node}, "status": status}
+        )
+    _, out, _ = rig.check("-o", "json")
+    shown = json.loads(out)
+    assert [row["prefix"] for row in shown["routes"]] == ["188.188.200.7/32"]
+    (withheld,) = shown["withheld"]
+    assert withheld["why"].startswith("Pod default/c on worker2, which has the higher uid")
+
+
 def test_policies_that_count_on_this_node(rig: Rig) -> None:
     """Read where policy is on; null where it is off, whatever lies about."""
     rig.manifest("web", WEB)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -22,11 +23,11 @@ NODE = Node("w1", (ip_network("10.1.1.0/24"), ip_network("fd00:1::/64")), (ip_ad
 OTHER = Node("w2", (ip_network("10.1.2.0/24"), ip_network("fd00:2::/64")), (ip_address("192.0.2.2"),))
 
 
-def pod(name: str, *ips: str, node: str = "w1", **fields: object) -> Pod:
+def pod(name: str, *ips: str, node: str = "w1", **fields: Any) -> Pod:
     made = Pod(
         "shop", name, uid=f"uid-{name}", node=node, ips=tuple(map(ip_address, ips)), created="2026-01-01T00:00:00Z"
     )
-    return replace(made, **fields)  # type: ignore[arg-type]
+    return replace(made, **fields)
 
 
 class Cluster:
@@ -60,9 +61,7 @@ class Cluster:
         ({"host_route": True, "host_network": True}, []),
     ],
 )
-def test_a_pod_inside_the_pod_cidrs_is_announced_if_annotated(
-    fields: dict[str, object], announced: list[str]
-) -> None:
+def test_a_pod_inside_the_pod_cidrs_is_announced_if_annotated(fields: dict[str, Any], announced: list[str]) -> None:
     assert Cluster([pod("a", "10.1.1.5", "fd00:1::5", **fields)]).announced == announced
 
 
@@ -76,7 +75,7 @@ def test_a_pod_inside_the_pod_cidrs_is_announced_if_annotated(
         ({"node": "w2"}, []),
     ],
 )
-def test_an_address_outside_the_pod_cidrs_is_announced(fields: dict[str, object], announced: list[str]) -> None:
+def test_an_address_outside_the_pod_cidrs_is_announced(fields: dict[str, Any], announced: list[str]) -> None:
     """Only that one: the pod's IPv6 address lies inside."""
     assert Cluster([pod("a", "10.9.0.1", "fd00:1::9", **fields)]).announced == announced
 

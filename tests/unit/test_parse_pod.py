@@ -25,6 +25,22 @@ def test_a_pod_that_the_scheduler_has_not_seen() -> None:
     assert pod() == Pod("n", "p")
 
 
+@pytest.mark.parametrize(("text", "said"), [("true", True), ("false", False), (None, None)])
+def test_what_is_said_of_a_host_route(text: str | None, said: bool | None) -> None:
+    """Other annotations are nobody's business, however long."""
+    annotations = {"k8s.v1.cni.cncf.io/network-status": "[" * 9000} | ({"bgpd.io/host-route": text} if text else {})
+    found = pod(annotations=annotations)
+    assert (found.host_route, found.problems) == (said, ())
+
+
+def test_a_host_route_that_is_neither_asked_for_nor_refused() -> None:
+    """It counts as not said, and the pod names it."""
+    found = pod(annotations={"bgpd.io/host-route": "yes"})
+    assert found.host_route is None
+    (problem,) = found.problems
+    assert problem == """pod n/p: metadata.annotations['bgpd.io/host-route']: found 'yes'; give "true" or "false\""""
+
+
 def test_a_running_pod() -> None:
     """Both families, in order; ports that have a name, those of sidecars too."""
     http = {"name": "http", "containerPort": 80}
