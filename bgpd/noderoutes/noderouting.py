@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from bgpd.config.load import Loaded
@@ -25,9 +25,10 @@ from bgpd.noderoutes.observed import Concern, concerns
 from bgpd.noderoutes.plan import NodeRoutesPlan, Planner, standing
 from bgpd.noderoutes.target import Target
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
-from bgpd.runtime.store import Revision, Store
+from bgpd.runtime.store import Store
 
 NAME = "node_routes"
+LULL_S = 0.05  # a routing daemon may change 1,000 routes a second: to wake up for each costs more than to look at it
 NEWS = (
     rtsocket.GROUP_LINK, rtsocket.GROUP_NEIGH, rtsocket.GROUP_IPV4_ADDRESS, rtsocket.GROUP_IPV4_ROUTE,
     rtsocket.GROUP_IPV6_ADDRESS, rtsocket.GROUP_IPV6_ROUTE,
@@ -35,7 +36,7 @@ NEWS = (
 
 
 class NodeRouting:
-    """Keeps the routes as planned. `plan` is the newest."""
+    """Keeps the routes as planned. `plan` is the newest, `mode` as last configured while it is on."""
 
     def __init__(
         self,
@@ -45,32 +46,27 @@ class NodeRouting:
         report: Callable[[Round], None],
     ) -> None:
         self.node_name, self._config, self._nodes = node_name, config, nodes
-        self._mode = config.newest.value.config.node_routes
+        self.mode = config.newest.value.config.node_routes
         paths = config.newest.value.config.paths
         (paths.state / MARK).touch()
-        self._target = Target(self._prefixes, partial(flannel.signs, paths.flannel, paths.cni_conf))
+        self._prefixes: frozenset[Prefix] = frozenset()
+        self._prefix_keys: frozenset[tuple[int, int, bytes]] = frozenset()  # the same for `concerns`
+        self._target = Target(lambda: self._prefixes, partial(flannel.signs, paths.flannel, paths.cni_conf))
         self._planner = Planner()
-        self._of: tuple[Revision, frozenset[Prefix]] = Revision(-1), frozenset()
-        self._interest: tuple[frozenset[Prefix], frozenset[tuple[int, int, bytes]]] = frozenset(), frozenset()
         self._want: Mapping[Key, Value] = {}
         self.plan = NodeRoutesPlan()
         self.loop: Reconciler[Key, Value] = Reconciler(
             NAME, self._desired, self._target, lambda key: key.order, report
         )
+        self._note_nodes()
+        config.on_change(self._note_mode)
+        nodes.on_change(self._note_nodes)
         for store in (config, nodes):
             store.on_change(self.loop.kick)
 
     @property
     def loops(self) -> Sequence[Reconciler[Key, Value]]:
         return (self.loop,)
-
-    @property
-    def mode(self) -> NodeRoutes:
-        """As last configured; turning it on or off waits for a restart."""
-        newest = self._settings.node_routes
-        if newest is not NodeRoutes.NONE:
-            self._mode = newest
-        return self._mode
 
     @property
     def routes(self) -> Iterator[tuple[RouteKey, Route]]:
@@ -124,20 +120,20 @@ class NodeRouting:
         emptied = complete and not self.plan.others and bool(self.loop.have)
         return Desired(self._want, complete, emptied, nodes.at)
 
-    def _prefixes(self) -> Collection[Prefix]:
-        """All pod CIDRs of other nodes."""
-        nodes = self._nodes.newest
-        if self._of[0] != nodes.revision:
-            others = (node for node in nodes.value.values() if node.name != self.node_name)
-            self._of = nodes.revision, frozenset(prefix for node in others for prefix in node.pod_cidrs)
-        return self._of[1]
+    # --- what the stores say ------------------------------------------------------------------------------
 
-    def _keys(self) -> frozenset[tuple[int, int, bytes]]:
-        """The same for `concerns`."""
-        prefixes = self._of[1]
-        if self._interest[0] is not prefixes:
-            self._interest = prefixes, frozenset(map(prefix_key, prefixes))
-        return self._interest[1]
+    def _note_mode(self) -> None:
+        """As last configured; turning it on or off waits for a restart."""
+        newest = self._settings.node_routes
+        if newest is not NodeRoutes.NONE:
+            self.mode = newest
+
+    def _note_nodes(self) -> None:
+        """All pod CIDRs of other nodes. They change seldom, Nodes do often."""
+        others = (node for node in self._nodes.newest.value.values() if node.name != self.node_name)
+        prefixes = frozenset(prefix for node in others for prefix in node.pod_cidrs)
+        if prefixes != self._prefixes:
+            self._prefixes, self._prefix_keys = prefixes, frozenset(map(prefix_key, prefixes))
 
     # --- news ---------------------------------------------------------------------------------------------
 
@@ -148,10 +144,11 @@ class NodeRouting:
                 if news is None:
                     self.loop.suspect()
                     continue
-                self._prefixes()
-                port, seen, keys = self._target.port, self._target.seen, self._keys()
-                found = {concerns(message, port, seen, self._want, keys) for message in news}
+                port, seen = self._target.port, self._target.seen
+                found = {concerns(message, port, seen, self._want, self._prefix_keys) for message in news}
                 if Concern.CHANGED in found:
                     self.loop.kick(stale=True)
                 elif Concern.TOUCHED in found:
                     self.loop.suspect()
+                else:
+                    await asyncio.sleep(LULL_S)

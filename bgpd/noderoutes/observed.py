@@ -55,23 +55,23 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class Dumps:
-    """The bodies of what was asked for; the last two of our device only."""
+    """What was asked for: links, and of all else the bodies; the last two of our device only."""
 
-    links: Sequence[bytes]
+    links: Sequence[FoundLink]
     addresses: Sequence[bytes]
     routes: Sequence[bytes]
     forwarding: Sequence[bytes] = ()
     neighbors: Sequence[bytes] = ()
 
 
-def device_of(links: Iterable[bytes]) -> FoundLink | None:
+def device_of(links: Iterable[FoundLink]) -> FoundLink | None:
     """The one that has our name, if there is any."""
-    return next((link for link in map(rtnetlink.found_link, links) if link.name == DEVICE), None)
+    return next((link for link in links if link.name == DEVICE), None)
 
 
 def read(dumps: Dumps, prefixes: Container[tuple[int, int, bytes]], flannel: Sequence[str]) -> Observed:
     """`prefixes` we care for, as `rtnetlink.prefix_key` has them. `flannel`: other signs of it than its devices."""
-    links = {link.index: link for link in map(rtnetlink.found_link, dumps.links)}
+    links = {link.index: link for link in dumps.links}
     found = [address for address in map(rtnetlink.found_address, dumps.addresses) if address is not None]
     names = {index: link.name for index, link in links.items()}
     have: dict[Key, Value] = {}
@@ -87,7 +87,7 @@ def read(dumps: Dumps, prefixes: Container[tuple[int, int, bytes]], flannel: Seq
             have[route.key] = _value(route, names)
         else:
             foreign[route.key.prefix] = route.words(names)
-    device = next((link for link in links.values() if link.name == DEVICE), None)
+    device = device_of(dumps.links)
     if device is not None:
         have |= _on_device(device, found, dumps)
     signs = (*flannel, *(f"interface {link.name}" for link in links.values() if link.name.startswith(FLANNEL)))

@@ -45,12 +45,14 @@ VERSIONS = (4, 6)
 class NodeRoutesPlan:
     """`held`: prefixes that stay as they are, and why. `unreachable`: what of which node gets no route, and why.
 
+    `lapsed`: those nodes of them that show no address at all just now; the routes that there are to them stay.
     `blocked`: why nothing at all may be changed; empty when it may. `others`: how many other nodes there are.
     """
 
     want: Mapping[Key, Value] = field(default_factory=dict)
     held: Mapping[Prefix, str] = field(default_factory=dict)
     unreachable: Mapping[tuple[str, Prefix], str] = field(default_factory=dict)
+    lapsed: frozenset[str] = frozenset()
     blocked: str = ""
     others: int = 0
 
@@ -116,7 +118,8 @@ class Planner:
         if local is not None and needs_device:
             want |= _device(own, local, vxlan, host.interfaces)
         self._forget(nodes)
-        return NodeRoutesPlan(want, concerned, unreachable, others=len(nodes) - (own.name in nodes))
+        lapsed = frozenset(name for name, _ in unreachable if not nodes[name].internal_ips)
+        return NodeRoutesPlan(want, concerned, unreachable, lapsed, others=len(nodes) - (own.name in nodes))
 
     def _doubtful(self, nodes: Mapping[str, Node]) -> dict[Prefix, str]:
         """Prefixes that two nodes claim, or that have a node's address in them."""
@@ -216,9 +219,10 @@ def _why_not(node: Node, prefix: Prefix, mode: NodeRoutes, local: Address | None
     what = f"{prefix} of node {node.name} gets no route: "
     if mode is NodeRoutes.HOST_GW and here:
         return f"{what}{here[0]} is in no subnet of this node; nodeRoutes: auto reaches it"
-    if mode is NodeRoutes.HOST_GW or not node.internal_ips:
-        lacks = f"IPv{prefix.version} InternalIP" if node.internal_ips else "InternalIP"
-        return f"{what}its Node shows no {lacks}; see --node-ip of its kubelet"
+    if not node.internal_ips:
+        return f"{what}its Node shows no InternalIP, so what there is of one stays; see --node-ip of its kubelet"
+    if mode is NodeRoutes.HOST_GW:
+        return f"{what}its Node shows no IPv{prefix.version} InternalIP; see --node-ip of its kubelet"
     if local is None:
         return f"{what}this node's Node shows no InternalIP for VXLAN to come from"
     return f"{what}VXLAN goes from {local} here, and its Node shows no InternalIP of that family"
@@ -313,14 +317,15 @@ def _covering(
 
 
 def standing(plan: NodeRoutesPlan, have: Mapping[Key, Value]) -> Mapping[Key, Value]:
-    """What is wanted, with all there is of what is held."""
-    if not plan.held:
+    """What is wanted, with all there is of what is held, or leads to a node that shows no address."""
+    if not (plan.held or plan.lapsed):
         return plan.want
     want = dict(plan.want)
-    for prefix in plan.held:
-        for key in (RouteKey.of(prefix), NeighborKey(prefix.network_address)):
-            if key in have:
-                want[key] = have[key]
-    if DeviceKey() in have and any(isinstance(it, Route) and it.interface == DEVICE for it in want.values()):
-        want.setdefault(DeviceKey(), have[DeviceKey()])
+    prefixes = (*plan.held, *(prefix for name, prefix in plan.unreachable if name in plan.lapsed))
+    keys: list[Key] = [ForwardingKey(mac_of(name)) for name in plan.lapsed]
+    for prefix in prefixes:
+        keys += RouteKey.of(prefix), NeighborKey(prefix.network_address)
+    want |= {key: have[key] for key in keys if key in have}
+    if DeviceKey() not in want and any(isinstance(it, Route) and it.interface == DEVICE for it in want.values()):
+        want |= {key: value for key, value in have.items() if isinstance(key, DeviceKey | OwnAddressKey)}
     return want

@@ -135,7 +135,7 @@ class Target:
             if refusal is not None:
                 remedy = _remedy(refusal) or f"is CONFIG_VXLAN there, and UDP port {want.port} free?"
                 return Retry(f"{DEVICE} cannot be made: {refusal}; {remedy}")
-        device = device_of(self._open().dump(link.GETLINK, link.link_request(None)))
+        device = device_of(_links(self._open()))
         if device is not None:
             indexes[DEVICE] = device.index
             self.seen = _with_index(self.seen, device.index)
@@ -149,7 +149,7 @@ def opened() -> RtSocket:
 
 def look(routes: RtSocket, prefixes: frozenset[Prefix], flannel: Sequence[str]) -> Observed:
     """All that concerns node routes. OSError: the kernel cannot be asked."""
-    links = routes.dump(link.GETLINK, link.link_request(None))
+    links = _links(routes)
     device = device_of(links)
     forwarding, neighbors = [], []
     if device is not None:
@@ -160,6 +160,10 @@ def look(routes: RtSocket, prefixes: frozenset[Prefix], flannel: Sequence[str]) 
     addresses = routes.dump(rtnetlink.GETADDR, rtnetlink.addresses_request())
     dumps = Dumps(links, addresses, _all_routes(routes), forwarding, neighbors)
     return read(dumps, set(map(rtnetlink.prefix_key, prefixes)), flannel)
+
+
+def _links(routes: RtSocket) -> list[rtnetlink.FoundLink]:
+    return list(map(rtnetlink.found_link, routes.dump(link.GETLINK, link.link_request(None))))
 
 
 def _all_routes(routes: RtSocket) -> list[bytes]:
@@ -203,7 +207,7 @@ def _ours(routes: RtSocket) -> Iterator[tuple[str, Request]]:
             value = Route(found.via, "", found.onlink)
             request = Request(rtnetlink.DELROUTE, 0, rtnetlink.route(found.key, value, found.interface))
             yield str(found.key), request
-    device = device_of(routes.dump(link.GETLINK, link.link_request(None)))
+    device = device_of(_links(routes))
     if device is not None and device.kind == "vxlan":
         yield DEVICE, Request(link.DELLINK, 0, rtnetlink.no_device(DEVICE))
 

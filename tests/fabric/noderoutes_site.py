@@ -80,10 +80,14 @@ def first_pod(cidr: str) -> str:
 
 
 class NodeRoutesSite:
-    """`members` by name. Subnet 1 is the switch's; every other subnet is a cable to the router on the same switch."""
+    """`members` by name. `only6`: Nodes show no IPv4 address, so that VXLAN goes over IPv6.
 
-    def __init__(self, lab: Lab, mode: str = "auto", **sections: Any) -> None:
+    Subnet 1 is the switch's; every other subnet is a cable to the router on the same switch.
+    """
+
+    def __init__(self, lab: Lab, mode: str = "auto", *, only6: bool = False, **sections: Any) -> None:
         self.lab, self.mode, self.sections = lab, mode, sections
+        self._shown = slice(1, None) if only6 else slice(None)
         self.members: dict[str, Member] = {}
         self.switch = lab.namespace("switch")
         lab.bridge(self.switch)
@@ -121,7 +125,7 @@ class NodeRoutesSite:
     def publish(self, *, to: Iterable[str] | None = None, without: Sequence[str] = ()) -> None:
         """Every Node into the manifests of these nodes (default: of all)."""
         shown = [member for member in self.members.values() if member.name not in without]
-        text = "---\n".join(node_manifest(it.name, it.cidrs, *it.addresses) for it in shown)
+        text = "---\n".join(node_manifest(it.name, it.cidrs, *it.addresses[self._shown]) for it in shown)
         for name in self.members if to is None else to:
             bgpd = self.members[name].bgpd
             bgpd._replace(bgpd.manifests / "nodes.yaml", text)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from bgpd.model.noderoute import DEVICE
 from tests.fabric.netns import Lab
+from tests.fabric.node import BgpdNode
 from tests.fabric.noderoutes_site import CABLE, Member, NodeRoutesSite
 from tests.fabric.process import poll
 
@@ -224,3 +228,60 @@ def _above(member: Member, metric: str, value: float) -> bool:
 def _words(shown: str) -> set[str]:
     """Without what an interface made anew has another of."""
     return {word for word in shown.split() if not word.rstrip(":").isdigit()} - {"numtxqueues"}
+
+
+def test_routes_of_somebody_else_that_change_all_the_time(lab: Lab) -> None:
+    """They are neither touched nor worth a wake-up each; ours that goes meanwhile is back."""
+    site = NodeRoutesSite(lab, "host-gw")
+    a, _ = site.add("a", 1, 11, "10.0.1.0/24"), site.add("b", 1, 12, "10.0.2.0/24")
+    site.start("a")
+    ours = "10.0.2.0/24 via 192.168.1.12 dev eth0"
+    a.wait_routes(ours)
+    foreign = "via 192.168.1.12 dev eth0 proto bird metric 32"
+    a.namespace.ip(f"route add 10.99.0.0/24 {foreign}")
+    before, changes = wakeups(a.bgpd), 500
+    argv = ["ip", "-n", a.namespace.netns_name, "-batch", "-"]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, text=True, bufsize=1) as ip:
+        assert ip.stdin is not None
+        for number in range(changes):  # each for itself, as a routing daemon makes them
+            ip.stdin.write(f"route {('add', 'del')[number % 2]} 10.77.0.0/24 {foreign}\n")
+            time.sleep(0.001)
+        ip.stdin.write(f"route del {ours}\n")
+    a.wait_routes(ours)
+    assert wakeups(a.bgpd) - before < changes / 2
+    (left,) = a.namespace.run(["ip", "route", "show", "proto", "bird"]).stdout.splitlines()
+    assert left.split() == ["10.99.0.0/24", "via", "192.168.1.12", "dev", "eth0", "metric", "32"]
+
+
+def wakeups(node: BgpdNode) -> int:
+    """How often the daemon has been put to sleep by now, and so how often it was woken."""
+    assert node.daemon is not None
+    lines = Path(f"/proc/{node.daemon.pid}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("voluntary_ctxt_switches")).split()[1])
+
+
+@pytest.mark.parametrize("only6", [False, True], ids=["over IPv4", "over IPv6"])
+def test_vxlan_over_either_family_and_made_anew(lab: Lab, only6: bool) -> None:
+    """Pods of both families through it, at a full MTU; then another VNI, port and MTU by reload, on one node after
+    the other."""
+    site = NodeRoutesSite(lab, "vxlan", only6=only6)
+    for name, number in (("a", 1), ("b", 2)):
+        site.add(name, 1, number, f"10.244.{number}.0/24", f"fd10:244:{number}::/64")
+    site.start()
+    a, b = site.members["a"], site.members["b"]
+    mtu = 1500 - (70 if only6 else 50)
+    for to in b.pods:
+        a.wait_reaches(to)
+        assert a.reaches(to, size=mtu - (48 if ":" in to else 28))
+    assert ("local fd00:1::1" if only6 else "local 192.168.1.1") in site.device(a)
+    for member in (a, b):
+        member.bgpd.config["vxlan"] = {"vni": 77, "port": 8472, "mtu": 1400}
+        member.bgpd.write_config()
+        member.bgpd.bgpd("reload")
+    for to in b.pods:
+        a.wait_reaches(to)
+        assert a.reaches(to, size=1400 - (48 if ":" in to else 28))
+    assert "vxlan id 77 " in site.device(a)
+    assert "dstport 8472 " in site.device(a)
+    for member in (a, b):
+        member.bgpd.wait_status("well", lambda it: not [row for row in it["problems"] if "node routes" in row])

@@ -218,6 +218,18 @@ def _cluster(drawn: Mapping[str, tuple[list[str], list[str]]]) -> dict[str, Node
     return {"a": OWN, **others}
 
 
+@pytest.mark.parametrize("mode", [NodeRoutes.HOST_GW, NodeRoutes.VXLAN])
+def test_a_node_that_shows_no_address_keeps_what_leads_to_it(mode: NodeRoutes) -> None:
+    """A kubelet that starts may show none for a moment: nothing of its entries is taken away, and nothing is made."""
+    before = planned(node("b", ["192.168.1.2", "fd00::2"], "10.0.2.0/24", "fd10:2::/64"), mode=mode).want
+    lapsed = planned(node("b", [], "10.0.2.0/24", "fd10:2::/64", "10.0.9.0/24"), mode=mode)
+    assert standing(lapsed, before) == before
+    assert standing(lapsed, {}) == {}
+    assert all("what there is of one stays" in why for why in lapsed.unreachable.values())
+    gone = planned(mode=mode)
+    assert standing(gone, before) == {}
+
+
 @given(st.sampled_from([NodeRoutes.HOST_GW, NodeRoutes.VXLAN, NodeRoutes.AUTO]), _NODES)
 def test_every_prefix_has_a_route_or_a_reason(
     mode: NodeRoutes, drawn: Mapping[str, tuple[list[str], list[str]]]
