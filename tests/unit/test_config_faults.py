@@ -72,8 +72,8 @@ U32 = "give a whole number from 0 to 4294967295"
          "give a whole number from 0 to 600"),
         (("bgp", "peer"), [], "bgp.peer: unknown key 'peer'; did you mean 'peers'?"),
         (("coordinator",), {}, "coordinator: unknown key 'coordinator'; "
-         "known here are node, paths, source, bgp, nodeRoutes, services, masquerade, policy, virtualServers, cni, vxlan, metrics, "
-         "log"),
+         "known here are node, paths, source, bgp, nodeRoutes, services, masquerade, policy, virtualServers, "
+         "cni, vxlan, metrics, log"),
         ((*PEER, "peerAdress"), "1", "bgp.peers[0].peerAdress: unknown key 'peerAdress'; "
          "did you mean 'peerAddress'?"),
         ((*PEER, "peer_port"), 1, "bgp.peers[0].peer_port: unknown key 'peer_port'; "
