@@ -21,7 +21,7 @@ from typing import NamedTuple, Self
 from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, Received, messages, pack
 from bgpd.netlink.nftmessage import attributes, text
 
-CREATE, EXCLUSIVE, REPLACE = 0x400, 0x200, 0x100  # NLM_F_*
+APPEND, CREATE, EXCLUSIVE, REPLACE = 0x800, 0x400, 0x200, 0x100  # NLM_F_*
 GROUP_LINK, GROUP_NEIGH, GROUP_NSID = 1, 3, 28  # RTNLGRP_*
 GROUP_IPV4_ADDRESS, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDRESS, GROUP_IPV6_ROUTE = 5, 7, 9, 11
 NEWS_ROOM = 1 << 22  # some thousand changes, while the daemon is busy

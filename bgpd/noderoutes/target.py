@@ -1,7 +1,8 @@
 """The kernel as node routes' target: reads what is there, writes what differs, many messages at a time. A shell.
 
 A route is made only where nobody has one to the same prefix, whatever its metric, and taken away only as exactly the
-one that is ours: a foreign route is never touched. What anything should be is decided by `noderoutes.plan`.
+one that is ours; nor is one replaced that may be another's by now: a foreign route is never touched. What anything
+should be is decided by `noderoutes.plan`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
@@ -30,13 +32,23 @@ from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.prefix import Prefix
 from bgpd.netlink import link
 from bgpd.netlink import route as rtnetlink
-from bgpd.netlink.rtsocket import CREATE, EXCLUSIVE, EXT_ACK, REPLACE, STRICT, Refusal, Request, RtSocket
+from bgpd.netlink.rtsocket import APPEND, CREATE, EXCLUSIVE, EXT_ACK, REPLACE, STRICT, Refusal, Request, RtSocket
 from bgpd.noderoutes.observed import Dumps, Observed, device_of, read
 from bgpd.runtime.diff import Change, Kind
 from bgpd.runtime.reconcile import TargetError
 
 _GONE = (errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.EADDRNOTAVAIL)  # it is not there: then it need not go
 _NO_FAMILY = (errno.ENOENT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP)  # IPv6 is not in the kernel, or has no table yet
+
+
+@dataclass(frozen=True, slots=True)
+class _Swap:
+    """One route of ours for another; the bodies of both. `same_hop`: they differ in something else."""
+
+    key: Key
+    old: bytes
+    new: bytes
+    same_hop: bool
 
 
 class Target:
@@ -85,6 +97,7 @@ class Target:
     def _apply(self, changes: Sequence[Change[Key, Value]]) -> list[Outcome]:
         outcomes: dict[Key, Outcome] = {}
         requests: list[tuple[Change[Key, Value], Request]] = []
+        swaps: list[_Swap] = []
         indexes = dict(self.seen.indexes)
         for change in changes:
             if isinstance(change.key, DeviceKey) and change.want is not None:
@@ -95,12 +108,37 @@ class Target:
                 request = _request(change, indexes)
                 if request is None:
                     outcomes[change.key] = Retry(f"{change.key}: there is no interface {_interface(change)} yet")
+                elif isinstance(change.key, RouteKey) and change.kind is Kind.UPDATE:
+                    swaps.append(_Swap(change.key, *_bodies(change, indexes)))
                 else:
                     requests.append((change, request))
         answers = self._open().change([request for _, request in requests])
         for (change, _), answer in zip(requests, answers, strict=True):
             outcomes[change.key] = _outcome(change, answer)
+        outcomes |= self._swap(swaps)
         return [outcomes[change.key] for change in changes]
+
+    def _swap(self, swaps: Sequence[_Swap]) -> dict[Key, Outcome]:
+        """One of ours for another, with no moment between them, and never for one that somebody has put there since.
+
+        What replaces a route replaces whatever is there. So the new one goes behind the old one, which is then taken
+        away as exactly what it was; where that is gone, the new one goes too. Both by one next hop there cannot be.
+        """
+        beside = [swap for swap in swaps if not swap.same_hop]
+        refused = self._each(rtnetlink.NEWROUTE, CREATE | APPEND, {swap.key: swap.new for swap in beside})
+        left = [swap for swap in swaps if swap.key not in refused]
+        lost = self._each(rtnetlink.DELROUTE, 0, {swap.key: swap.old for swap in left})
+        self._each(rtnetlink.DELROUTE, 0, {swap.key: swap.new for swap in beside if swap.key in lost})
+        instead = {swap.key: swap.new for swap in left if swap.same_hop and swap.key not in lost}
+        refused |= self._each(rtnetlink.NEWROUTE, CREATE | EXCLUSIVE, instead)
+        outcomes: dict[Key, Outcome] = {key: Retry(f"{key}: {answer}") for key, answer in refused.items()}
+        outcomes |= {key: Retry(f"{key}: somebody has just changed it ({answer})") for key, answer in lost.items()}
+        return {swap.key: outcomes.get(swap.key, DONE) for swap in swaps}
+
+    def _each(self, kind: int, flags: int, bodies: dict[Key, bytes]) -> dict[Key, Refusal]:
+        """Those that the kernel refused."""
+        answers = self._open().change([Request(kind, flags, body) for body in bodies.values()])
+        return {key: answer for key, answer in zip(bodies, answers, strict=True) if answer is not None}
 
     def _foreign(self, change: Change[Key, Value]) -> Retry | None:
         """A look for somebody else's route to a prefix that nobody asked for when all was last read."""
@@ -218,11 +256,10 @@ def _request(change: Change[Key, Value], indexes: dict[str, int]) -> Request | N
     index = indexes.get(_interface(change), 0)
     if not index and want is not None:
         return None
-    create = CREATE | (EXCLUSIVE if change.kind is Kind.ADD else REPLACE)
     match key, value:
         case RouteKey(), Route():
             kind = rtnetlink.NEWROUTE if want is not None else rtnetlink.DELROUTE
-            return Request(kind, create if want is not None else 0, rtnetlink.route(key, value, index))
+            return Request(kind, CREATE | EXCLUSIVE if want is not None else 0, rtnetlink.route(key, value, index))
         case NeighborKey(), str():
             body, kinds = rtnetlink.neighbor(key.address, value, index), (rtnetlink.NEWNEIGH, rtnetlink.DELNEIGH)
         case ForwardingKey(), IPv4Address() | IPv6Address():
@@ -232,6 +269,16 @@ def _request(change: Change[Key, Value], indexes: dict[str, int]) -> Request | N
         case _:
             return Request(link.DELLINK, 0, rtnetlink.no_device(DEVICE))
     return Request(kinds[want is None], CREATE | REPLACE if want is not None else 0, body)
+
+
+def _bodies(change: Change[Key, Value], indexes: dict[str, int]) -> tuple[bytes, bytes, bool]:
+    """Of the route that is there and of the one that is to be, and whether both have one next hop."""
+    key, old, new = change.key, change.have, change.want
+    assert isinstance(key, RouteKey)
+    assert isinstance(old, Route)
+    assert isinstance(new, Route)
+    before, after = (rtnetlink.route(key, value, indexes.get(value.interface, 0)) for value in (old, new))
+    return before, after, (old.via, old.interface) == (new.via, new.interface)
 
 
 def _interface(change: Change[Key, Value]) -> str:

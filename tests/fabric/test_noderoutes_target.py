@@ -100,6 +100,44 @@ def test_a_foreign_route_that_nobody_looked_for(place: Namespace) -> None:
     ]
 
 
+@pytest.mark.parametrize("meanwhile", ["nothing", "replaced", "deleted"])
+def test_a_route_that_is_another_since_the_look(place: Namespace, meanwhile: str) -> None:
+    """A node's new address: one route for another, in both families. But not for what somebody else has put in
+    its place since, nor where somebody has taken ours away: that is for the next look to find."""
+    prefixes = ip_network("10.7.7.0/24"), ip_network("fd10:7::/64")
+    old, new = ("192.168.0.7", "fd00::7"), ("192.168.0.8", "fd00::8")
+
+    def wanted(addresses: tuple[str, str]) -> dict[Key, Value]:
+        hops = zip(prefixes, addresses, strict=True)
+        return {RouteKey.of(prefix): Route(ip_address(hop), "eth0") for prefix, hop in hops}
+
+    def shown() -> list[str]:
+        return [
+            line for version in (4, 6) for line in place.routes(version) if "7.7.0/24" in line or "fd10:7" in line
+        ]
+
+    async def work(target: Target) -> None:
+        await target.observe()
+        await target.apply(_changes(wanted(old), {}))
+        have = await target.observe()
+        if meanwhile == "replaced":
+            place.ip("route replace 10.7.7.0/24 via 192.168.0.9 proto static metric 0")
+            place.ip("route replace fd10:7::/64 via fd00::9 proto static metric 1024")
+        elif meanwhile == "deleted":
+            place.ip("route del 10.7.7.0/24", "route del fd10:7::/64")
+        before = shown()
+        outcomes = await target.apply(_changes(wanted(new), have))
+        if meanwhile == "nothing":
+            assert set(outcomes) == {DONE}
+            assert await target.observe() == wanted(new)
+            assert len(shown()) == 2
+        else:
+            assert {type(outcome) for outcome in outcomes} == {Retry}
+            assert shown() == before
+
+    place.call(lambda: _run(_target({}), work))
+
+
 def test_an_interface_with_our_name(place: Namespace) -> None:
     """It is not ours, stays, and is named."""
     place.ip(f"link add {DEVICE} type bridge")
