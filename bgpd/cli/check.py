@@ -39,6 +39,7 @@ from bgpd.model.node import Node
 from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NetworkPolicy
 from bgpd.model.service import EndpointSlice, Service
+from bgpd.model.virtualserver import LABEL
 from bgpd.runtime.store import Store
 
 BFD = "BFD"
@@ -91,6 +92,8 @@ def main(options: argparse.Namespace) -> int:
         _masquerade(loaded.config.masquerade, node, read.config_maps if read else None, planned, report)
     if loaded.config.policy.enabled and read is not None:
         report.shown["policies"] = _policies(loaded.config.node.name, read)
+    if loaded.config.virtual_servers.enabled and read is not None:
+        _virtual_servers(read.virtual_servers, report)
     faults = [fault for each in report.faults.values() for fault in each]
     if options.output == "json":
         print_json({"warnings": report.warnings, "faults": faults, **report.shown})
@@ -111,6 +114,7 @@ class _Read:
 
     nodes: Store[Mapping[str, Node]] = field(default_factory=lambda: Store({}))
     config_maps: ConfigMaps = field(default_factory=lambda: Store({}))
+    virtual_servers: ConfigMaps = field(default_factory=lambda: Store({}))
     pods: Store[Mapping[str, Pod]] = field(default_factory=lambda: Store({}))
     namespaces: Store[Mapping[str, Namespace]] = field(default_factory=lambda: Store({}))
     policies: Store[Mapping[str, NetworkPolicy]] = field(default_factory=lambda: Store({}))
@@ -125,6 +129,8 @@ class _Read:
         yield Feed(NODE, self.nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, self.nodes)
         if config.masquerade.enabled and config.masquerade.config.config_map is not None:
             yield Feed(CONFIG_MAP, self.config_maps, config.masquerade.config.config_map)
+        if config.virtual_servers.enabled:
+            yield Feed(CONFIG_MAP, self.virtual_servers, label=LABEL)
         if config.policy.enabled or config.bgp.announces(AdvertisementType.POD_IP):
             yield Feed(POD, self.pods)
         if config.policy.enabled:
@@ -170,6 +176,17 @@ def _candidates(config: Config, read: _Read) -> tuple[Candidate, ...]:
 
         found += preview(config, read.services.newest.value, read.slices.newest.value)
     return found
+
+
+def _virtual_servers(config_maps: ConfigMaps, report: _Report) -> None:
+    """Their faults and warnings. Which pods serve them is up to monitors, which only the daemon runs."""
+    from bgpd.virtualservers.parse import parse  # a node without virtual servers does without
+
+    readings = [parse(each) for _, each in sorted(config_maps.newest.value.items())]
+    report.warnings += [str(warning) for reading in readings for warning in reading.warnings]
+    report.faults["virtual servers"] = [str(fault) for reading in readings for fault in reading.faults]
+    served = sum(reading.server is not None for reading in readings)
+    report.notes.append(f"{served} virtual servers would be served; `bgpd virtualservers list` says by which pods")
 
 
 def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:

@@ -295,6 +295,8 @@ def _daemon(run: Path) -> Iterator[Finding]:
     if masquerade is not None and masquerade["document"] is not None:
         yield from _document(masquerade)
     yield from _host_routes(status.get("hostRoutes") or {"wanted": ()})
+    for text in (status.get("virtualServers") or {"warnings": ()})["warnings"]:
+        yield Finding("virtualServers", WARN, text)
 
 
 def _host_routes(host_routes: dict[str, Any]) -> Iterator[Finding]:

@@ -91,6 +91,17 @@ def cni_warnings(config: Config) -> Iterator[Problem]:
         yield ("cni", "chainingMode"), "it has no effect while policy.enabled is false; set that, or remove it"
 
 
+def virtual_server_warnings(config: Config) -> Iterator[Problem]:
+    """One half of what it takes to serve virtual servers."""
+    announced = config.bgp.announces(AdvertisementType.VIRTUAL_SERVER)
+    if config.virtual_servers.enabled and not announced:
+        text = "their addresses are announced to nobody; add advertisementType: VirtualServer to bgp.advertisements"
+        yield ("virtualServers", "enabled"), text
+    if announced and not config.virtual_servers.enabled:
+        text = "advertisementType VirtualServer announces nothing while virtualServers.enabled is false"
+        yield ("bgp", "advertisements"), text
+
+
 def _within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:
     hold, keepalive = peer.timers.hold_time_seconds, peer.timers.keep_alive_time_seconds
     if peer.ttl_security and peer.ebgp_multihop is not None:

@@ -93,6 +93,7 @@ def examine(data: bytes, file: str, node_name: str = "") -> Examined:
         *check.warnings(config.bgp),
         *check.masquerade_warnings(config.masquerade),
         *check.cni_warnings(config),
+        *check.virtual_server_warnings(config),
     )
     warnings = tuple(sorted(examined.fault(*problem) for problem in noted))
     return Examined(file, only, config, dict(sound.peers), (), warnings)

@@ -9,6 +9,7 @@ address the route to the pod prefers, as kubelet's probes.
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import socket
 from typing import NamedTuple
@@ -40,7 +41,7 @@ async def probe(monitor: Monitor, member: Member, within_s: float) -> Result:
     except TimeoutError:
         return Result(f"no answer in {within_s:.3g} s")
     except OSError as error:
-        return Result(error.strerror or str(error) or type(error).__name__)
+        return Result(os.strerror(error.errno) if error.errno else str(error))
 
 
 async def _stream(monitor: Monitor, member: Member) -> Result:

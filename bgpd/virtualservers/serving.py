@@ -64,7 +64,7 @@ class Serving:
         self._report, self._noted = report, noted
         self._read: dict[str, tuple[ConfigMap, Reading]] = {}
         self._pools: Mapping[str, Pool] = {}
-        self._begun = False
+        self._begun = self._offering = False
         self._told: Mapping[Frontend, frozenset[Member]] | None = None
         self.served: Mapping[str, Served] = {}
         self.monitoring = Monitoring(self._rule, self._checked)
@@ -102,10 +102,9 @@ class Serving:
 
     def in_kernel(self, frontend: Frontend) -> str:
         """Why its traffic is not led to pods; empty when it is."""
-        table = self.loop.have.get(KEY)
-        if table is not None and not table.damage and frontend in (table.served or {}):
-            return ""
-        trouble = self.loop.trouble.get(KEY)
+        table, trouble = self.loop.have.get(KEY), self.loop.trouble.get(KEY)
+        if table is not None and frontend in (table.served or {}) and not (table.damage and trouble):
+            return ""  # what is damaged is being repaired, and leads meanwhile: that is no reason to withdraw
         return (trouble.reason if trouble else self.loop.error) or "the kernel does not lead its traffic to pods yet"
 
     async def run(self) -> None:
@@ -125,6 +124,9 @@ class Serving:
         await self.loop.wait_until(self.loop.kick(), LOOK_S)
         self._begun = True
         self._changed()
+        await self.loop.wait_until(self.loop.kick(), LOOK_S)
+        self._offering = True  # not before: whoever is announced from an earlier life would be withdrawn
+        self._publish()
 
     # --- what follows from what -------------------------------------------------------------------------------
 
@@ -172,10 +174,11 @@ class Serving:
             self._told = led
             self._report(round)
         self.flows.settle(led)
-        if self._begun:
-            self._publish()
+        self._publish()
 
     def _publish(self) -> None:
+        if not self._offering:
+            return
         self._candidates.publish(candidates(self.served.values(), self.in_kernel, self._settings))
 
     def _desired(self) -> Desired[str, Table]:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import time
+
 import pytest
 
-from tests.fabric.topology import TwoTorFabric
-from tests.fabric.virtualserver_site import CLIENT, GET, HEAD, VirtualServerSite
+from tests.fabric.bgp_wire import BgpType
+from tests.fabric.observe import BgpCapture
+from tests.fabric.process import poll
+from tests.fabric.topology import CABLE, TwoTorFabric
+from tests.fabric.virtualserver_site import CLIENT, GET, HEAD, VIP, Echo, VirtualServerSite, echoed
 
 pytestmark = pytest.mark.needs("bird", "nft", "nginx")
 
@@ -44,3 +51,125 @@ def test_the_articles_head_monitor_passes_on_an_error(fabric: TwoTorFabric) -> N
     site.serve(send=GET)
     site.wait_announced()
     site.node.wait_status("no warning", lambda status: not status["virtualServers"]["warnings"])
+
+
+def test_an_open_connection_stays(fabric: TwoTorFabric) -> None:
+    """Through the failure of its pod's monitor, a restart of the daemon and the loss of the endpoint."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a", "c")
+    site.serve()
+    site.start().wait_answering("a", "c")
+    with site.connection() as opened:
+        request = b"GET /who HTTP/1.1\r\nHost: x\r\n\r\n"
+        opened.sendall(request)
+        answer = opened.recv(4096)
+        (pod,) = [name for name in "ac" if f"{name} {CLIENT[4]}".encode() in answer]
+        other = "c" if pod == "a" else "a"
+        site.pods[pod].health("out of order")
+        site.wait_answering(other)
+        site.node.restart_daemon()
+        site.endpoints(other)
+        site.node.wait_status("one pod", lambda _: len(site.servers()["nginx-vs-http"]["members"]) == 1)
+        site.wait_answering(other)
+        opened.sendall(request)
+        assert f"{pod} {CLIENT[4]}".encode() in opened.recv(4096)
+
+
+def test_a_restart_moves_nobody(fabric: TwoTorFabric) -> None:
+    """The route stays at both ToRs, and the table goes on with the same pods."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a", "c")
+    site.serve(timeout=20)
+    site.start().wait_answering("a", "c")
+    with BgpCapture(site.place.namespace, CABLE) as capture:
+        site.node.restart_daemon()
+        site.node.wait_healthy()
+        assert site.answering(2) == ["a", "c"]
+    updates = [it for it in capture.messages(BgpType.UPDATE, src=site.place.address) if not it.end_of_rib]
+    assert updates == []
+
+
+def test_as_a_last_resort(fabric: TwoTorFabric) -> None:
+    """With `whenDown: med` the address stays, with the worse MED, and the pods that failed are tried."""
+    site = VirtualServerSite(fabric, whenDown="med", med=777)
+    site.endpoints("a")
+    site.serve()
+    site.start().wait_answering("a")
+    site.pods["a"].health("out of order")
+    site.node.wait_problem("served as a last resort")
+    rows = [row for row in site.node.ask("routes") if row["prefix"] == site.route()]
+    assert {row["med"] for row in rows} == {777}
+    assert site.ask()[0] == "a"
+    site.endpoints()
+    site.wait_withdrawn()
+
+
+def test_somebody_edits_the_table(fabric: TwoTorFabric) -> None:
+    """What nobody asked for is put right; once virtual servers are off nothing is left."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a")
+    site.serve()
+    site.start().wait_answering("a")
+    node, where = site.node, site.place.namespace
+    assert node.daemon is not None
+    node.daemon.stop()
+    where.run(["nft", "delete", "element", "inet", "bgpd-virtual-servers", "addresses4", "{ 11.16.22.80 }"])
+    node.start_daemon()
+    site.wait_answering("a")
+    listed = ["nft", "list", "set", "inet", "bgpd-virtual-servers", "addresses4"]
+    poll(lambda: "11.16.22.80" in where.run(listed).stdout, 10, site.told)
+    node.config["virtualServers"]["enabled"] = False
+    node.write_config()
+    node.restart_daemon()
+    site.wait_withdrawn()
+    assert "bgpd-virtual-servers" not in where.run(["nft", "list", "tables"]).stdout
+
+
+def test_a_port_that_nothing_serves_is_refused(fabric: TwoTorFabric) -> None:
+    """It does not go back and forth between node and ToR; the node itself and a pod reach what is served."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a", "c")
+    site.serve()
+    site.start().wait_answering("a", "c")
+    with pytest.raises(ConnectionRefusedError):
+        site.ask(port=81)
+    assert {site.ask(client=site.place.namespace)[0] for _ in range(2)} == {"a", "c"}, "from the node itself"
+    assert {site.ask(client=site.pods["c"].namespace)[0] for _ in range(2)} == {"a", "c"}
+
+
+def test_least_connections(fabric: TwoTorFabric) -> None:
+    """Who has fewer open connections gets the next ones."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a")
+    site.serve(balance="least-connections-member")
+    site.start().wait_answering("a")
+    with contextlib.ExitStack() as stack:
+        for _ in range(12):
+            stack.enter_context(site.connection())
+        site.endpoints("a", "c")
+        site.wait_answering("a", "c")
+
+        def counted() -> int:
+            members = site.servers()["nginx-vs-http"]["members"]
+            return max(each["connections"] or 0 for each in members)
+
+        poll(lambda: counted() >= 12, 10, site.told)
+        time.sleep(2.0)  # two looks: what was counted has been dealt
+        assert site.answering(12).count("c") >= 10
+
+
+def test_a_udp_flow_leaves_a_pod_that_is_down(fabric: TwoTorFabric) -> None:
+    """Its client never stops, and gets answers from the other pod."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a", "c")
+    site.serve(protocol="udp", send="ping", recv="a|c", timeout=3)
+    echoes = {name: Echo(site.pods[name]) for name in ("a", "c")}
+    site.start().wait_announced()
+    with site.fabric.outside.socket(socket.AF_INET, socket.SOCK_DGRAM) as opened:
+        opened.settimeout(1.0)
+        opened.connect((VIP[4], 80))
+        first = echoed(opened)
+        echoes[first].close()
+        other = "c" if first == "a" else "a"
+        poll(lambda: echoed(opened) == other, 20, site.told)
+    echoes[other].close()

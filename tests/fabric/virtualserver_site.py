@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -66,6 +67,39 @@ class Pod:
         self.process.stop()
 
 
+class Echo:
+    """A pod's UDP server on port 80: it answers with the pod's name."""
+
+    def __init__(self, pod: Pod) -> None:
+        self._name, self._socket = pod.name.encode(), pod.namespace.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind((pod.addresses[4], 80))
+        self._socket.settimeout(0.05)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Nobody listens from now on."""
+        self._closing.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _serve(self) -> None:
+        while not self._closing.is_set():
+            with contextlib.suppress(OSError):
+                _, client = self._socket.recvfrom(100)
+                self._socket.sendto(self._name, client)
+
+
+def echoed(opened: socket.socket) -> str:
+    """Who answers a datagram; nobody: an empty text."""
+    try:
+        opened.send(b"ping")
+        return opened.recv(100).decode()
+    except OSError:
+        return ""
+
+
 class VirtualServerSite:
     """`pods` a and b are on a bridge, c on a veth of its own; all on the first node. Nothing is announced yet."""
 
@@ -76,7 +110,7 @@ class VirtualServerSite:
         bgp["export"]["allow"] += ["11.16.22.0/24", "fd00:11:16:22::/64"]
         settings = {"enabled": True, **settings}
         self.node = BgpdNode.at(self.place, bgp, *self.place.pod_cidrs, virtualServers=settings)
-        self.pods = {name: self._pod(name, last) for name, last in (("a", 10), ("b", 11), ("c", 12))}
+        self.pods = {name: self._pod(name, last) for name, last in (("a", 10), ("b", 11), ("c", 200))}
         for version, address in VIP.items():
             hops = ["11.8.37.252", "11.8.37.253"] if version == 4 else ["fd00:11:8:37::252", "fd00:11:8:37::253"]
             fabric.fabric.add_route(f"{address}/{32 if version == 4 else 128}", via=hops)
@@ -87,7 +121,7 @@ class VirtualServerSite:
 
     def _pod(self, name: str, last: int) -> Pod:
         namespace = self.fabric.lab.namespace(f"pod-{name}")
-        four, six = f"188.188.0.{last}", f"fd00:188:188:0::{last}"
+        four, six = f"188.188.0.{last}", f"fd00:188:188:0:{last // 100}::{last}"
         on_node, port = self.place.namespace, f"v{name}"
         if name == "c":
             self.fabric.lab.link(namespace, "eth0", on_node, port)
@@ -101,9 +135,9 @@ class VirtualServerSite:
         else:
             if name == "a":
                 self.fabric.lab.bridge(on_node, "cni0")
-                on_node.add_address("cni0", "188.188.0.1/24", "fd00:188:188:0::1/64")
+                on_node.add_address("cni0", "188.188.0.1/25", "fd00:188:188:0::1/80")
             self.fabric.lab.plug(namespace, "eth0", on_node, port, "cni0")
-            namespace.add_address("eth0", f"{four}/24", f"{six}/64")
+            namespace.add_address("eth0", f"{four}/25", f"{six}/80")
             namespace.add_route("default", via="188.188.0.1")
             namespace.add_route("default", via="fd00:188:188:0::1")
         return Pod(namespace, name, {4: four, 6: six})

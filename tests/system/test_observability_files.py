@@ -33,6 +33,7 @@ from bgpd.observe.samples.noderoutes import NodeRoutes
 from bgpd.observe.samples.policy import Policy
 from bgpd.observe.samples.services import Services
 from bgpd.observe.samples.sources import Source
+from bgpd.observe.samples.virtualservers import Server, VirtualServers
 from tests.system.observability import ALERTS, SOURCE, dashboard, panels, variables
 
 ALERTS_TEST = Path(__file__).with_name("alerts_test.yaml")
@@ -63,6 +64,7 @@ EVERYTHING = Snapshot(
         entries=lambda: {"policy_peers": 1},
         packets=lambda: {"allowed": 1},
     ),
+    virtual_servers=VirtualServers({"shop/web": Server({"up": 1}, served=True, last_resort=False)}, 0, in_force=True),
     host_routes=HostRoutes({"ipv4": 1}, {"conflict": 1}),
     node_routes=NodeRoutes({("ipv4", "vxlan"): 3}, held=0, unreachable=0, in_force=True),
     services=Services({"announced": 1}),

@@ -1,0 +1,228 @@
+"""F5 virtual-server ConfigMaps: the article's as written, and everything that can be wrong with one."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from bgpd.model.configmap import ConfigMap
+from bgpd.model.policy import Protocol
+from bgpd.model.virtualserver import Balance, MonitorProtocol
+from bgpd.virtualservers.parse import Reading, parse
+from bgpd.virtualservers.pattern import PatternError, pattern
+
+SCHEMA = "f5schemadb://bigip-virtual-server_v0.1.7.json"
+ARTICLE = """
+    {
+      "virtualServer": {
+        "backend": {
+          "servicePort": 80,
+          "serviceName": "nginx-http",
+          "healthMonitors": [{
+            "interval": 5,
+            "protocol": "http",
+            "send": "GET /health.html HTTP/1.1\\r\\nHost:11.11.250.12\\r\\n\\r\\n",
+            "recv": "server is ok",
+            "timeout": 16
+          }]
+        },
+        "frontend": {
+          "virtualAddress": {
+            "port": 80,
+            "bindAddr": "11.16.22.80"
+          },
+          "partition": "Cilium",
+          "balance": "least-connections-member",
+          "mode": "http"
+        }
+      }
+    }
+"""
+MONITOR = "data.data.virtualServer.backend.healthMonitors[0]"
+FRONTEND = "data.data.virtualServer.frontend"
+
+
+def _read(document: Any, schema: str | None = SCHEMA) -> Reading:
+    text = document if isinstance(document, str) else json.dumps(document)
+    return parse(ConfigMap("default/nginx-vs-http", {"data": text} | ({"schema": schema} if schema else {})))
+
+
+def _changed(path: str, value: Any) -> dict[str, Any]:
+    """The article's document with another value at `path`; None: without it."""
+    document: dict[str, Any] = json.loads(ARTICLE)
+    place: Any = document["virtualServer"]
+    *steps, last = path.split(".")
+    for step in steps:
+        place = place[int(step) if step.isdigit() else step]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return document
+
+
+def _faults(reading: Reading) -> list[str]:
+    return [str(fault).removeprefix("ConfigMap default/nginx-vs-http: ") for fault in reading.faults]
+
+
+def _warnings(reading: Reading) -> list[str]:
+    return [str(warning).removeprefix("ConfigMap default/nginx-vs-http: ") for warning in reading.warnings]
+
+
+def test_the_article_with_get() -> None:
+    """All of it means something, and nothing of it is odd."""
+    reading = _read(ARTICLE)
+    assert (reading.faults, reading.warnings) == ((), ())
+    server = reading.server
+    assert server is not None
+    assert (str(server.frontend.address), server.frontend.protocol, server.frontend.port) == (
+        "11.16.22.80",
+        Protocol.TCP,
+        80,
+    )
+    assert (server.service, server.service_port) == ("default/nginx-http", 80)
+    assert server.balance is Balance.LEAST_CONNECTIONS
+    (monitor,) = server.monitors
+    assert (monitor.protocol, monitor.interval_s, monitor.timeout_s) == (MonitorProtocol.HTTP, 5, 16)
+    assert monitor.send == b"GET /health.html HTTP/1.1\r\nHost:11.11.250.12\r\n\r\n"
+    assert monitor.recv == "server is ok"
+
+
+def test_the_article_with_head_passes_on_an_error() -> None:
+    """It is taken as written, and the warning says what is wrong with it."""
+    monitor = {"interval": 5, "protocol": "http", "send": "HEAD / HTTP/1.1\r\n\r\n", "recv": "Server", "timeout": 16}
+    reading = _read(_changed("backend.healthMonitors", [monitor]))
+    assert reading.server is not None
+    (warning,) = _warnings(reading)
+    assert warning.startswith(f"{MONITOR}.send: HEAD in HTTP/1.1 without Host is answered 400")
+    assert "it passes on that error" in warning
+
+
+def test_backslashes_that_are_escaped_once_more() -> None:
+    """As k8s-bigip-ctlr's own examples have them, and hexadecimal and octal ones."""
+    reading = _read(_changed("backend.healthMonitors.0.send", r"GET / HTTP/1.0\r\n\x41\102\\\r\n\r\n"))
+    assert reading.server is not None
+    assert reading.server.monitors[0].send == b"GET / HTTP/1.0\r\nAB\\\r\n\r\n"
+
+
+def test_ipv6_udp_and_defaults() -> None:
+    """BIG-IP's interval and timeout; round-robin; an address of the other family."""
+    document = _changed("backend.healthMonitors", [{"protocol": "udp", "send": "x", "recv": "y"}])
+    frontend = document["virtualServer"]["frontend"]
+    frontend |= {"virtualAddress": {"port": 53, "bindAddr": "fd00::53"}, "mode": "udp"}
+    del frontend["balance"]
+    server = _read(document).server
+    assert server is not None
+    assert str(server.frontend) == "udp fd00::53 port 53"
+    assert (server.monitors[0].interval_s, server.monitors[0].timeout_s) == (5, 16)
+    assert server.balance is Balance.ROUND_ROBIN
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("backend.serviceName", None, "data.data.virtualServer.backend.serviceName: is missing"),
+        ("backend.servicePort", "80", "data.data.virtualServer.backend.servicePort: found '80'; give a whole number"),
+        ("backend.healthMonitors.0.protocol", "https", f"{MONITOR}.protocol: found 'https'; give one of http, tcp,"),
+        ("backend.healthMonitors.0.intervall", 5, f"{MONITOR}.intervall: is not known; did you mean 'interval'?"),
+        ("backend.healthMonitors.0.timeout", 0, f"{MONITOR}.timeout: found 0; give a whole number from 1 to 86400"),
+        ("backend.healthMonitors.0.recv", "(", f"{MONITOR}.recv: it is no extended regular expression"),
+        ("backend.healthMonitors.0.recv", r"(a)\1", f"{MONITOR}.recv: back references and counted repetitions"),
+        ("frontend.sslProfile", {"f5ProfileName": "x"}, f"{FRONTEND}.sslProfile: a node does not end TLS"),
+        ("frontend.iapp", "x", f"{FRONTEND}.iapp: iApps run on an F5 only"),
+        ("frontend.balance", "round-robbin", f"{FRONTEND}.balance: found 'round-robbin'; give one of round-robin,"),
+        ("frontend.mode", "sctp", f"{FRONTEND}.mode: found 'sctp'; give one of http, tcp, udp"),
+        ("frontend.virtualAddress.bindAddr", None, f"{FRONTEND}.virtualAddress.bindAddr: is missing"),
+        ("frontend.virtualAddress.bindAddr", "1.2.3.4%5", f"{FRONTEND}.virtualAddress.bindAddr: '1.2.3.4%5' is not"),
+        ("frontend.virtualAddress.bindAddr", "127.0.0.1", f"{FRONTEND}.virtualAddress.bindAddr: found 127.0.0.1"),
+    ],
+)
+def test_one_fault(path: str, value: Any, fault: str) -> None:
+    """It is named with its place, and there is no virtual server."""
+    reading = _read(_changed(path, value))
+    assert reading.server is None
+    (found,) = _faults(reading)
+    assert found.startswith(fault)
+
+
+def test_all_faults_at_once() -> None:
+    """In the backend, the frontend and beside the document."""
+    document = _changed("backend.servicePort", 0)
+    document["virtualServer"]["frontend"]["virtualAddress"] = {"bindAddr": "x", "port": 80}
+    found = _faults(_read(document, schema="f5schemadb://bigip-pool_v0.1.0.json"))
+    assert [each.partition(":")[0] for each in found] == [
+        "data.data.virtualServer.backend.servicePort",
+        f"{FRONTEND}.virtualAddress.bindAddr",
+        "data.schema",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"virtualServer": ', "data.data: line 1, column 19: it is not JSON: expecting value"),
+        ("[]", "data.data: found a list; give a mapping with virtualServer"),
+        ('{"virtualServer": NaN}', "data.data: it is not JSON that can be read: NaN is no number"),
+        ("[" * 100_000, "data.data: it is not JSON that can be read"),
+        ("{}", "data.data.virtualServer: is missing"),
+    ],
+)
+def test_what_is_no_document(text: str, fault: str) -> None:
+    """Whatever stands there, the answer is a fault."""
+    assert _faults(_read(text))[0].startswith(fault)
+
+
+def test_a_key_that_is_there_twice() -> None:
+    """JSON would let the last one win."""
+    assert "data.data: port is there twice in one mapping; remove one" in _faults(
+        _read(ARTICLE.replace('"port": 80,', '"port": 80, "port": 81,'))
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "warning"),
+    [
+        ("backend.healthMonitors.0.timeout", 5, f"{MONITOR}.timeout: one failed try takes a pod out"),
+        ("backend.healthMonitors.0.recv", "HTTP/1", f"{MONITOR}.recv: it passes on errors too"),
+        ("backend.healthMonitors.0.send", "GET / HTTP/1.0\r\n", f"{MONITOR}.send: the request has no end"),
+        ("backend.healthMonitors", [], "data.data.virtualServer.backend: there is no health monitor"),
+        ("frontend.balance", "ratio-member", f"{FRONTEND}.balance: ratio-member is not supported here"),
+        (
+            "frontend.sourceAddressTranslation",
+            {"type": "automap"},
+            f"{FRONTEND}.sourceAddressTranslation: is not done",
+        ),
+    ],
+)
+def test_one_warning(path: str, value: Any, warning: str) -> None:
+    """It is served all the same."""
+    reading = _read(_changed(path, value))
+    assert reading.server is not None
+    (found,) = _warnings(reading)
+    assert found.startswith(warning)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("ok", b"it is ok", True),
+        ("a.c", b"a\nc", True),
+        ("HTTP/1\\.[01] (200|204) ", b"HTTP/1.1 204 No Content", True),
+        ("^ok$", b"ok", True),
+        ("x|y", b"\0\0y", True),
+        ("ok", b"OK", False),
+        (r"\{\"status\"", b'{"status": 1}', True),
+    ],
+)
+def test_patterns(text: str, answer: bytes, found: bool) -> None:
+    """As BIG-IP matches them: anywhere, with care about case, past zero bytes."""
+    assert pattern(text).found_in(answer) is found
+
+
+@pytest.mark.parametrize("text", ["a{2}", "[", "*" * 256, "(" + "\0" + ")"])
+def test_patterns_that_are_refused(text: str) -> None:
+    """Rather than be slow, or mean something else."""
+    with pytest.raises(PatternError):
+        pattern(text)

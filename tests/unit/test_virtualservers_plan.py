@@ -1,0 +1,153 @@
+"""Who serves a virtual server, who gets which slot, what is announced of it, and the table as messages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from ipaddress import ip_address
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bgpd.config.virtualservers import VirtualServers
+from bgpd.model.policy import Protocol
+from bgpd.model.service import EndpointSlice, Service, ServiceEndpoint, ServicePort
+from bgpd.model.virtualserver import Frontend, Member, Monitor, MonitorProtocol, VirtualServer
+from bgpd.virtualservers.deal import by_connections, in_turn
+from bgpd.virtualservers.monitor import Check
+from bgpd.virtualservers.plan import Endpoints, Served, candidates, pools, served
+from bgpd.virtualservers.table import SLOTS, Table, update
+
+MONITOR = Monitor(MonitorProtocol.TCP, 5, 16)
+FRONTEND = Frontend(ip_address("192.0.2.1"), Protocol.TCP, 80)
+SERVER = VirtualServer("shop/vs", FRONTEND, "shop/web", 80, (MONITOR,))
+PORT = ServicePort("http", Protocol.TCP, 8080)
+MEMBERS = tuple(Member(ip_address(f"10.0.0.{last}"), 8080) for last in (1, 2, 3))
+FAILED = VirtualServers.model_validate({"whenDown": "med", "med": 900})
+
+
+def _endpoints(*endpoints: ServiceEndpoint) -> Endpoints:
+    service = Service("shop", "web", ports=(ServicePort("http", Protocol.TCP, 80),))
+    slices = [EndpointSlice("shop", "x", "shop/web", endpoints, (PORT,))]
+    return Endpoints({"shop/web": service}, {"shop/web": slices})
+
+
+def _local(*members: Member) -> Endpoints:
+    return _endpoints(*(ServiceEndpoint(member.address, "here") for member in members))
+
+
+def _checks(up: Mapping[Member, bool | None]) -> dict[Member, Mapping[Monitor, Check]]:
+    return {member: {MONITOR: Check(state, 0.0, 0.0)} for member, state in up.items()}
+
+
+def _served(states: Sequence[bool | None], settings: VirtualServers | None = None) -> Served:
+    pool = pools([SERVER], _local(*MEMBERS[: len(states)]), "here")[SERVER.name]
+    checks = _checks(dict(zip(MEMBERS, states, strict=False)))
+    return served(pool, lambda member, monitors: checks[member], settings or VirtualServers())
+
+
+def test_members_are_ready_pods_of_this_node_and_family() -> None:
+    """Of the port that the Service's leads to."""
+    here, far, unready, six = (ip_address(each) for each in ("10.0.0.1", "10.0.1.1", "10.0.0.2", "fd00::1"))
+    endpoints = _endpoints(
+        ServiceEndpoint(here, "here"),
+        ServiceEndpoint(far, "elsewhere"),
+        ServiceEndpoint(unready, "here", ready=False),
+        ServiceEndpoint(six, "here"),
+    )
+    assert pools([SERVER], endpoints, "here")[SERVER.name].members == (Member(here, 8080),)
+    lacks = pools([SERVER], endpoints, "nowhere")[SERVER.name].lacks
+    assert lacks.startswith("Service shop/web has no ready IPv4 pod")
+
+
+def test_what_a_pool_lacks_is_named() -> None:
+    """No Service, no such port, a frontend that is taken."""
+    assert pools([SERVER], Endpoints(), "here")[SERVER.name].lacks == "there is no Service shop/web"
+    other = VirtualServer("shop/vs", FRONTEND, "shop/web", 443)
+    assert "has no port 443/TCP; it has 80/TCP" in pools([other], _local(*MEMBERS), "here")["shop/vs"].lacks
+    second = VirtualServer("shop/xs", FRONTEND, "shop/web", 80)
+    found = pools([second, SERVER], _local(*MEMBERS), "here")
+    assert found["shop/vs"].members == MEMBERS
+    assert "is taken by ConfigMap shop/vs" in found["shop/xs"].lacks
+
+
+@pytest.mark.parametrize(
+    ("states", "in_service", "why"),
+    [
+        ((True, True), MEMBERS[:2], ""),
+        ((True, False, None), MEMBERS[:1], "2 of 3 local pods are down"),
+        ((False, False), (), "all 2 local pods are down"),
+        ((False, None), (), "no monitor of a local pod has a result yet"),
+    ],
+)
+def test_who_is_in_service(
+    states: Sequence[bool | None], in_service: Sequence[Member], why: str
+) -> None:
+    """Those that are healthy; nobody is taken for healthy, or for sick, before there is a result."""
+    found = _served(states)
+    assert (found.in_service, found.why) == (tuple(in_service), why)
+
+
+def test_announced_once_the_kernel_leads_there() -> None:
+    """And withheld, with the reason, before that and when nobody is healthy."""
+    up, down = _served((True,)), _served((False,))
+    (offer,) = candidates([up], lambda frontend: "", VirtualServers())
+    assert (str(offer.prefix), offer.withheld, offer.remark) == ("192.0.2.1/32", "", "")
+    (offer,) = candidates([up], lambda frontend: "not yet", VirtualServers())
+    assert offer.withheld == "not yet"
+    (offer,) = candidates([down], lambda frontend: "", VirtualServers())
+    assert offer.withheld == "the only local pod is down"
+
+
+def test_as_a_last_resort() -> None:
+    """All pods failed: with the worse MED, or communities; as usual if another virtual server there is healthy."""
+    down = _served((False,), FAILED)
+    assert (down.in_service, down.last_resort) == (MEMBERS[:1], True)
+    (offer,) = candidates([down], lambda frontend: "", FAILED)
+    assert (offer.withheld, offer.med, offer.communities) == ("", 900, ())
+    by_community = VirtualServers.model_validate({"whenDown": "community", "communities": ["64512:9"]})
+    (offer,) = candidates([down], lambda frontend: "", by_community)
+    assert (offer.med, offer.communities) == (None, ("64512:9",))
+    (offer,) = candidates([down, _served((True,))], lambda frontend: "", FAILED)
+    assert (offer.withheld, offer.med) == ("", None)
+
+
+def test_in_turn() -> None:
+    """Three pods get 40 slots each, one after the other."""
+    dealt = in_turn(MEMBERS)
+    assert len(dealt) == SLOTS
+    assert dealt[:4] == (*MEMBERS, MEMBERS[0])
+    assert set(Counter(dealt).values()) == {40}
+
+
+@given(st.lists(st.integers(0, 100_000), min_size=1, max_size=200))
+def test_whoever_has_fewer_gets_more(counts: list[int]) -> None:
+    """All slots are dealt; nobody with fewer connections gets fewer slots than one with more, but for rounding."""
+    members = tuple(Member(ip_address(0x0A000000 + number), 80) for number in range(len(counts)))
+    dealt = by_connections(members, dict(zip(members, counts, strict=True)))
+    assert len(dealt) % SLOTS == 0
+    shares = Counter(dealt)
+    ordered = sorted(zip(counts, (shares[member] for member in members), strict=True))
+    assert all(fewer[1] >= more[1] - 1 for fewer, more in pairwise(ordered))
+
+
+def test_a_new_pod_fills_up() -> None:
+    """It gets most of what comes, and no pod that is far above the others gets any."""
+    shares = Counter(by_connections(MEMBERS, {MEMBERS[0]: 1000, MEMBERS[1]: 1000}))
+    assert shares == {MEMBERS[0]: 20, MEMBERS[1]: 20, MEMBERS[2]: 80}
+    shares = Counter(by_connections(MEMBERS, {MEMBERS[0]: 5000}))
+    assert shares[MEMBERS[0]] == 0
+    assert by_connections(MEMBERS, dict(zip(MEMBERS, (100, 105, 95), strict=True))) == in_turn(MEMBERS)
+
+
+def test_the_table_changes_only_what_differs() -> None:
+    """A second update has nothing to say; other pods are a change of elements."""
+    one, two = Table({FRONTEND: in_turn(MEMBERS)}), Table({FRONTEND: in_turn(MEMBERS[:2])})
+    assert [*update(one, one)] == []
+    assert {message.what for message in update(one, two)} == {
+        "elements of to-tcp-192.0.2.1-80",
+        "elements of itself4",
+    }
+    assert "chain tcp-192.0.2.1-80" in {message.what for message in update(Table(None), one)}
