@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks import failover, masq, noderoutes, policy, report, routes
+from tests.benchmarks import failover, masq, noderoutes, policy, report, routes, services
 from tests.benchmarks.report import Result
 from tests.fabric.netns import missing
 from tests.fabric.screen import Screen
@@ -34,6 +34,7 @@ BENCHES: Mapping[str, Bench] = {
     "noderoutes": Bench(noderoutes.run, noderoutes.PROGRAMS),
     "policy": Bench(policy.run, policy.PROGRAMS),
     "failover": Bench(failover.run, failover.PROGRAMS),
+    "services": Bench(services.run, services.PROGRAMS),
 }
 
 

@@ -117,13 +117,13 @@ def _timed(fabric: TwoTorFabric, place: NodePlace, count: int, act: Callable[[],
         act()
 
         def counts() -> list[int]:
-            return [_held(control, place) for control in controls]
+            return [held(control, place) for control in controls]
 
         poll(lambda: counts() == [count] * len(controls), MANY_TIMEOUT_S, lambda: f"the ToRs hold {counts()}")
         return time.monotonic() - began
 
 
-def _held(control: BirdControl, place: NodePlace) -> int:
+def held(control: BirdControl, place: NodePlace) -> int:
     """What the ToR has imported from this node, all families; `Routes: 40 imported, ...` for each."""
     lines = control.ask(f"show protocols all {protocol_name(place.address)}")
     words = (line.split() for line in lines if line.strip().startswith("Routes:"))

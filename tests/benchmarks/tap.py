@@ -32,6 +32,7 @@ class RouteTap:
     def __init__(self, tors: Mapping[str, Namespace]) -> None:
         self._tors = tors
         self._arrived: dict[tuple[str, str], float] = {}
+        self._gone: dict[tuple[str, str], float] = {}
         self._changed = threading.Condition()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="route tap", daemon=True)
@@ -60,6 +61,17 @@ class RouteTap:
                 raise TimeoutError(f"{prefix} did not get into every ToR in {timeout_s:g} s")
             return max(self._arrived[name, prefix] for name in self._tors)
 
+    def departure(self, prefix: str, timeout_s: float) -> float:
+        """When the last of the ToRs lost its route for `prefix`; waits for it. TimeoutError: one has it still."""
+
+        def nowhere() -> bool:
+            return all((name, prefix) in self._gone for name in self._tors)
+
+        with self._changed:
+            if not self._changed.wait_for(nowhere, timeout_s):
+                raise TimeoutError(f"{prefix} did not leave every ToR in {timeout_s:g} s")
+            return max(self._gone[name, prefix] for name in self._tors)
+
     @staticmethod
     def _open(namespace: Namespace) -> socket.socket:
         channel = namespace.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0)
@@ -76,7 +88,9 @@ class RouteTap:
                         key = self._sockets[channel], prefix
                         if kind == _RTM_NEWROUTE:
                             self._arrived.setdefault(key, now)
+                            self._gone.pop(key, None)
                         else:
+                            self._gone.setdefault(key, now)
                             self._arrived.pop(key, None)
                     self._changed.notify_all()
 
