@@ -19,15 +19,15 @@ from enum import StrEnum
 from ipaddress import IPv4Address
 from types import MappingProxyType
 
-from bgpd.bgp.aggregate import aggregated
 from bgpd.bgp.codec import WELL_KNOWN_COMMUNITIES, community_order
+from bgpd.bgp.offers import Offer, Offers, Order, brake
 from bgpd.bgp.places import Place, places
 from bgpd.config.bgp import Attributes, Bgp, Peer
 from bgpd.model.bfd import Wanted
 from bgpd.model.bgp import AdvertisementType, Family, LocalEnd, Neighbor, Path, RouteKey, Secret
 from bgpd.model.candidate import Candidate
 from bgpd.model.node import Node
-from bgpd.model.prefix import Address, Prefix, contains, sort_key
+from bgpd.model.prefix import Address, Prefix
 from bgpd.model.uplink import NO_UPLINKS, Uplinks
 
 NOTHING_LOADED: Mapping[str, LocalEnd] = MappingProxyType({})
@@ -74,21 +74,22 @@ def plan(
     loaded: Mapping[str, LocalEnd] = NOTHING_LOADED,
     candidates: Sequence[Candidate] = (),
     uplinks: Uplinks = NO_UPLINKS,
+    offers: Offers | None = None,
 ) -> BgpPlan:
     """The whole wanted state of BGP. `node` None: Kubernetes has not shown such a node.
 
     `unhealthy` is why nothing of this node is worth announcing; empty when it is. `loaded` is our end of each
     session that the speaker has: while the node is not known, or shows no address of the family, these stay as
-    they are, because they carry what is announced, and the withdrawals if the node does not come back.
+    they are, because they carry what is announced, and the withdrawals if the node does not come back. `offers`
+    remembers from plan to plan what would be the same, and changes nothing about it.
     """
     found = _Sessions(places(bgp.peers, uplinks))
     for place in found.places:
         found.add(place, _neighbor(bgp, place, passwords.get(place.peer.name), node, loaded.get(place.name)))
     silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy
-    offers = sorted((*_pod_cidrs(node), *candidates), key=lambda offer: sort_key(offer.prefix))
-    meant = [(entry, aggregated(entry, filter(entry.selects, offers))) for entry in bgp.advertisements]
-    braked = _brake(found.places, bgp, (offer for _, chosen in meant for offer in chosen))
-    routes = _Routes(braked, silent, node, drain)
+    peers = tuple(sorted((place.name, place.address) for place in found.places if place.address is not None))
+    meant = (Offers() if offers is None else offers).meant(bgp, peers, (*_pod_cidrs(node), *candidates))
+    routes = _Routes(brake(bgp, (offer for _, chosen in meant for offer in chosen)), silent, node, drain)
     for place in found.places:
         if place.name in found.neighbors:
             for entry, chosen in meant:
@@ -191,7 +192,7 @@ def _pod_cidrs(node: Node | None) -> list[Candidate]:
 class _Routes:
     """Sorts what is to be announced into what is and, by reason, what is not. `silent`: why nothing is; empty."""
 
-    braked: Mapping[Prefix, str]
+    braked: Mapping[Order, str]
     silent: str
     node: Node | None
     drain: Drain
@@ -201,19 +202,22 @@ class _Routes:
     unsuited: dict[RouteKey, str] = field(default_factory=dict)
     remarks: dict[RouteKey, str] = field(default_factory=dict)
 
-    def add(self, peer: Peer, neighbor: Neighbor, attributes: Attributes, offers: Iterable[Candidate]) -> None:
+    def add(self, peer: Peer, neighbor: Neighbor, attributes: Attributes, offers: Iterable[Offer]) -> None:
         """What an advertisement means for a peer. Several may have one prefix: the first that may be announced is."""
-        for offer in offers:
-            key = RouteKey(neighbor.name, offer.prefix)
-            if Family.of(offer.prefix) not in neighbor.families:
-                self.unsuited[key] = f"{neighbor.name} has no {Family.of(offer.prefix).value} in families"
+        paths: dict[tuple[object, ...], Path | str] = {}  # most offers differ in nothing but their prefix
+        for each in offers:
+            offer, key = each.candidate, each.key(neighbor.name)
+            if each.family not in neighbor.families:
+                self.unsuited[key] = f"{neighbor.name} has no {each.family.value} in families"
             elif key in self.routes:
                 continue
             elif offer.withheld:
                 self.withheld.setdefault(key, offer.withheld)
             else:
-                reason = self.braked.get(offer.prefix) or self.silent
-                verdict = reason or _path(peer, neighbor, offer, attributes, self.node, self.drain)
+                like = each.family, offer.med, offer.communities
+                if like not in paths:
+                    paths[like] = _path(peer, neighbor, offer, attributes, self.node, self.drain)
+                verdict = self.braked.get(each.order) or self.silent or paths[like]
                 if isinstance(verdict, Path):
                     self.routes[key] = verdict
                     if offer.remark:
@@ -288,33 +292,3 @@ def _with_attributes(
         communities=tuple(sorted(communities, key=community_order)),
         large_communities=tuple(sorted(set(attributes.large_communities), key=community_order)),
     )
-
-
-def _brake(found: Sequence[Place], bgp: Bgp, offers: Iterable[Candidate]) -> dict[Prefix, str]:
-    """The prefixes that must not be announced to anybody, and why. Peers that are idle here count too.
-
-    Where there are too many, pod CIDRs come first: no number of other addresses may cost a node its pods.
-    """
-    braked: dict[Prefix, str] = {}
-    peers = sorted((place.name, place.address) for place in found if place.address is not None)
-    passed = 0
-    ranked = {(offer.type is not AdvertisementType.POD_CIDR, offer.prefix) for offer in offers if not offer.withheld}
-    for _, prefix in sorted(ranked, key=lambda ranked: (ranked[0], sort_key(ranked[1]))):
-        reason = _brake_one(bgp, peers, prefix)
-        if not reason:
-            passed += 1
-            if passed > bgp.export.max_prefixes:
-                reason = f"export.maxPrefixes is {bgp.export.max_prefixes}"
-        if reason:
-            braked[prefix] = reason
-    return braked
-
-
-def _brake_one(bgp: Bgp, peers: Sequence[tuple[str, Address]], prefix: Prefix) -> str:
-    if prefix.prefixlen == 0:
-        return "a default route is never announced"
-    allow = bgp.export.allow
-    if allow is not None and not any(contains(allowed, prefix) for allowed in allow):
-        return "outside export.allow"
-    covered = [name for name, address in peers if address in prefix]
-    return f"it covers the address of peer {covered[0]}" if covered else ""

@@ -14,6 +14,7 @@ from typing import Any
 
 from bgpd.bgp import launch, render
 from bgpd.bgp.health import Health
+from bgpd.bgp.offers import Offers
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.bgp.reconcile import (
     Routes,
@@ -78,6 +79,7 @@ class Routing:
         self.node_name, self._inputs, self.speaker = node_name, inputs, speaker
         self._planned: tuple[tuple[Revision, ...], BgpPlan] | None = None
         self._last_seen: Node | None = None
+        self._offers = Offers()
         files = launch.SpeakerFiles(inputs.config.newest.value.config.paths.run)
         sessions = Sessions(
             speaker,
@@ -116,6 +118,7 @@ class Routing:
                 self._local_ends.newest.value,
                 tuple(itertools.chain.from_iterable(store.newest.value for store in inputs.candidates)),
                 inputs.uplinks.newest.value,
+                self._offers,
             )
         return self._planned[1]
 

@@ -114,7 +114,7 @@ def _brake(
                 gone += 1
     counted = sum(each.state in COUNTED for each in memory.values())
     allowed = max(counted * percent // 100, 1 if percent else 0)
-    going.sort(key=lambda each: (each[0], each[1].order))
+    going.sort()
     for since, key in going[max(allowed - gone, 0) :]:
         memory[key] = replace(memory[key], state=State.KEPT, since=since)
 

@@ -21,7 +21,7 @@ from bgpd.config.bgp import Advertisement
 from bgpd.config.schema import Config
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.candidate import Candidate
-from bgpd.model.prefix import Address, Prefix, sort_key
+from bgpd.model.prefix import Address
 from bgpd.model.service import EndpointSlice, Service, ServiceAddress
 
 NAMESPACE, NAME = "io.kubernetes.service.namespace", "io.kubernetes.service.name"  # labels that Cilium adds
@@ -38,15 +38,11 @@ class Standing(StrEnum):
 
 
 class AddressKey(NamedTuple):
-    """`service` is namespace/name."""
+    """`service` is namespace/name. The prefix is text, for that is hashed fast, and every plan looks up every key."""
 
     service: str
     kind: ServiceAddress
-    prefix: Prefix
-
-    @property
-    def order(self) -> tuple[str, str, tuple[int, int, int]]:
-        return self.service, self.kind, sort_key(self.prefix)
+    prefix: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +157,7 @@ def _reaches(service: Service, tallies: Mapping[int, _Tally], rules: Rules) -> I
         offer = Candidate(AdvertisementType.SERVICE, prefix, owner, labels, kind, local=local)
         if not rules.mean(offer):
             continue
-        key = AddressKey(service.key, kind, prefix)
+        key = AddressKey(service.key, kind, str(prefix))
         foreign = _foreign(service, kind, address, rules)
         if foreign:
             yield Reach(key, Standing.FOREIGN, offer, replace(offer, withheld=f"{owner}: {foreign}"))

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.bgp.offers import Offers
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.config.bgp import Bgp
 from bgpd.config.parse import parse
@@ -321,3 +322,23 @@ def test_what_is_remarked_is_announced_all_the_same() -> None:
     result = with_candidates(bgp(), candidate("10.1.1.1/32", remark="kept: too many are gone"))
     assert path_of(result, "10.1.1.1/32")
     assert result.remarks == {RouteKey("tor-a", ip_network("10.1.1.1/32")): "kept: too many are gone"}
+
+
+def test_what_is_remembered_of_offers_makes_no_difference() -> None:
+    """Across other candidates and another configuration, the plan is that of somebody without a memory."""
+    offers = Offers()
+    one, other = candidate("10.1.1.1/32"), candidate("10.1.1.2/32", withheld="no endpoint here")
+    for config in (bgp(), bgp(export={"allow": ["10.1.1.0/24"]}), bgp(export={"maxPrefixes": 1})):
+        for found in ((one,), (one, other), (other, candidate("10.1.1.1/32", med=3)), ()):
+            remembered = plan(config, {}, NODE, Drain.NO, candidates=found, offers=offers)
+            assert remembered == with_candidates(config, *found)
+
+
+def test_too_many_addresses_cost_no_pod_cidr() -> None:
+    """However specific they are: the node's own prefixes count first."""
+    kinds = [{"advertisementType": "PodCIDR"}, {"advertisementType": "PodIP"}]
+    config = bgp(advertisements=kinds, export={"maxPrefixes": len(NODE.pod_cidrs)})
+    address = Candidate(AdvertisementType.POD_IP, ip_network("10.1.1.1/32"), "Pod a/b")
+    result = with_candidates(config, address)
+    assert path_of(result, "188.188.0.0/24")
+    assert "maxPrefixes" in why(result, "10.1.1.1/32")

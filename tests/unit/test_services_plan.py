@@ -24,7 +24,7 @@ def reach(name: str, standing: Standing) -> Reach:
     prefix = ip_network(f"203.0.113.{ord(name)}/32")
     offer = Candidate(AdvertisementType.SERVICE, prefix, f"Service shop/{name}")
     withheld = Candidate(AdvertisementType.SERVICE, prefix, offer.owner, withheld=f"{name} is {standing}")
-    key = AddressKey(f"shop/{name}", ServiceAddress.LOAD_BALANCER_IP, prefix)
+    key = AddressKey(f"shop/{name}", ServiceAddress.LOAD_BALANCER_IP, str(prefix))
     return Reach(key, standing, offer, offer if standing is FIT else withheld)
 
 
