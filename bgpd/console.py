@@ -31,6 +31,7 @@ from bgpd.model.prefix import Prefix, PrefixError, parse_address, sort_key
 from bgpd.observe.control import ControlError, Handler, Progress
 from bgpd.parts import Parts
 from bgpd.runtime.reconcile import TargetError
+from bgpd.runtime.store import Store
 
 if TYPE_CHECKING:  # a node that does not use one does without
     from bgpd.masq.sight import Sight
@@ -44,6 +45,7 @@ NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
     "node.name": lambda config: config.node.name,
     "paths": lambda config: config.paths,
     "source": lambda config: config.source,
+    "bgp.peersFrom": lambda config: config.bgp.peers_from,
     "bgp.speaker": lambda config: config.bgp.speaker,
     "bgp.advertisements (PodIP or not)": lambda config: config.bgp.announces(AdvertisementType.POD_IP),
     "metrics.listen": lambda config: config.metrics.listen,
@@ -90,11 +92,12 @@ class Pending:
 
 
 class Console:
-    """The handlers."""
+    """The handlers. `loaded` is what the file says; `inputs.config`, the configuration in effect, follows it."""
 
     def __init__(
         self,
         file: Path,
+        loaded: Store[Loaded],
         inputs: Inputs,
         routing: Routing,
         bfd: Bfd,
@@ -103,7 +106,7 @@ class Console:
         parts: Parts,
     ) -> None:
         self.routing, self.bfd, self.source, self.parts = routing, bfd, source, parts
-        self._inputs, self._drainer = inputs, drainer
+        self._file, self._inputs, self._drainer = loaded, inputs, drainer
         self._running = self._loaded.config  # what the process was started with: some of it no reload changes
         self._started = time.monotonic()
         self.wall_clock_offset_s = time.time() - time.monotonic()  # one for good: a time must not jitter
@@ -152,8 +155,14 @@ class Console:
 
     @property
     def synced(self) -> bool:
-        """Whether everything has been read that says what is announced."""
+        """Whether everything is known that says what this node announces to whom."""
         return self._inputs.complete
+
+    @property
+    def source_faults(self) -> int:
+        """Objects and files that cannot be read, and what is asked for in them and not to be had."""
+        derived = self.parts.derived
+        return len(self.source.status.newest.value.faults) + (derived.faults if derived else 0)
 
     @property
     def source_kind(self) -> str:
@@ -205,7 +214,7 @@ class Console:
             self.on_reload(Pending())
             raise
         state.faults, state.warnings, state.loaded_at = (), tuple(map(str, loaded.warnings)), time.time()
-        self._inputs.config.publish(loaded)
+        self._file.publish(loaded)
         pending = _pending(self._running, loaded.config)
         self.on_reload(pending)
         return {
@@ -305,6 +314,7 @@ class Console:
             "hostRoutes": self.parts.host_routing.status() if self.parts.host_routing else None,
             "virtualServers": self.virtual_servers.status() if self.virtual_servers else None,
             "services": self.services.status() if self.services else None,
+            "ciliumBGP": self.parts.derived.status() if self.parts.derived else None,
             "peers": self.peer_rows(),
             "problems": self.problems(),
         }

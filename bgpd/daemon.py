@@ -7,7 +7,8 @@
                                                      └─► Bfd ─► BIRD; what falls there ends its session
 
 The same sources feed the parts that not every node has, each with reconcilers of its own (see `parts`): masquerade
-and policy (maps, nf_tables, links of eBPF programs), the CNI plugin's server, node routes.
+and policy (maps, nf_tables, links of eBPF programs), the CNI plugin's server, node routes. With `peersFrom: cilium`
+`config` is derived from the file's and from Cilium's objects.
 
 One event loop, one TaskGroup, every task named. An unexpected exception ends the process and systemd starts it
 again: BGP sessions belong to the speaker and do not notice. What the log tells of it all is `chronicle`'s.
@@ -20,7 +21,7 @@ import contextlib
 import errno
 import signal
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -42,17 +43,18 @@ from bgpd.config.load import Loaded
 from bgpd.config.schema import Config
 from bgpd.console import Console, Pending
 from bgpd.kube.feed import Feed
-from bgpd.kube.sources import Source, api_server, api_source, manifest_source, recorder, several
+from bgpd.kube.sources import Source, api_server, api_source, condition_writer, manifest_source, recorder, several
 from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
+from bgpd.model.node import Node
 from bgpd.model.uplink import NO_UPLINKS
 from bgpd.observe import log
 from bgpd.observe.control import ControlServer
 from bgpd.observe.health import Readiness
 from bgpd.observe.http import HttpServer
 from bgpd.observe.metrics import Metrics
-from bgpd.parts import Builder, Cluster, feeds
+from bgpd.parts import Builder, Cluster, cilium_bgp_stores, conditioned_kinds, derived, feeds
 from bgpd.runtime.collector import look_seldom
 from bgpd.runtime.lock import RunLock
 from bgpd.runtime.notify import Notifier, watchdog
@@ -141,10 +143,13 @@ class Daemon:
 
     async def _build(self, config: Config, files: launch.SpeakerFiles) -> tuple[Console, Tasks]:
         """Every part, and who feeds whom; the tasks are not started yet."""
-        cluster = Cluster()
+        cluster = Cluster(cilium_bgp=cilium_bgp_stores(config))
+        file, nodes = Store(self.loaded), Store[Mapping[str, Node]]({})
+        file.publish(self.loaded)
+        derivation = derived(config, file, nodes, cluster.cilium_bgp)
+        in_effect = derivation.effective if derivation else file
         found = Store(NO_UPLINKS), tuple(cluster.candidates(config))
-        inputs = Inputs(Store(self.loaded), Store({}), Store(Drain.NO), Store(Health()), *found)
-        inputs.config.publish(self.loaded)
+        inputs = Inputs(in_effect, nodes, Store(Drain.NO), Store(Health()), *found)
         drainer = Drainer(inputs.drain, config.paths.state / "drain")
         header = launch.header(files, config.bgp.end_of_rib_timeout_seconds)
         files.prepare(header)
@@ -153,8 +158,9 @@ class Daemon:
         bfd = Bfd(BirdFiles(config.paths.run), routing, self._report)
         server = await _api_server(config)
         source = _source(config, server, feeds(config, inputs.nodes, cluster))
-        parts = Builder(config, inputs, cluster, self.metrics, self._report, self._note_change).build()
-        console = Console(self.file, inputs, routing, bfd, source, drainer, parts)
+        builder = Builder(config, inputs, cluster, self.metrics, self._report, self._note_change, derivation)
+        parts = builder.build()
+        console = Console(self.file, file, inputs, routing, bfd, source, drainer, parts)
         for loop in (*gauges.loops(console), bfd.loop):
             self.metrics.begin(loop.name)
         console.on_reload = lambda pending: self._reloaded(console, pending)
@@ -167,6 +173,8 @@ class Daemon:
             tasks["policy events"] = console.policy.events.run()
         if server is not None and parts.policing is not None:
             tasks["recorder"] = recorder(server, parts.policing.notices, config.node.name)
+        if server is not None and derivation is not None:
+            tasks["conditions"] = condition_writer(server, conditioned_kinds(), derivation.unwritten)
         return console, tasks | {
             "source": source.run(),
             "speaker": speaker.run(),

@@ -37,7 +37,7 @@ def snapshot(console: Console) -> Snapshot:
                 source.reconnects,
                 console.source_error_at,
                 following=source.state is SourceState.SYNCED,
-                faults=len(source.faults),
+                faults=console.source_faults,
             ),
         ),
         objects={loop.name: _objects(loop.have, loop.trouble) for loop in loops(console)},

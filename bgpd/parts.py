@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgpd.bgp.routing import Inputs
+from bgpd.config.bgp import PeersFrom
+from bgpd.config.load import Loaded
 from bgpd.config.schema import Config, NodeRoutes
 from bgpd.kube.feed import Feed
 from bgpd.kube.networkpolicy import NETWORK_POLICY
-from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
+from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD, Kind
 from bgpd.kube.service import ENDPOINT_SLICE, SERVICE
 from bgpd.model.attachment import OWN_FILE, AttachmentKey
 from bgpd.model.bgp import AdvertisementType
@@ -37,6 +39,8 @@ from bgpd.runtime.reconcile import Reconciler, Round, TargetError
 from bgpd.runtime.store import Store
 
 if TYPE_CHECKING:
+    from bgpd.ciliumbgp.derive import Derived
+    from bgpd.ciliumbgp.derive import Feeds as CiliumBgpFeeds
     from bgpd.cni.chaining import Chaining
     from bgpd.hostroutes.hostrouting import HostRouting
     from bgpd.masq.masquerading import Masquerading
@@ -74,6 +78,7 @@ class Cluster:
     host_routes: Store[tuple[Candidate, ...]] = field(default_factory=_candidates)
     service_addresses: Store[tuple[Candidate, ...]] = field(default_factory=_candidates)
     virtual_addresses: Store[tuple[Candidate, ...]] = field(default_factory=_candidates)
+    cilium_bgp: CiliumBgpFeeds | None = None
 
     def candidates(self, config: Config) -> Iterator[Store[tuple[Candidate, ...]]]:
         """Those that a part will fill."""
@@ -96,11 +101,12 @@ class Parts:
     host_routing: HostRouting | None = None
     servicing: Servicing | None = None
     serving: Serving | None = None
+    derived: Derived | None = None
 
     @property
-    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting | Servicing | Serving]:
+    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting | Servicing | Serving | Derived]:
         parts = self.masquerading, self.policing, self.chaining, self.node_routing
-        return [part for part in (*parts, self.servicing, self.serving) if part is not None]
+        return [part for part in (*parts, self.servicing, self.serving, self.derived) if part is not None]
 
     @property
     def telling(self) -> list[Any]:
@@ -124,8 +130,9 @@ class Builder:
         metrics: Metrics,
         report: Callable[[Round], None],
         noted: Callable[[], None],
+        derived: Derived | None,
     ) -> None:
-        self._config, self._inputs, self._cluster = config, inputs, cluster
+        self._config, self._inputs, self._cluster, self._derived = config, inputs, cluster, derived
         self._metrics, self._report, self._noted = metrics, report, noted
         self._log = log.get("daemon")
 
@@ -134,7 +141,7 @@ class Builder:
         policing, chaining = self._policing()
         node_routing, host_routing = self._node_routing(), self._host_routing()
         announcing = host_routing, self._servicing(), self._serving()
-        return Parts(masquerading, policing, chaining, node_routing, *announcing)
+        return Parts(masquerading, policing, chaining, node_routing, *announcing, self._derived)
 
     def _masquerading(self) -> Masquerading | None:
         config, inputs = self._config, self._inputs
@@ -245,10 +252,49 @@ class Builder:
                 self._log.info(f"{what} is not ours now", removed=removed)
 
 
+def derived(
+    config: Config, file: Store[Loaded], nodes: Store[Mapping[str, Node]], objects: CiliumBgpFeeds | None
+) -> Derived | None:
+    """None: all of the configuration is in the file."""
+    if objects is None:
+        return None
+    from bgpd.ciliumbgp.derive import Derived
+
+    return Derived(config.node.name, file, nodes, objects)
+
+
+def cilium_bgp_stores(config: Config) -> CiliumBgpFeeds | None:
+    """Where Cilium's objects go; None: nobody asks for them."""
+    if config.bgp.peers_from is not PeersFrom.CILIUM:
+        return None
+    from bgpd.ciliumbgp.derive import Feeds as CiliumBgpFeeds
+
+    return CiliumBgpFeeds()
+
+
+def cilium_bgp_feeds(objects: CiliumBgpFeeds) -> Iterator[Feed[Any]]:
+    """All of each kind."""
+    from bgpd.kube import ciliumbgp  # the specs are of no use to a node that does without
+
+    yield Feed(ciliumbgp.CLUSTER_CONFIG, objects.cluster_configs)
+    yield Feed(ciliumbgp.PEER_CONFIG, objects.peer_configs)
+    yield Feed(ciliumbgp.ADVERTISEMENT, objects.advertisements)
+    yield Feed(ciliumbgp.NODE_CONFIG_OVERRIDE, objects.overrides)
+
+
+def conditioned_kinds() -> tuple[Kind[Any], ...]:
+    """Of Cilium's objects, those that have a status."""
+    from bgpd.kube import ciliumbgp
+
+    return ciliumbgp.CLUSTER_CONFIG, ciliumbgp.PEER_CONFIG
+
+
 def feeds(config: Config, nodes: Store[Mapping[str, Node]], cluster: Cluster) -> Iterator[Feed[Any]]:
     """What is followed: nothing that nobody needs, for the API server sends every change to every node."""
     own = config.node.name
     yield Feed(NODE, nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, nodes, expected=own)
+    if cluster.cilium_bgp is not None:
+        yield from cilium_bgp_feeds(cluster.cilium_bgp)
     masquerade, cni = config.masquerade, config.cni
     if masquerade.enabled and masquerade.config.config_map is not None:
         yield Feed(CONFIG_MAP, cluster.masquerade, masquerade.config.config_map)

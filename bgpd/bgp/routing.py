@@ -38,6 +38,8 @@ class Inputs:
     """What routing depends on. `nodes` maps names to nodes; only our own is looked at. `uplinks` tells where peers
     are that are not given by address.
 
+    `config` is the configuration in effect; unsynced, it does not name every session that may be wanted.
+
     `candidates` is what may be announced besides its pod CIDRs, by who finds them.
     """
 
@@ -51,7 +53,8 @@ class Inputs:
     @property
     def complete(self) -> bool:
         """Whether all of it is known that says what is announced, so that other routes may go."""
-        return self.nodes.newest.synced and all(store.newest.synced for store in self.candidates)
+        stores: tuple[Store[Any], ...] = (self.config, self.nodes, *self.candidates)
+        return all(store.newest.synced for store in stores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +183,8 @@ class Routing:
         """
         nodes = self._inputs.nodes.newest
         placed = not self.plan.unplaced or self._inputs.uplinks.newest.synced
-        return placed and ((nodes.synced and self.node_name in nodes.value) or not self.plan.idle_peers)
+        known = (nodes.synced and self.node_name in nodes.value) or not self.plan.idle_peers
+        return placed and known and self._inputs.config.newest.synced
 
     def carries_its_routes(self, peer: str) -> bool:
         """Whether this peer's session is up and has everything the plan wants it to have."""

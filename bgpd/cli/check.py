@@ -14,13 +14,14 @@ import argparse
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from bgpd.bgp import bird, discovery
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.cli.exits import DEGRADED, FINE, USAGE
 from bgpd.cli.output import print_json, table
 from bgpd.cli.settings import configuration
+from bgpd.config.bgp import PeersFrom
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded
 from bgpd.config.masquerade import Masquerade
@@ -40,9 +41,14 @@ from bgpd.model.pod import Namespace, Pod
 from bgpd.model.policy import NetworkPolicy
 from bgpd.model.service import EndpointSlice, Service
 from bgpd.model.virtualserver import LABEL
+from bgpd.parts import cilium_bgp_feeds, cilium_bgp_stores, derived
 from bgpd.runtime.store import Store
 
 BFD = "BFD"
+OBJECTS = "CiliumBGP objects"
+if TYPE_CHECKING:
+    from bgpd.ciliumbgp.derive import Feeds as CiliumBgpFeeds
+
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
 
@@ -67,7 +73,7 @@ class _Report:
     @property
     def verdict(self) -> str:
         parts = self.faulty
-        verb = "are" if len(parts) > 1 or "manifests" in parts else "is"
+        verb = "are" if len(parts) > 1 or parts[0:1] in (["manifests"], [OBJECTS]) else "is"
         return f"fine, but its {' and its '.join(parts)} {verb} not" if parts else "fine"
 
 
@@ -80,6 +86,8 @@ def main(options: argparse.Namespace) -> int:
     report = _Report(list(map(str, loaded.warnings)))
     read = _manifests(loaded, report)
     node = read.node(loaded.config.node.name) if read else None
+    if read is not None and read.cilium_bgp is not None:
+        loaded = _with_cilium_bgp(loaded, read, report)
     found = _candidates(loaded.config, read) if read else ()
     uplinks = discovery.now(loaded.config.bgp.peers)
     planned = plan(loaded.config.bgp, loaded.passwords, node, Drain.NO, candidates=found, uplinks=uplinks)
@@ -121,12 +129,16 @@ class _Read:
     services: Store[Mapping[str, Service]] = field(default_factory=lambda: Store({}))
     slices: Store[Mapping[str, EndpointSlice]] = field(default_factory=lambda: Store({}))
 
+    cilium_bgp: CiliumBgpFeeds | None = None
+
     def node(self, name: str) -> Node | None:
         return self.nodes.newest.value.get(name)
 
     def feeds(self, config: Config) -> Iterator[Feed[Any]]:
         own = config.node.name
         yield Feed(NODE, self.nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, self.nodes)
+        if self.cilium_bgp is not None:
+            yield from cilium_bgp_feeds(self.cilium_bgp)
         if config.masquerade.enabled and config.masquerade.config.config_map is not None:
             yield Feed(CONFIG_MAP, self.config_maps, config.masquerade.config.config_map)
         if config.virtual_servers.enabled:
@@ -150,8 +162,10 @@ def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
             report.notes.append("nor are pods and policies: `bgpd policy list` shows what the daemon makes of them")
         if config.bgp.announces(AdvertisementType.SERVICE):
             report.notes.append("nor are Services: `bgpd routes` shows which of their addresses are announced")
+        if config.bgp.peers_from is PeersFrom.CILIUM:
+            report.notes.append("nor are Cilium's objects: `bgpd peers` shows what the daemon makes of them")
         return None
-    read = _Read()
+    read = _Read(cilium_bgp=cilium_bgp_stores(config))
     source = ManifestSource(config.source.manifests, list(read.feeds(config)))
     source.read()
     status = source.status.newest.value
@@ -187,6 +201,16 @@ def _virtual_servers(config_maps: ConfigMaps, report: _Report) -> None:
     report.faults["virtual servers"] = [str(fault) for reading in readings for fault in reading.faults]
     served = sum(reading.server is not None for reading in readings)
     report.notes.append(f"{served} virtual servers would be served; `bgpd virtualservers list` says by which pods")
+
+
+def _with_cilium_bgp(loaded: Loaded, read: _Read, report: _Report) -> Loaded:
+    """The configuration that a daemon on this node would have in effect."""
+    file = Store(loaded)
+    file.publish(loaded)
+    found = derived(loaded.config, file, read.nodes, read.cilium_bgp)
+    assert found is not None
+    report.faults[OBJECTS] = list(found.problems())
+    return found.effective.newest.value
 
 
 def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import by_family, print_json, table
 from bgpd.cli.settings import run_directory
+from bgpd.config.bgp import PeersFrom
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded, load
 from bgpd.config.masquerade import Masquerade, SnatAddress
@@ -81,7 +82,8 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
     yield from _directories(run, loaded)
     if loaded is not None:
         yield from _peers(loaded)
-        yield from _port(loaded.config.bgp.listen_port)
+        if loaded.config.bgp.peers_from is PeersFrom.FILE:
+            yield from _port(loaded.config.bgp.listen_port)
         if any(peer.bfd for peer in loaded.config.bgp.peers):
             yield from _bfd(loaded.config)
         if loaded.config.masquerade.enabled:

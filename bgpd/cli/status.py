@@ -37,6 +37,7 @@ def render(status: dict[str, Any]) -> str:
         f"pod CIDRs {' '.join(brief(status['podCIDRs'])) or '-'}",
         f"speaker   {'connected' if speaker['connected'] else speaker['reason']}",
         f"drain     {status['drain']}",
+        *_cilium_bgp(status.get("ciliumBGP")),
         *_masquerade(status.get("masquerade")),
         *_policy(status.get("policy")),
         *_node_routes(status.get("nodeRoutes")),
@@ -49,6 +50,14 @@ def render(status: dict[str, Any]) -> str:
     if status["problems"]:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status["problems"])]
     return "\n".join(lines) + "\n"
+
+
+def _cilium_bgp(objects: dict[str, Any] | None) -> list[str]:
+    """A line while Cilium's objects say what the sessions are."""
+    if objects is None:
+        return []
+    chosen = objects["clusterConfig"]
+    return [f"sessions  {f'CiliumBGPClusterConfig {chosen}' if chosen else 'no CiliumBGPClusterConfig selects it'}"]
 
 
 def _masquerade(masquerade: dict[str, Any] | None) -> list[str]:

@@ -53,6 +53,13 @@ class SpeakerMode(StrEnum):
     MANAGED = "managed"
 
 
+class PeersFrom(StrEnum):
+    """Who says which sessions there are, and what is announced on them."""
+
+    FILE = "file"
+    CILIUM = "cilium"
+
+
 class NextHop(Section):
     """The next hop to announce, per family. None: the session's own address, or the node's InternalIP."""
 
@@ -268,6 +275,9 @@ class Advertisement(Section):
     peers: Annotated[tuple[Annotated[str, PEER_NAME], ...] | None, NOT_EMPTY, DISTINCT] = None
     """Names of peers. None: all of them."""
 
+    families: Annotated[tuple[Annotated[Family, one_of(Family)], ...] | None, NOT_EMPTY, DISTINCT] = None
+    """None: every family of the peer."""
+
     service: Annotated[ServiceAddresses | None, PRESENT] = None
     """Of type Service only, and required there."""
 
@@ -291,6 +301,8 @@ class Advertisement(Section):
     def selects(self, offer: Candidate) -> bool:
         """Whether this entry means it."""
         if self.advertisement_type is not offer.type:
+            return False
+        if self.families is not None and Family.of(offer.prefix) not in self.families:
             return False
         if self.service is None or self.selector is None:
             return True
@@ -362,7 +374,12 @@ def spelled_out(bgp: dict[str, Any]) -> dict[str, Any]:
 class Bgp(Section):
     """Sessions and what is announced on them."""
 
-    local_asn: Annotated[ASN, ASN_NUMBER]
+    peers_from: Annotated[PeersFrom, one_of(PeersFrom)] = PeersFrom.FILE
+    """file: the five keys below. cilium: the CiliumBGP objects of the cluster, and none of the five here. The rest of
+    this section, the brake first of all, counts either way."""
+
+    local_asn: Annotated[ASN, ASN_NUMBER] = ASN(0)
+    """Must be given, but with peersFrom: cilium."""
 
     router_id: Annotated[IPv4Address | None, IPV4] = None
     """None: the node's IPv4 InternalIP, which is unique in the fabric already."""
@@ -371,14 +388,18 @@ class Bgp(Section):
     """TCP port on which peers may dial us; 0: never listen. On by default, because ExaBGP retries only once
     a minute in the end, while a switch that came back dials at once."""
 
-    speaker: Annotated[SpeakerMode, one_of(SpeakerMode)] = SpeakerMode.EXTERNAL
-    """external: the systemd unit, which outlives the daemon. managed: a child of the daemon, for a lab."""
-
-    peers: Annotated[tuple[Peer, ...], NOT_EMPTY]
-    """`peers: auto` is short for one entry with autoDiscovery, see `AUTO`."""
+    peers: Annotated[tuple[Peer, ...], NOT_EMPTY] = ()
+    """Must be given, but with peersFrom: cilium. `auto` is short for one entry with autoDiscovery, see `AUTO`."""
 
     advertisements: tuple[Advertisement, ...] = ()
     """Nothing is announced by default: a session alone shall not draw traffic."""
+
+    auth_secrets: Annotated[Path | None, PATH] = None
+    """With peersFrom: cilium, the directory with the Secrets that authSecretRef names: NAME/password, as a mounted
+    Secret has it. None: there are none, and a peer with an authSecretRef is refused."""
+
+    speaker: Annotated[SpeakerMode, one_of(SpeakerMode)] = SpeakerMode.EXTERNAL
+    """external: the systemd unit, which outlives the daemon. managed: a child of the daemon, for a lab."""
 
     export: Export = Export()
 
@@ -392,5 +413,7 @@ class Bgp(Section):
     """While one of these fails, everything is withdrawn. None by default: what must work differs by CNI."""
 
     def announces(self, kind: AdvertisementType) -> bool:
-        """Whether there is an advertisement of that type."""
+        """To anybody. Cilium's objects may ask for Services at any time, which takes a part that is there by then."""
+        if self.peers_from is PeersFrom.CILIUM and kind is AdvertisementType.SERVICE:
+            return True
         return any(entry.advertisement_type is kind for entry in self.advertisements)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from bgpd.config.bgp import Advertisement, Bgp, GatewayFamily, Peer
+from bgpd.config.bgp import Advertisement, Bgp, GatewayFamily, Peer, PeersFrom
 from bgpd.config.document import Path, spell
 from bgpd.config.field import did_you_mean
 from bgpd.config.masquerade import Masquerade, SnatAddress
@@ -22,13 +22,18 @@ from bgpd.model.prefix import Address, family_of
 Problem = tuple[Path, str]
 """A key path, and what is wrong there."""
 
+MISSING = "it is missing and has no default"
+_REQUIRED = ("localASN", "peers")
+_FROM_CLUSTER = ("localASN", "routerID", "listenPort", "peers", "advertisements")  # with peersFrom: cilium
+
 
 @dataclass(frozen=True, slots=True)
 class Sound:
     """The entries of `bgp` that are valid by themselves, by their position in the file.
 
     The others are left out, so that one fault does not hide the contradictions between the rest. `peer_names`
-    are those of all peers. `listen_port` None: it is not valid itself. `local_asn` 0: it is not.
+    are those of all peers. `listen_port` None: it is not valid itself. `local_asn` 0: it is not. `given` are the keys
+    that the section has.
     """
 
     peers: Mapping[int, Peer]
@@ -36,12 +41,15 @@ class Sound:
     advertisements: Mapping[int, Advertisement]
     listen_port: int | None
     local_asn: int
+    given: frozenset[str] = frozenset()
+    peers_from: PeersFrom = PeersFrom.FILE
 
 
 def contradictions(sound: Sound) -> Iterator[Problem]:
     """Everything that cannot be meant, in no particular order."""
+    yield from _said_by_another(sound)
     for index, peer in sound.peers.items():
-        for key, problem in _within_peer(peer, sound.listen_port):
+        for key, problem in within_peer(peer, sound.listen_port):
             yield ("bgp", "peers", index, *key), problem
     yield from _same_twice(sound.peers)
     yield from _bfd_multipliers(sound)
@@ -57,7 +65,7 @@ def warnings(bgp: Bgp) -> Iterator[Problem]:
             "not given: whatever the cluster says is a podCIDR is announced, but for a default route; "
             "list the prefixes that pod addresses come from",
         )
-    if not bgp.advertisements:
+    if not bgp.advertisements and bgp.peers_from is PeersFrom.FILE:
         yield ("bgp", "advertisements"), "not given: sessions are kept, and nothing is announced on them"
     yield from _prepended_inside(bgp)
     yield from _bfd_intervals(bgp)
@@ -102,7 +110,20 @@ def virtual_server_warnings(config: Config) -> Iterator[Problem]:
         yield ("bgp", "advertisements"), text
 
 
-def _within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:
+def _said_by_another(sound: Sound) -> Iterator[Problem]:
+    """One of the two says it, never both: nobody could tell which counts."""
+    if sound.peers_from is PeersFrom.FILE:
+        yield from ((("bgp", key), MISSING) for key in _REQUIRED if key not in sound.given)
+        if "authSecrets" in sound.given:
+            yield ("bgp", "authSecrets"), "it is for peersFrom: cilium; a peer of this file has authPasswordFile"
+        return
+    for key in _FROM_CLUSTER:
+        if key in sound.given:
+            yield ("bgp", key), "peersFrom: cilium takes it from the cluster's objects; remove one of the two"
+
+
+def within_peer(peer: Peer, listen_port: int | None) -> Iterator[Problem]:
+    """What does not go together in one peer, by the path from there."""
     hold, keepalive = peer.timers.hold_time_seconds, peer.timers.keep_alive_time_seconds
     if peer.ttl_security and peer.ebgp_multihop is not None:
         yield (
@@ -151,19 +172,19 @@ def _beyond_the_link(peer: Peer) -> Iterator[Problem]:
 
 def _same_twice(peers: Mapping[int, Peer]) -> Iterator[Problem]:
     names: dict[str, int] = {}
-    places: dict[object, int] = {}
+    held: dict[object, int] = {}
     for index, peer in peers.items():
         first = names.setdefault(peer.name, index)
         if first != index:
             yield ("bgp", "peers", index, "name"), f"{_peer(first)} has the name '{peer.name}' already"
-        for key, place in _places(peer):
-            first = places.setdefault(place, index)
+        for key, place in places(peer):
+            first = held.setdefault(place, index)
             if first != index:  # ports do not tell sessions apart: ExaBGP and we know a peer by its address
                 where = "finds those gateways" if key == "autoDiscovery" else f"is at {place}"
                 yield ("bgp", "peers", index, key), f"{_peer(first)} {where} already"
 
 
-def _places(peer: Peer) -> Iterator[tuple[str, object]]:
+def places(peer: Peer) -> Iterator[tuple[str, object]]:
     """What no two peers may have in common, by its key."""
     if peer.peer_address is not None:
         yield "peerAddress", peer.peer_address
@@ -225,20 +246,24 @@ def _unknown_peers(sound: Sound) -> Iterator[Problem]:
 
 
 def _announced_twice(sound: Sound) -> Iterator[Problem]:
-    """Two entries for one peer would leave open whose attributes count. Of Services the first that means one does."""
-    seen: dict[tuple[AdvertisementType, str], int] = {}
+    """Two entries for one peer and family would leave open whose attributes count. Of Services the first that means
+    one does.
+    """
+    seen: dict[tuple[AdvertisementType, Family, str], int] = {}
     for index, advertisement in sound.advertisements.items():
         kind = advertisement.advertisement_type
         if kind is AdvertisementType.SERVICE:
             continue
         names = sorted(sound.peer_names) if advertisement.peers is None else advertisement.peers
-        firsts = {name: seen.setdefault((kind, name), index) for name in names}
-        twice = [name for name, first in firsts.items() if first != index]
+        families = advertisement.families or tuple(Family)
+        both = [(name, seen.setdefault((kind, family, name), index)) for name in names for family in families]
+        twice = [(name, first) for name, first in both if first != index]
         if twice:
-            other = spell(("bgp", "advertisements", firsts[twice[0]]))
+            name, first = twice[0]
+            other = spell(("bgp", "advertisements", first))
             yield (
                 ("bgp", "advertisements", index),
-                f"{other} announces {kind.value} to '{twice[0]}' already; one set of attributes must do",
+                f"{other} announces {kind.value} to '{name}' already; one set of attributes must do",
             )
 
 

@@ -291,6 +291,9 @@ INTERFACE = _matching(  # what the kernel takes, less what ExaBGP's configuratio
 NODE_NAME = _matching(  # RFC 1123 subdomain, as Kubernetes names nodes
     r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", 253, "a node's name: lower-case letters, digits, inner dashes and dots"
 )
+SECRET_NAME = _matching(  # RFC 1123 subdomain; it becomes part of a path
+    r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", 253, "a Secret's name: lower-case letters, digits, inner dashes and dots"
+)
 TEXT = _text(str, "a text")
 CONFIG_MAP = _matching(  # a namespace is an RFC 1123 label, a ConfigMap's name a subdomain
     r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?",

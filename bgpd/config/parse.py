@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bgpd.config import check, document
-from bgpd.config.bgp import Advertisement, Peer, spelled_out
+from bgpd.config.bgp import Advertisement, Peer, PeersFrom, spelled_out
 from bgpd.config.document import Document, Limits, Path, spell
 from bgpd.config.field import asn_of, did_you_mean
 from bgpd.config.scalar import shown
@@ -83,7 +83,7 @@ def examine(data: bytes, file: str, node_name: str = "") -> Examined:
     try:
         config = Config.model_validate(value)
     except ValidationError as error:
-        problems += [_problem(details) for details in error.errors(include_url=False)[:_MOST_FAULTS]]
+        problems += problems_of(error, Config)
     faults = tuple(sorted((*faults, *(examined.fault(*problem) for problem in problems))))
     if config is None or faults:
         return Examined(file, only, None, dict(sound.peers), faults, ())
@@ -131,6 +131,8 @@ def _sound(value: dict[str, Any]) -> check.Sound:
         advertisements=dict(_valid(Advertisement, bgp.get("advertisements"))),
         listen_port=port if type(port) is int else None,
         local_asn=_asn(bgp.get("localASN")),
+        given=frozenset(bgp),
+        peers_from=PeersFrom.CILIUM if bgp.get("peersFrom") == PeersFrom.CILIUM else PeersFrom.FILE,
     )
 
 
@@ -153,16 +155,21 @@ def _listed(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
-def _problem(error: ErrorDetails) -> check.Problem:
+def problems_of(error: ValidationError, root: type[Section]) -> list[check.Problem]:
+    """What pydantic refused of a `root`, in our words."""
+    return [_problem(details, root) for details in error.errors(include_url=False)[:_MOST_FAULTS]]
+
+
+def _problem(error: ErrorDetails, root: type[Section]) -> check.Problem:
     path: Path = error["loc"]
     found = shown(error["input"])
     match error["type"]:
         case "value_error":
             return path, str(error["ctx"]["error"])
         case "missing":
-            return path, "it is missing and has no default"
+            return path, check.MISSING
         case "extra_forbidden":
-            return path, _unknown_key(path)
+            return path, _unknown_key(path, root)
         case "model_type" | "dict_type":
             return path, f"found {found}; give a mapping"
         case "tuple_type":
@@ -173,15 +180,15 @@ def _problem(error: ErrorDetails) -> check.Problem:
             return path, f"found {found}; {error['msg']}"
 
 
-def _unknown_key(path: Path) -> str:
-    known = _keys_at(path[:-1])
+def _unknown_key(path: Path, root: type[Section]) -> str:
+    known = _keys_at(path[:-1], root)
     hint = did_you_mean(path[-1], known)
     return f"unknown key {shown(path[-1])}{hint or '; known here are ' + ', '.join(known)}"
 
 
-def _keys_at(path: Path) -> list[str]:
+def _keys_at(path: Path, root: type[Section]) -> list[str]:
     """The keys that the section at `path` may have."""
-    section: type[Section] = Config
+    section = root
     for step in path:
         fields = {field.alias: field.annotation for field in section.model_fields.values()}
         if isinstance(step, str):

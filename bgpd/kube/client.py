@@ -57,11 +57,12 @@ class _Request:
     path: str
     query: Query = field(default_factory=dict)
     body: Body | None = None
+    content_type: str = "application/json"
 
     @property
     def headers(self) -> dict[str, str]:
         accept = {"Accept": "application/json"}
-        return accept | {"Content-Type": "application/merge-patch+json"} if self.method == "PATCH" else accept
+        return accept | {"Content-Type": self.content_type} if self.body is not None else accept
 
     def url(self, host: str) -> str:
         return f"{host}{self.path}?{urlencode(self.query)}" if self.query else f"{host}{self.path}"
@@ -125,7 +126,17 @@ class ApiServer:
 
     async def patch(self, path: str, body: Body, timeout_s: float) -> bytes:
         """Applies a merge patch (RFC 7386) to the object `path`; it as it is then. Raises as `stream` does."""
-        async with self._open(_Request("PATCH", path, body=body), timeout_s) as response:
+        request = _Request("PATCH", path, body=body, content_type="application/merge-patch+json")
+        async with self._open(request, timeout_s) as response:
+            return await response.read()
+
+    async def apply(self, path: str, body: Body, manager: str, timeout_s: float) -> bytes:
+        """Makes the object `path` have what is in `body`, and no more of what `manager` once gave it (server-side
+        apply); another's say in it is taken over. It as it is then. Raises as `stream` does.
+        """
+        query = {"fieldManager": manager, "force": "true"}
+        request = _Request("PATCH", path, query, body, "application/apply-patch+yaml")  # of which JSON is a subset
+        async with self._open(request, timeout_s) as response:
             return await response.read()
 
     @asynccontextmanager

@@ -139,7 +139,8 @@ class Kind(Generic[T]):
 
     `to_model` takes a `raw` and never fails: what it cannot use it notes in the value it makes. `if_absent` is for
     an operator whose wanted object is not there: what to look at. `faults` tells of a value what in it could not be
-    read, with its place in the object.
+    read, with its place in the object. `if_unserved` is for an operator whose API server does not know the
+    kind, which is then as if there were no such object; empty: every API server knows it.
     """
 
     name: str
@@ -150,6 +151,7 @@ class Kind(Generic[T]):
     to_model: Callable[[Any], T]
     if_absent: str = ""
     faults: Callable[[T], Iterable[FieldFault]] | None = None
+    if_unserved: str = ""
 
     @property
     def group(self) -> str:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from bgpd.kube.feed import Feed, SourceState, SourceStatus
 from bgpd.kube.manifests import ManifestSource
+from bgpd.kube.parse import Kind
+from bgpd.model.custom import Condition, Target
 from bgpd.model.notice import Notice
 from bgpd.runtime.store import Store
 
@@ -53,6 +55,15 @@ def recorder(server: ApiServer, notices: Store[Mapping[str, Notice]], node: str)
     from bgpd.kube.recorder import Recorder
 
     return Recorder(server, notices, node).run()
+
+
+def condition_writer(
+    server: ApiServer, kinds: tuple[Kind[Any], ...], wanted: Store[Mapping[Target, tuple[Condition, ...]]]
+) -> Coroutine[Any, Any, None]:
+    """Writes these conditions into the status of objects of these kinds, until cancelled."""
+    from bgpd.kube.conditions import ConditionWriter
+
+    return ConditionWriter(server, kinds, wanted).run()
 
 
 def manifest_source(directory: Path, feeds: Sequence[Feed[Any]]) -> Source:

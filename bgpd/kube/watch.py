@@ -76,6 +76,7 @@ class ApiSource(Generic[T]):
         if feed.label is not None:
             self._selector["labelSelector"] = "=".join(feed.label)
         self._verb = "list"
+        self._unserved = ""
         self._listed_at = clock()
         self._watching_since = math.inf  # infinity: not watching
         self.status = Store(SourceStatus(SourceState.STARTING, clock()), clock)
@@ -117,7 +118,7 @@ class ApiSource(Generic[T]):
         query = {"limit": str(PAGE_LIMIT)} | self._selector
         while more := listing.add(await self._server.get(self._path, query, self._timing.list_s)):
             query["continue"] = more
-        self._listed_at = self._clock()
+        self._listed_at, self._unserved = self._clock(), ""
         self._mirror.adopt(listing)
         self._publish(self._listed_at)
         self._reached()
@@ -162,11 +163,16 @@ class ApiSource(Generic[T]):
 
     def _note_faults(self) -> None:
         faults = (*self._mirror.faults, *self._server.faults)
-        warning = self._feed.emptiness if self._feed.store.newest.synced else ""
+        warning = self._unserved or (self._feed.emptiness if self._feed.store.newest.synced else "")
         self.status.publish(replace(self.status.newest.value, faults=faults, warning=warning))
 
     def _failed(self, failure: Failure) -> None:
         """Prepares the next attempt and says what went wrong with this one."""
+        if self._is_unserved(failure):
+            self._unserved = f"there is no {self._feed.kind.name}: {self._feed.kind.if_unserved}"
+            self._feed.store.publish({})
+            self._reached()
+            return
         if isinstance(failure, RefusedError) and failure.status == 401:
             self._server.refused()
         elif isinstance(failure, GoneError | GarbledError) or _is_about_version(failure):
@@ -177,6 +183,12 @@ class ApiSource(Generic[T]):
         text = explained(failure, self._verb, self._feed.kind.group, self._feed.kind.resource)
         faults = (*self._mirror.faults, *self._server.faults)
         self.status.publish(replace(current, last_error=text, reconnects=current.reconnects + 1, faults=faults))
+
+    def _is_unserved(self, failure: Failure) -> bool:
+        """The server does not know the kind (404), and never did: one whose definition went keeps its objects."""
+        never = self._unserved or not self._feed.store.newest.revision
+        unknown = isinstance(failure, RefusedError) and failure.status == 404
+        return unknown and bool(never and self._feed.kind.if_unserved)
 
     def _delay_s(self, attempt: int, failure: Failure | None, before: Failure | None) -> float:
         if _has_remedy(failure) and not _has_remedy(before):

@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from bgpd.kube.client import ApiServer
 from bgpd.kube.feed import Feed, SourceStatus
-from bgpd.kube.parse import NODE
+from bgpd.kube.parse import NODE, Kind
 from bgpd.kube.watch import ApiSource, Timing
 from bgpd.runtime.backoff import Backoff
 from tests.contract.test_source_contract import Nodes, running
@@ -121,7 +121,7 @@ class Reading:
 
 @asynccontextmanager
 async def reading(
-    directory: Path, *script: Answer, timing: Timing = QUICK, user: Any = None
+    directory: Path, *script: Answer, timing: Timing = QUICK, user: Any = None, kind: Kind[Any] = NODE
 ) -> AsyncIterator[Reading]:
     server = Scripted(list(script))
     listener = await asyncio.start_server(server.serve, "127.0.0.1", 0)
@@ -133,7 +133,7 @@ async def reading(
         await asyncio.sleep(0)
 
     api = ApiServer(kubeconfig(directory, server.url, user or {}), connect_s=0.5)
-    source = ApiSource(api, Feed(NODE, store, "a"), timing, rand=lambda: 0.0, pause=pause)
+    source = ApiSource(api, Feed(kind, store, "a"), timing, rand=lambda: 0.0, pause=pause)
     result = Reading(server, source, store)
     result.pauses = pauses
     try:

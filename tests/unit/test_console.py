@@ -80,7 +80,7 @@ class Rig:
             self.reading = masquerading.reading
         parts = Parts(masquerading, self._policing() if policy else None)
         bfd = Bfd(BirdFiles(directory), routing, lambda round: None)
-        self.console = Console(self.file, self.inputs, routing, bfd, self.source, drainer, parts)
+        self.console = Console(self.file, self.inputs.config, self.inputs, routing, bfd, self.source, drainer, parts)
 
     def _policing(self) -> Policing:
         """Of a node that has heard nothing from Kubernetes."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from bgpd.kube.ciliumbgp import PEER_CONFIG
 from bgpd.kube.feed import SourceState
 from bgpd.kube.watch import Timing
 from tests.contract.test_source_contract import run
@@ -256,6 +257,27 @@ def test_forbidden_names_the_missing_rule(tmp_path: Path) -> None:
         rule = 'the role lacks apiGroups: [""], resources: ["nodes"], verbs: ["{}"] (403): no, you'
         assert f"not allowed to list nodes; {rule.format('list')}" in errors
         assert f"not allowed to watch nodes; {rule.format('watch')}" in errors
+
+    run(scenario)
+
+
+def test_kind_that_the_server_does_not_know(tmp_path: Path) -> None:
+    """It is as if there were no such object, with the remedy; once it is known its objects are there, and stay if it
+    goes again.
+    """
+    peer = {"metadata": {"name": "a", "resourceVersion": "7"}, "spec": {}}
+    script = [refused(404), refused(404), listed(peer), refused(404), refused(404)]
+
+    async def scenario() -> None:
+        async with reading(tmp_path, *script, kind=PEER_CONFIG) as it:
+            await it.until(lambda: it.store.newest.synced)
+            assert it.status.warning.startswith("there is no CiliumBGPPeerConfig: ")
+            assert "kubectl apply -f config/crds" in it.status.warning
+            await it.requests(5)
+            await it.until(lambda: it.status.state is SourceState.RETRYING)
+            assert set(it.store.newest.value) == {"a"}
+            assert it.status.warning == ""
+            assert max(it.pauses) > min(it.pauses)
 
     run(scenario)
 

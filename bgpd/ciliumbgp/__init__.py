@@ -1,0 +1,1 @@
+"""Cilium's BGP objects, and what they come to on this node."""
