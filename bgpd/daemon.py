@@ -48,7 +48,7 @@ from bgpd.model.bgp import SpeakerState
 from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
 from bgpd.model.node import Node
-from bgpd.model.uplink import NO_UPLINKS
+from bgpd.model.uplink import NOT_READ
 from bgpd.observe import log
 from bgpd.observe.control import ControlServer
 from bgpd.observe.health import Readiness
@@ -148,7 +148,7 @@ class Daemon:
         file.publish(self.loaded)
         derivation = derived(config, file, nodes, cluster.cilium_bgp)
         in_effect = derivation.effective if derivation else file
-        found = Store(NO_UPLINKS), tuple(cluster.candidates(config))
+        found = Store(NOT_READ), tuple(cluster.candidates(config))
         inputs = Inputs(in_effect, nodes, Store(Drain.NO), Store(Health()), *found)
         drainer = Drainer(inputs.drain, config.paths.state / "drain")
         header = launch.header(files, config.bgp.end_of_rib_timeout_seconds)

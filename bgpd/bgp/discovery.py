@@ -181,11 +181,12 @@ class Discovery:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Addresses and routers by the index of their interface."""
+    """Addresses and routers by the index of their interface. `stale`: the routers that nobody has asked for long."""
 
     own: Mapping[int, IPv6Address]
     subnets: Sequence[tuple[int, IPv4Interface | IPv6Interface]]
     routers: Mapping[int, frozenset[IPv6Address]]
+    stale: frozenset[tuple[int, IPv6Address]]
 
     @classmethod
     def of(cls, addresses: Sequence[bytes], neighbors: Sequence[bytes]) -> _Found:
@@ -194,7 +195,9 @@ class _Found:
         for index, address in filter(None, map(rtuplink.router, neighbors)):
             routers[index].add(address)
         subnets = list(filter(None, map(rtnetlink.found_address, addresses)))
-        return cls(dict(locals_), subnets, {index: frozenset(found) for index, found in routers.items()})
+        stale = filter(None, map(rtuplink.router, filter(rtuplink.is_stale, neighbors)))
+        by_index = {index: frozenset(found) for index, found in routers.items()}
+        return cls(dict(locals_), subnets, by_index, frozenset(stale))
 
     def local(self, gateway: Address, index: int) -> Address | None:
         """Our address that goes with a gateway's."""
@@ -231,10 +234,9 @@ def look(wanted: frozenset[str]) -> Look:
             name: Link(rtuplink.carries(links[name]), found.own.get(index), found.routers.get(index, frozenset()))
             for name, index in indexes.items()
         }
-        rivals = [(name, it) for name, link in there.items() if len(link.routers) > 1 for it in link.routers]
-        netlink.change(
-            [Request(rtnetlink.NEWNEIGH, 0, rtuplink.verification(it, indexes[name])) for name, it in rivals]
-        )
+        rivals = {indexes[name] for name, link in there.items() if len(link.routers) > 1}
+        doubtful = [rtuplink.verification(address, index) for index, address in found.stale if index in rivals]
+        netlink.change([Request(rtnetlink.NEWNEIGH, 0, body) for body in doubtful])
     gateways = {
         Gateway(address, names[index] if link_local(address) else ""): Route(found.local(address, index))
         for address, index in hops

@@ -84,7 +84,7 @@ def after(before: Uplinks, seen: Uplinks, now: float) -> Uplinks:
         gone_at = now if route.gone_at is None else route.gone_at
         if gateway not in gateways and now - gone_at < HOLD_S:
             gateways[gateway] = replace(route, gone_at=gone_at)
-    return Uplinks(links, gateways, seen.problem)
+    return replace(seen, links=links, gateways=gateways)
 
 
 def _settled(before: Link | None, link: Link) -> Link:
@@ -101,13 +101,20 @@ def _behind(peer: Peer, interface: str, uplinks: Uplinks) -> Place:
     link = uplinks.links.get(interface)
     place = Place(peer.name, peer, None, interface)
     if link is None:
-        return replace(place, why=uplinks.problem or f"there is no interface {interface}")
+        return replace(place, why=f"there is no interface {interface}" if uplinks.known else uplinks.problem)
     if link.local is None:
         no_address = f"{interface} has no link-local IPv6 address (is IPv6 off there?)"
         return replace(place, why=no_address if link.is_up else _DOWN.format(interface))
     if link.peer is None:
         return replace(place, why=uplinks.problem or _nobody(interface, link))
-    return replace(place, address=link.peer, local=link.local, remark="" if link.is_up else _DOWN.format(interface))
+    return replace(place, address=link.peer, local=link.local, remark=_remark(interface, link))
+
+
+def _remark(interface: str, link: Link) -> str:
+    others = ", ".join(map(str, sorted(link.routers - {link.peer})))
+    if link.is_up and others:
+        return f"{interface} has other routers too ({others}), and one peer alone must be there"
+    return "" if link.is_up else _DOWN.format(interface)
 
 
 def _nobody(interface: str, link: Link) -> str:

@@ -189,7 +189,7 @@ def _look_at(neighbor: Neighbor) -> str:
     ]
     if neighbor.ttl_security:
         questions.append("has it TTL security too, with no router in between")
-    elif not neighbor.internal and neighbor.multihop is None:
+    elif not neighbor.internal and neighbor.multihop is None and not neighbor.interface:
         questions.append("is it on our link (else ebgpMultihop)")
     return ", ".join(questions) + "?"
 

@@ -215,7 +215,10 @@ class Peer(Section):
         if not isinstance(data, dict):
             return data
         if "interface" in data:
-            return {"families": [family.value for family in Family], "extendedNextHop": True} | data
+            data = {"families": [family.value for family in Family]} | data
+            families = data["families"]
+            carries_ipv4 = isinstance(families, list) and Family.IPV4.value in families
+            return {"extendedNextHop": carries_ipv4} | data
         with contextlib.suppress(PrefixError):  # the address has a fault of its own
             return {"families": [Family.of(parse_address(str(data.get("peerAddress")))).value]} | data
         return data

@@ -47,11 +47,13 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Uplinks:
-    """`links` by interface name: those that were asked for and are there. `problem`: why nothing more is found."""
+    """`links` by interface name: those that were asked for and are there. `problem`: why nothing (more) is found."""
 
     links: Mapping[str, Link] = field(default_factory=dict)
     gateways: Mapping[Gateway, Route] = field(default_factory=dict)
     problem: str = ""
+    known: bool = True
 
 
 NO_UPLINKS = Uplinks()
+NOT_READ = Uplinks(problem="the kernel has not been asked yet", known=False)

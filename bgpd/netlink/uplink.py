@@ -30,7 +30,7 @@ _UNUSABLE = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED
 _IS_ROUTER = 0x80  # NTF_ROUTER: by its advertisements (RFC 4861 sections 6.3.4 and 7.2.5)
 _USE = 0x01  # NTF_USE: as if something was sent there
 _RUNNING = 0x1 | 0x10000  # IFF_UP, IFF_LOWER_UP
-_NOT_THERE = 0x01 | 0x20  # NUD_INCOMPLETE, NUD_FAILED
+_NOT_THERE, _STALE = 0x01 | 0x20, 0x04  # NUD_INCOMPLETE and NUD_FAILED, NUD_STALE
 
 
 def router(body: bytes) -> tuple[int, IPv6Address] | None:
@@ -42,8 +42,16 @@ def router(body: bytes) -> tuple[int, IPv6Address] | None:
     return (index, address) if address.is_link_local else None
 
 
+def is_stale(body: bytes) -> bool:
+    """Whether nobody has heard of this neighbor for a while, nor asked."""
+    return bool(_NEIGHBOR.unpack_from(body)[2] & _STALE)
+
+
 def verification(address: IPv6Address, index: int) -> bytes:
-    """The body that has the kernel find out whether a neighbor is still there (RFC 4861 section 7.3)."""
+    """The body that has the kernel find out whether a stale neighbor is still there (RFC 4861 section 7.3).
+
+    Of any other it would change the state: a permanent one is no longer permanent then.
+    """
     return _NEIGHBOR.pack(FAMILY[6], index, 0, _USE, 0) + attribute(_NDA_DST, address.packed)
 
 

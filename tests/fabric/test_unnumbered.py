@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from tests.fabric.bird import Bird
 from tests.fabric.frr import Frr
-from tests.fabric.netns import Lab
+from tests.fabric.netns import Lab, Namespace
 from tests.fabric.peer import Speaker
 from tests.fabric.process import poll
 from tests.fabric.unnumbered_site import NODE_ASN, POD_CIDRS, PORT, UnnumberedSite, link_local
 
+SILENCE = "add table inet silence; " + "; ".join(
+    f"add chain inet silence {hook} {{ type filter hook {hook} priority 0; }}; "
+    f"add rule inet silence {hook} meta l4proto {{ tcp, udp }} {way} eth1 drop"
+    for hook, way in (("input", "iifname"), ("output", "oifname"))
+)
 each_tor = pytest.mark.parametrize(
     "kind",
     [
@@ -66,3 +72,114 @@ def test_what_a_session_can_have_works_unnumbered_too(
     site.start()
     site.node.wait_healthy()
     site.wait_routes(site.tors[0])
+
+
+@each_tor
+def test_bfd_watches_over_an_unnumbered_peer(lab: Lab, kind: type[Speaker]) -> None:
+    """Single hop, between the link-local addresses; a path that carries nothing ends BGP's session at our end."""
+    timers = {"transmitIntervalMilliseconds": 100, "receiveIntervalMilliseconds": 100}
+    site = started(lab, kind, peer={"bfd": timers, "timers": {"holdTimeSeconds": 90}}, bfd_ms=100, hold_time_s=90)
+    site.node.wait_status("BFD is not up", lambda it: it["peers"][0]["bfd"]["state"] == "up")
+    assert site.node.peer("tor-a")["bfd"]["multihop"] is False
+    site.place.run(["nft", SILENCE])
+    row = site.node.wait_status("the session stays", lambda it: it["peers"][0]["state"] == "down", 5)["peers"][0]
+    assert "BFD went down" in row["why"]
+
+
+@each_tor
+def test_a_speaker_that_is_killed_keeps_its_routes_by_graceful_restart(lab: Lab, kind: type[Speaker]) -> None:
+    """Both families, over the link-local session: the ToR holds stale routes until they are refreshed."""
+    site = started(lab, kind, hold_time_s=90)
+    site.wait_routes(site.tors[0])
+    assert site.node.speaker is not None
+    site.node.speaker.kill()
+    poll(lambda: stale(site) == [True, True], 10, lambda: str(site.tors[0].paths()))
+    site.node.start_speaker()
+    site.node.wait_healthy()
+    poll(lambda: stale(site) == [False, False], 10, lambda: str(site.tors[0].paths()))
+
+
+def mac_of(namespace: Namespace) -> str:
+    shown = namespace.run(["ip", "-j", "link", "show", PORT]).stdout
+    return str(json.loads(shown)[0]["address"])
+
+
+def stale(site: UnnumberedSite) -> list[bool]:
+    return [path.stale for path in site.tors[0].paths() if path.prefix in POD_CIDRS]
+
+
+@pytest.mark.needs(*Frr.programs, "bird")
+def test_a_switch_that_is_replaced_is_found_by_its_advertisements(lab: Lab) -> None:
+    """Another MAC address, another link-local address; the other uplink keeps its session all the while."""
+    site = started(lab, Frr, Bird)
+    before = site.node.peer("tor-b")["since_s"]
+    tor = site.tors[0]
+    tor.stop()
+    tor.namespace.ip(f"link set {PORT} down", f"link set {PORT} address 02:00:00:00:00:aa", f"link set {PORT} up")
+    site.node.wait_status("the session stays", lambda it: it["peers"][0]["state"] == "down")
+    tor.start()
+    theirs = link_local(tor.namespace, PORT)
+    site.node.wait_status("not found", lambda it: it["peers"][0]["address"] == f"{theirs}%eth1", 30)
+    site.node.wait_healthy()
+    site.wait_routes(tor)
+    assert site.node.peer("tor-b")["flaps"] == 0
+    assert site.node.peer("tor-b")["since_s"] > before
+
+
+@pytest.mark.needs(*Frr.programs)
+def test_an_interface_that_goes_and_comes_back_is_told(lab: Lab) -> None:
+    """Deleted, not only down: ExaBGP is not left with an address that nobody can dial from."""
+    site = started(lab, Frr)
+    site.place.ip("link del eth1")
+    row = site.node.wait_status("it is there", lambda it: "no interface" in it["peers"][0]["why"], 10)["peers"][0]
+    assert (row["state"], row["address"], row["why"]) == ("down", None, "there is no interface eth1")
+    lab.link(site.place, "eth1", site.tors[0].namespace, PORT)
+    site.node.wait_healthy()
+    site.wait_routes(site.tors[0])
+
+
+@pytest.mark.needs("bird")
+def test_a_silent_link_and_one_with_several_routers_are_told(lab: Lab) -> None:
+    """Which question to ask at the other end, or what to configure instead."""
+    site = UnnumberedSite(lab, Bird)
+    site.node.start()
+    site.node.wait_problem("peer tor-a is down: nobody on eth1 says that it is a router")
+    checked = site.node.try_bgpd("check")
+    assert "nobody on eth1 says that it is a router" in checked.stdout
+    assert "nobody on eth1 says that it is a router" in site.node.try_bgpd("doctor").stdout
+    assert site.node.daemon is not None
+    site.node.daemon.stop()
+    for tail in ("2", "3"):
+        site.place.ip(f"neigh add fe80::{tail} lladdr 02:00:00:00:00:0{tail} dev eth1 router nud permanent")
+    site.node.start_daemon()
+    assert "several routers (fe80::2, fe80::3)" in site.node.wait_problem("peer tor-a is down: eth1 has several")
+    site.place.ip("neigh del fe80::3 dev eth1")
+    site.node.wait_status("not found", lambda it: it["peers"][0]["address"] == "fe80::2%eth1")
+    site.place.ip("neigh add fe80::3 lladdr 02:00:00:00:00:03 dev eth1 router nud permanent")
+    site.node.wait_problem("eth1 has other routers too (fe80::3)")
+    assert site.node.peer("tor-a")["address"] == "fe80::2%eth1"
+
+
+@pytest.mark.needs("bird")
+def test_of_several_routers_those_that_do_not_answer_are_left_out(lab: Lab) -> None:
+    """The remains of a switch that was replaced while nobody looked: the kernel is made to ask."""
+    site = UnnumberedSite(lab, Bird)
+    theirs = link_local(site.tors[0].namespace, PORT)
+    for address, mac in (("fe80::2", "02:00:00:00:00:02"), (theirs, mac_of(site.tors[0].namespace))):
+        site.place.ip(f"neigh replace {address} lladdr {mac} dev eth1 router nud stale")
+    site.start()
+    site.node.wait_status("not found", lambda it: it["peers"][0]["address"] == f"{theirs}%eth1", 40)
+    site.wait_routes(site.tors[0])
+
+
+@pytest.mark.needs("bird")
+def test_a_peer_that_takes_no_ipv6_next_hops_is_not_sent_any(lab: Lab) -> None:
+    """RFC 8950 section 4: the route waits, with the remedy for either side; IPv6 routes are announced."""
+    site = UnnumberedSite(lab, Bird)
+    site.tors[0].reconfigure_neighbor(site.tors[0].options.neighbors[0].address, extended_next_hop=False)
+    site.start()
+    site.tors[0].wait_route(POD_CIDRS[1])
+    (row,) = [row for row in site.node.ask("routes") if row["prefix"] == POD_CIDRS[0]]
+    assert row["announced"] is False
+    assert "takes no IPv6 next hops for IPv4 prefixes (RFC 8950)" in row["why"]
+    assert site.tors[0].paths(POD_CIDRS[0]) == []

@@ -87,6 +87,26 @@ U32 = "give a whole number from 0 to 4294967295"
         ((*PEER, "peerAddress"), "fe80::1", "bgp.peers[0].peerAddress: found fe80::1, which is link-local; "
          "give a global or unique local address, or the peer's interface instead"),
         ((*PEER, "peerPort"), 0, "bgp.peers[0].peerPort: found 0; give a whole number from 1 to 65535"),
+        ((*PEER, "interface"), "eth1", "bgp.peers[0]: give exactly one of 'peerAddress', 'interface' and "
+         "'autoDiscovery'"),
+        (("bgp", "peers", -1), {"name": "a", "interface": "eth 1", "peerASN": 1},
+         "bgp.peers[1].interface: found 'eth 1'; give an interface's name as in `ip link`, up to 15 characters"),
+        (("bgp", "peers", -1), {"name": "a", "interface": "eth1", "peerASN": 1, "localAddress": "fd00::1"},
+         "bgp.peers[1].localAddress: a peer that is found has a link with addresses of its own; remove it"),
+        (("bgp", "peers", -1), {"name": "a", "interface": "eth1", "peerASN": 1, "ebgpMultihop": 2},
+         "bgp.peers[1].ebgpMultihop: a peer that is found is on our own link; remove it"),
+        (("bgp", "peers", -1), {"name": "a", "interface": "eth1", "peerASN": 1, "bfd": {"multihop": True}},
+         "bgp.peers[1].bfd.multihop: a peer that is found is on our own link; remove it"),
+        (("bgp", "peers", -1), {"name": "a", "interface": "eth1", "peerASN": 1, "families": ["ipv4-unicast"]},
+         "bgp.peers[1].extendedNextHop: ExaBGP offers it where both families are on the session: give "
+         "families: [ipv4-unicast, ipv6-unicast]"),
+        (("bgp", "peers", -1), {"name": "a", "autoDiscovery": {"mode": "Default"}, "peerASN": 1},
+         "bgp.peers[1].autoDiscovery.mode: found 'Default'; give DefaultGateway"),
+        (("bgp", "peers"), [{"name": n, "interface": "eth1", "peerASN": 1} for n in "ab"],
+         "bgp.peers[1].interface: bgp.peers[0] is at eth1 already"),
+        (("bgp", "peers"), [{"name": n, "autoDiscovery": {"mode": "DefaultGateway", "defaultGateway": family},
+                             "peerASN": 1} for n, family in (("a", {}), ("b", {"addressFamily": "ipv6"}))],
+         "bgp.peers[1].autoDiscovery: bgp.peers[0] finds those gateways already"),
         ((*PEER, "localAddress"), "fd00::1", "bgp.peers[0].localAddress: "
          "it is ipv6 and peerAddress is ipv4; one session needs both of one family"),
         ((*PEER, "localAddress"), None, "bgp.peers[0].localAddress: found nothing; give an IP address"),
