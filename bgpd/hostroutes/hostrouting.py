@@ -100,7 +100,7 @@ class HostRouting:
 
     def _disclaim(self, pod: Pod) -> None:
         for address in pod.ips:
-            rest = tuple(each for each in self._claims[address] if each is not pod)
+            rest = tuple(each for each in self._claims[address] if each.key != pod.key)
             if rest:
                 self._claims[address] = rest
             else:

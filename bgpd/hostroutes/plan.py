@@ -73,7 +73,7 @@ def _unfit(pod: Pod, address: Address, claims: Callable[[Address], Collection[Po
         why = f"Pod {pod.key} has hostNetwork, so {address} is the node's own; take {HOST_ROUTE} off the pod"
         return Withheld(address, pod.key, Unfit.HOST_NETWORK, why)
     holder = max(claims(address), key=rank)
-    if holder is pod:
+    if holder.key == pod.key:
         return None
     if pod.terminating:
         why = f"Pod {pod.key} is ending, and Pod {holder.key} on {holder.node} has {address} now"
