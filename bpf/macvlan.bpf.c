@@ -348,20 +348,18 @@ int macvlan_egress_v6_6(struct __sk_buff *skb)
 __noinline int judge_astray(const struct packet *packet, __u32 state, const struct policy_address *pod, int silent)
 {
 	const struct policy_peer *server;
-	struct packet copy;
 	struct side side;
 	int audited;
 
 	if (!packet || !pod)
 		return POLICY_BAD_HEADER;
-	copy = *packet;
-	server = astray(&copy, pod, &side);
+	server = astray(packet, pod, &side);
 	if (!server)
 		return POLICY_NOT_ISOLATED;
 	audited = !!(server->flags & POLICY_AUDIT);
 	if (silent)
-		return audited ? POLICY_AUDITED : ask(&side, &copy, state).verdict;
-	return judge_side(&side, &copy, state, 0, audited);
+		return audited ? POLICY_AUDITED : ask(&side, packet, state).verdict;
+	return judge_side(&side, packet, state, 0, audited);
 }
 
 static __always_inline const struct policy_address *address_of(const struct macvlan_station *pod,

@@ -26,15 +26,7 @@ FILES = (
     "tests/fabric/test_policy_macvlan.py::test_without_pods_nothing_is_left_at_the_parent",
     "tests/fabric/test_policy_node.py::test_an_isolated_pod_is_reached_by_nobody_and_reaches_everybody",
 )
-_FILTERS = "tests/fabric/test_policy_filters.py"
-_STACK = "the verifier refuses macvlan_ingress: its callers and callees come to 544 bytes of stack, and it allows 512"
-LACKING = {
-    "linux-6.1": {
-        "tests/bpf/test_macvlan.py": _STACK,
-        f"{_FILTERS}::test_what_is_wanted_is_there_and_wanting_it_again_changes_nothing": _STACK,
-        "tests/fabric/test_policy_macvlan.py::test_without_pods_nothing_is_left_at_the_parent": _STACK,
-    }
-}
+LACKING: dict[str, dict[str, str]] = {}
 """What a kernel cannot do, and why."""
 TEST_S = 120  # after so long without an end the stacks of a test are printed; it is cut with the suite
 

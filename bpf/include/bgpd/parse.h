@@ -37,21 +37,30 @@ enum packet_state {
 	PACKET_NOT_IP,
 };
 
+/* Begins as the fixed header of IPv6 does, so that one load puts that where it belongs: see `parse_v6`. */
 struct packet {
-	struct policy_address source;
-	struct policy_address destination;
 	__be16 source_port; /* 0 where the protocol has none */
 	__be16 destination_port;
-	__u8 protocol;
 	union {
 		__u8 icmp_type; /* where `protocol` is one of the two ICMPs */
 		__u8 tcp_flags; /* where it is TCP; 0 as well where they are cut off */
 	};
-	__u8 hop_limit;
 	__u8 fragmented;
+	__u8 protocol;
+	__u8 hop_limit;
+	struct policy_address source;
+	struct policy_address destination;
 	__u32 fragment_id; /* as on the wire; of a packet that is `fragmented` */
 	__u32 transport;   /* where its header begins, from the network header on */
 };
+
+#define SAME_PLACE(member, v6)                                                                                       \
+	_Static_assert(__builtin_offsetof(struct packet, member) == __builtin_offsetof(struct ipv6hdr, v6), #member)
+SAME_PLACE(protocol, nexthdr);
+SAME_PLACE(hop_limit, hop_limit);
+SAME_PLACE(source, saddr);
+SAME_PLACE(destination, daddr);
+#undef SAME_PLACE
 
 static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32 size)
 {
@@ -213,17 +222,14 @@ static __always_inline enum packet_state parse_extensions(struct __sk_buff *skb,
  */
 __noinline int parse_v6(struct __sk_buff *skb, __u32 at, struct packet *packet)
 {
-	struct ipv6hdr ip;
-
-	if (!packet || load(skb, at, &ip, sizeof(ip)) || ip.version != 6)
+	if (!packet || load(skb, at, packet, sizeof(struct ipv6hdr)) || *(const __u8 *)packet >> 4 != 6)
 		return PACKET_BAD_HEADER;
-	__builtin_memcpy(&packet->source, &ip.saddr, sizeof(packet->source));
-	__builtin_memcpy(&packet->destination, &ip.daddr, sizeof(packet->destination));
+	packet->source_port = packet->destination_port = 0;
+	packet->icmp_type = packet->fragmented = 0;
 	if (is_v4(&packet->source) || is_v4(&packet->destination))
 		return PACKET_BAD_HEADER; /* would be taken for the IPv4 address that it names */
-	packet->hop_limit = ip.hop_limit;
-	packet->transport = at + sizeof(ip);
-	return parse_extensions(skb, ip.nexthdr, packet);
+	packet->transport = at + sizeof(struct ipv6hdr);
+	return parse_extensions(skb, packet->protocol, packet);
 }
 
 /* Of a packet whose network header begins at `at`. */

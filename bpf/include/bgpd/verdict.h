@@ -118,40 +118,42 @@ static __always_inline int in_pace(const struct policy_address *pod, __u64 now_n
 	return 1;
 }
 
-/* To the ring buffer, or to what was lost. */
-static __noinline int send(const struct policy_address *pod, struct policy_event *event)
-{
-	struct pace *pace;
-
-	if (!in_pace(pod, event->at_ns, &event->lost))
-		return 0;
-	if (!bpf_ringbuf_output(&policy_events, event, sizeof(*event), 0))
-		return 1;
-	pace = bpf_map_lookup_elem(&policy_paces, pod);
-	if (pace)
-		__sync_fetch_and_add(&pace->lost, event->lost + 1);
-	return 0;
-}
-
-/* Off the way of packets that pass. */
+/*
+ * To the ring buffer, or to what was lost. Off the way of packets that pass. The end whose rules were asked is the
+ * side's: of a packet astray it is not the one that the packet names.
+ */
 static __noinline int tell(const struct packet *packet, const struct side *side, const struct decision *decision,
 			   int flags)
 {
-	struct policy_event event = {
-		.at_ns = bpf_ktime_get_ns(),
-		.client = packet->source,
-		.server = packet->destination,
-		.class = side->class,
-		.cookie = decision->cookie,
-		.client_port = packet->source_port,
-		.server_port = packet->destination_port,
-		.protocol = packet->protocol,
-		.verdict = decision->verdict,
-		.ingress = side->ingress,
-		.flags = flags,
-	};
+	const __u64 now_ns = bpf_ktime_get_ns();
+	struct policy_event *event;
+	struct pace *pace;
+	__u32 lost;
 
-	return send(side->pod, &event);
+	if (!in_pace(side->pod, now_ns, &lost))
+		return 0;
+	event = bpf_ringbuf_reserve(&policy_events, sizeof(*event), 0);
+	if (!event) {
+		pace = bpf_map_lookup_elem(&policy_paces, side->pod);
+		if (pace)
+			__sync_fetch_and_add(&pace->lost, lost + 1);
+		return 0;
+	}
+	event->at_ns = now_ns;
+	event->client = *(side->ingress ? &packet->source : side->pod);
+	event->server = *(side->ingress ? side->pod : &packet->destination);
+	event->class = side->class;
+	event->cookie = decision->cookie;
+	event->lost = lost;
+	event->client_port = packet->source_port;
+	event->server_port = packet->destination_port;
+	event->protocol = packet->protocol;
+	event->verdict = decision->verdict;
+	event->ingress = side->ingress;
+	event->flags = flags;
+	event->pad = 0;
+	bpf_ringbuf_submit(event, 0);
+	return 1;
 }
 
 /* Tries are the dearest to ask, so they are only where a rule of the pod has an ipBlock. */
@@ -274,18 +276,16 @@ static __always_inline enum policy_verdict judge(const struct packet *packet, en
  * link-local. No rule knows these, but whether the pod may be sent to at all, from there, its ingress rules say: they
  * are asked as if the packet was for `pod`. NULL: the pod is not isolated.
  */
-static __always_inline const struct policy_peer *astray(struct packet *packet, const struct policy_address *pod,
+static __always_inline const struct policy_peer *astray(const struct packet *packet, const struct policy_address *pod,
 							struct side *side)
 {
-	const struct policy_peer *client, *server;
+	const struct policy_peer *client, *server = bpf_map_lookup_elem(&policy_peers, pod);
 
-	packet->destination = *pod;
-	server = bpf_map_lookup_elem(&policy_peers, &packet->destination);
 	if (!server || !server->ingress_set)
 		return NULL;
 	client = bpf_map_lookup_elem(&policy_peers, &packet->source);
 	side->ingress = 1;
-	side->pod = &packet->destination;
+	side->pod = pod;
 	side->set = server->ingress_set;
 	side->class = class_of(&packet->source, client, server->flags & POLICY_INGRESS_CIDRS);
 	return server;
@@ -294,11 +294,14 @@ static __always_inline const struct policy_peer *astray(struct packet *packet, c
 /* Of a packet from server to client the one that the client would have sent. */
 static __always_inline void turn(struct packet *packet)
 {
-	struct policy_address address = packet->source;
+	__u64 *source = (void *)packet->source.bytes, *destination = (void *)packet->destination.bytes, word;
 	__be16 port = packet->source_port;
 
-	packet->source = packet->destination;
-	packet->destination = address;
+	for (int each = 0; each < 2; each++) {
+		word = source[each];
+		source[each] = destination[each];
+		destination[each] = word;
+	}
 	packet->source_port = packet->destination_port;
 	packet->destination_port = port;
 }
