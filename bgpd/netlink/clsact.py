@@ -1,4 +1,5 @@
-"""Programs at an interface by clsact, for kernels without tcx: finds ours, puts and removes them. A shell.
+"""Programs at an interface by clsact, for kernels without tcx: finds ours, puts and removes them, and hears
+when somebody else does. A shell.
 
 A filter of class bpf (linux/pkt_sched.h, pkt_cls.h), with its verdict from the program (direct action). It is asked
 before other filters, and stays until somebody removes it: whoever may change the node's interfaces can. It goes with
@@ -17,7 +18,7 @@ from collections.abc import Collection, Iterator
 from enum import IntEnum
 
 from bgpd.netlink.nftmessage import Attributes, attribute, attributes, nest, text
-from bgpd.netlink.rtsocket import CREATE, EXCLUSIVE, REPLACE, Request, RtSocket
+from bgpd.netlink.rtsocket import CREATE, EXCLUSIVE, GROUP_TC, REPLACE, Request, RtSocket, RtWatch
 
 _NEWQDISC, _GETQDISC, _NEWTFILTER, _DELTFILTER, _GETTFILTER = 36, 38, 44, 45, 46  # RTM_*
 _QDISC = 0xFFFF0000  # the handle that clsact has
@@ -91,6 +92,21 @@ class Filters:
                 options = attributes(found[_OPTIONS][0])
                 if _number(options, _FLAGS) & _DIRECT_ACTION:
                     yield text(options, _NAME), _number(options, _ID)
+
+
+class Watch:
+    """Hears of every qdisc and filter that is made, changed or removed, by whomever, from when it is made on."""
+
+    def __init__(self) -> None:
+        self._watch = RtWatch((GROUP_TC,))
+
+    def close(self) -> None:
+        self._watch.close()
+
+    async def news(self) -> frozenset[int] | None:
+        """Waits for some; the interfaces. None: some were lost, and nobody can say of which."""
+        received = await self._watch.news()
+        return None if received is None else frozenset(_TCMSG.unpack_from(each.body)[1] for each in received)
 
 
 def _message(ifindex: int, parent: int = 0, handle: int = 0, info: int = 0) -> bytes:

@@ -22,7 +22,7 @@ from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUE
 from bgpd.netlink.nftmessage import attributes, text
 
 APPEND, CREATE, EXCLUSIVE, REPLACE = 0x800, 0x400, 0x200, 0x100  # NLM_F_*
-GROUP_LINK, GROUP_NEIGH, GROUP_NSID = 1, 3, 28  # RTNLGRP_*
+GROUP_LINK, GROUP_NEIGH, GROUP_TC, GROUP_NSID = 1, 3, 4, 28  # RTNLGRP_*
 GROUP_IPV4_ADDRESS, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDRESS, GROUP_IPV6_ROUTE = 5, 7, 9, 11
 NEWS_ROOM = 1 << 22  # some thousand changes, while the daemon is busy
 EXT_ACK, STRICT = 11, 12  # NETLINK_*: the kernel says in words what it refuses; it minds all that a request says

@@ -2,20 +2,20 @@
 
 To pods and to whoever asks for the kernel's state it is the same as `parents.ParentLinks`. What differs: there is no
 link, so nothing is pinned, and whoever may change the node's interfaces can remove a filter with `tc`. The kernel
-alone knows where they are; one that is missing is put back when the loop looks next.
+alone knows where they are, and tells when one is removed: it is put back then.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 from bgpd.datapath import links, loader
 from bgpd.datapath.links import Hook
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
-from bgpd.netlink.clsact import Filters, Side
+from bgpd.netlink.clsact import Filters, Side, Watch
 from bgpd.netlink.rtsocket import EXT_ACK, RtSocket
 from bgpd.policy.parents import NAMES, ParentLinks, Programs, programs
 from bgpd.runtime.diff import Change
@@ -61,6 +61,18 @@ class ParentFilters:
                 return Blocked(f"{what}; {_REMEDY}")
             return Retry(what)
         return DONE
+
+
+async def watch(parents: Callable[[], Collection[int]], suspect: Callable[[], None]) -> None:
+    """Calls `suspect` when somebody may have changed a filter at a parent, as we do ourselves; until cancelled."""
+    opened = Watch()
+    try:
+        while True:
+            changed = await opened.news()
+            if changed is None or not changed.isdisjoint(parents()):
+                suspect()
+    finally:
+        opened.close()
 
 
 def remove() -> list[str]:

@@ -192,6 +192,9 @@ class Policing:
             group.create_task(self._own_tables.watch(self.tables.suspect), name="nftables watch of policy")
             group.create_task(self._follow_bridges(), name="bridge settings")
             group.create_task(self._follow_interfaces(), name="interfaces on parents")
+            group.create_task(
+                filters.watch(lambda: self.parents.have, self.parents.suspect), name="filters at parents"
+            )
             group.create_task(self._start_tables(), name="tables after maps")
 
     async def _follow_bridges(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from bgpd.datapath.links import Hook
 from bgpd.model.outcome import DONE, Blocked, Retry
 from bgpd.policy import filters, parents
 from bgpd.policy.filters import ParentFilters
+from bgpd.policy.parents import Programs
+from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from tests.fabric.macvlan_node import PLANS, MacvlanNode
 from tests.fabric.netns import Lab
 from tests.fabric.reach import ping
@@ -18,6 +22,7 @@ pytestmark = pytest.mark.needs("mount", "tc")
 
 NOBODY = 1  # a set without rules
 SILENCE_S = 0.25
+SOON_S = 5.0  # on a busy machine; the loop looks by itself after a minute
 SIDES = ("ingress", "egress")
 
 
@@ -66,6 +71,29 @@ def test_a_filter_that_somebody_removed_is_missed_and_put_back(node: MacvlanNode
     tc(node, "qdisc del dev eth0 clsact")
     assert node.observe() == {}
     node.apply(node.wanted())
+    assert (node.observe(), closed(node)) == ({node.parent: node.wanted()}, [True, True])
+
+
+@pytest.mark.parametrize("removal", ["filter del dev eth0 ingress", "qdisc del dev eth0 clsact"])
+def test_a_removal_is_noticed_and_mended_at_once_and_counts_as_drift(node: MacvlanNode, removal: str) -> None:
+    """Not only when the loop looks again by itself."""
+    rounds: asyncio.Queue[Round] = asyncio.Queue()
+    want = Desired({node.parent: node.wanted()}, complete=True)
+    loop: Reconciler[int, Programs] = Reconciler("policy_parents", lambda: want, node.links, int, rounds.put_nowait)
+
+    async def removed() -> Round:
+        tasks = [asyncio.ensure_future(each) for each in (loop.run(), filters.watch(lambda: loop.have, loop.suspect))]
+        try:
+            assert await loop.wait_until(loop.kick(), SOON_S)
+            await asyncio.to_thread(subprocess.run, ["tc", *removal.split()], check=True)
+            async with asyncio.timeout(SOON_S):
+                return await rounds.get()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+
+    assert node.here(removed).drift == 1
     assert (node.observe(), closed(node)) == ({node.parent: node.wanted()}, [True, True])
 
 
