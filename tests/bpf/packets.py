@@ -26,13 +26,14 @@ def ipv4(
     offset: int = 0,
     version: int = 4,
     header_words: int | None = None,
+    source: IPv4Address = SOURCE_V4,
 ) -> bytes:
     """RFC 791 section 3.1; `offset` in units of 8 bytes, `header_words` None: as many as there are."""
     words = 5 + len(options) // 4 if header_words is None else header_words
     fragment = more_fragments << 13 | offset
     length = 20 + len(options) + len(payload)
     header = struct.pack("!BBHHHBBH", version << 4 | words, 0, length, 7, fragment, 64, protocol, 0)
-    return ethernet(ETH_IP, header + SOURCE_V4.packed + to.packed + options + payload)
+    return ethernet(ETH_IP, header + source.packed + to.packed + options + payload)
 
 
 def ipv6(to: IPv6Address, payload: bytes = bytes(8), *, next_header: int = UDP, version: int = 6) -> bytes:

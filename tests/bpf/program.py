@@ -45,11 +45,16 @@ def run(pin: Path, frame: bytes, repeat: int = 1) -> Result:
     """`frame` begins with its Ethernet header. DatapathError: the kernel refuses to make a packet of it."""
     fd = pins.get(pin, "prog")
     assert fd is not None, f"nothing is pinned at {pin}"
+    try:
+        return run_opened(fd, frame, repeat)
+    finally:
+        os.close(fd)
+
+
+def run_opened(program: int, frame: bytes, repeat: int = 1) -> Result:
+    """As `run`, of a descriptor."""
     opts = _Options(sz=ctypes.sizeof(_Options), data_in=frame, data_size_in=len(frame), repeat=repeat)
     function = library().bpf_prog_test_run_opts
     function.argtypes = (ctypes.c_int, ctypes.c_void_p)
-    try:
-        check(f"running {pin}", function(fd, ctypes.byref(opts)))
-    finally:
-        os.close(fd)
+    check("running a program", function(program, ctypes.byref(opts)))
     return Result(opts.retval, opts.duration)

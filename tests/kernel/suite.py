@@ -6,6 +6,7 @@ with the reason; tests/allowed-skips names it too.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ FILES = (
     "tests/bpf/test_masq.py",
     "tests/bpf/test_pins.py",
     "tests/bpf/test_policy.py",
+    "tests/bpf/test_policy_conformance.py",
     "tests/bpf/test_policy_events.py",
     "tests/bpf/test_policy_flows.py",
     "tests/bpf/test_policy_maps.py",
@@ -33,7 +35,9 @@ TEST_S = 120  # after so long without an end the stacks of a test are printed; i
 
 def command(kernel: str, report: Path) -> list[str]:
     """One pytest for all. `kernel` precedes the names of the tests in its report."""
+    data = os.environ.get("BGPD_CONFORMANCE_DATA")
     return [
+        *(("env", f"BGPD_CONFORMANCE_DATA={data}") if data else ()),
         *(sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "--durations=10"),
         *("-o", f"faulthandler_timeout={TEST_S}", f"--junit-prefix={kernel}", f"--junitxml={report}"),
         *(file for file in FILES if file not in LACKING.get(kernel, {})),

@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
 from typing import Any
 
-from bgpd.kube.networkpolicy import NETWORK_POLICY
-from bgpd.kube.parse import NAMESPACE
-from bgpd.model.pod import ContainerPort, Namespace, Pod
-from bgpd.model.policy import Direction, NetworkPolicy, Protocol, Snapshot
+from bgpd.model.policy import Direction, Protocol, Snapshot
 from bgpd.policy.compile import Compiler
 from bgpd.policy.evaluate import Flow, evaluate
 from bgpd.policy.transition import changes
 from tests import cyclonus
-from tests.cyclonus import ALLOWED
+from tests.cyclonus import ALLOWED, snapshot
 from tests.unit.policy_reader import Maps, look_up
-
-PORTS = tuple(ContainerPort(name, Protocol[protocol], port) for name, protocol, port in cyclonus.CONTAINER_PORTS)
-
-
-def snapshot(step: dict[str, Any]) -> Snapshot:
-    """The cluster of a step, with every pod on this node."""
-    pods = {
-        f"{pod['Namespace']}/{pod['Name']}": Pod(
-            namespace=pod["Namespace"],
-            name=pod["Name"],
-            labels=pod["Labels"],
-            ips=(ip_address(pod["IP"]),),
-            ports=PORTS,
-        )
-        for pod in step["pods"]
-    }
-    policies = [policy(content) for content in step["policies"]]
-    return Snapshot(
-        pods=pods,
-        namespaces={name: namespace(name, labels) for name, labels in step["namespaces"].items()},
-        policies={each.key: each for each in policies},
-        local=dict.fromkeys(pods, ()),
-    )
-
-
-def policy(content: dict[str, Any]) -> NetworkPolicy:
-    read = NETWORK_POLICY.to_model(NETWORK_POLICY.convert(content))
-    assert read.faults == ()
-    return read
-
-
-def namespace(name: str, labels: dict[str, str]) -> Namespace:
-    return NAMESPACE.to_model(NAMESPACE.convert({"metadata": {"name": name, "labels": labels}}))
 
 
 @cyclonus.needed

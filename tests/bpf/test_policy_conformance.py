@@ -1,0 +1,71 @@
+"""Every case of `tests.cyclonus` through the maps and the program of this kernel, as the daemon writes them."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+from bgpd.datapath.layout import PolicyVerdict
+from bgpd.datapath.loader import Installed
+from bgpd.model.outcome import DONE
+from bgpd.model.policy import Protocol
+from bgpd.policy.compile import Compiler
+from bgpd.policy.map import KEY, PolicyMaps, Stages
+from bgpd.runtime.diff import Change
+from tests import cyclonus
+from tests.bpf.packets import ipv4
+from tests.bpf.program import run_opened
+from tests.cyclonus import ALLOWED, Row, snapshot
+from tests.fabric.policy_node import verdicts
+
+PASS, DROP = 0, 1
+CLIENT_PORT = 40000
+
+
+@cyclonus.needed
+def test_every_row_of_every_case(policy: Installed, directory: Path) -> None:
+    """What passes by the program's return, and which of both directions says no by its counters."""
+    assert asyncio.run(walk(policy, PolicyMaps(policy, directory))) == cyclonus.ROWS
+
+
+async def walk(policy: Installed, maps: PolicyMaps) -> int:
+    rows = 0
+    for case in cyclonus.cases():
+        await maps.observe()  # what the case before has left is gone then
+        compiler = Compiler()
+        for number, step in enumerate(case["steps"]):
+            now = snapshot(step)
+            assert await maps.apply([Change(KEY, Stages(compiler.advance(now)), None)]) == [DONE]
+            rows += check(policy, step, f"case {case['i']} ({case['desc']}), step {number}")
+        await maps.apply([Change(KEY, None, None)])
+    return rows
+
+
+def check(policy: Installed, step: dict[str, Any], where: str) -> int:
+    """The number of rows, a pod to itself left out."""
+    program, counters = policy.programs["policy"].fd, policy.maps["policy_verdicts"]
+    addresses = {f"{pod['Namespace']}/{pod['Name']}": pod["IP"] for pod in step["pods"]}
+    before, denied = verdicts(counters), Counter[PolicyVerdict]()
+    rows = list(cyclonus.rows(step))
+    for row in rows:
+        said = run_opened(program, frame(row, addresses)).value
+        assert said == (PASS if row.combined == ALLOWED else DROP), f"{where}: {row}"
+        if row.egress != ALLOWED:
+            denied[PolicyVerdict.DENIED_EGRESS] += 1
+        elif row.ingress != ALLOWED:
+            denied[PolicyVerdict.DENIED_INGRESS] += 1
+    counted = Counter(verdicts(counters)) - Counter(before)
+    assert Counter({each: counted[each] for each in counted if each >= PolicyVerdict.DENIED_EGRESS}) == denied, where
+    return len(rows)
+
+
+def frame(row: Row, addresses: Mapping[str, str]) -> bytes:
+    """A new flow's first packet, long enough for the header of any of the protocols."""
+    ports = struct.pack("!HH", CLIENT_PORT, row.port)
+    to, source = (IPv4Address(addresses[each]) for each in (row.server, row.client))
+    return ipv4(to, ports + bytes(9) + b"\x02" + bytes(6), protocol=Protocol[row.protocol], source=source)
