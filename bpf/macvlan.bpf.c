@@ -347,13 +347,16 @@ int macvlan_egress_v6_6(struct __sk_buff *skb)
  */
 __noinline int judge_astray(const struct packet *packet, __u32 state, const struct policy_address *pod, int silent)
 {
+	struct policy_address source, own; /* before Linux 6.2 a key may not be what a function was given */
 	const struct policy_peer *server;
 	struct side side;
 	int audited;
 
 	if (!packet || !pod)
 		return POLICY_BAD_HEADER;
-	server = astray(packet, pod, &side);
+	source = packet->source;
+	own = *pod;
+	server = astray(&source, &own, &side);
 	if (!server)
 		return POLICY_NOT_ISOLATED;
 	audited = !!(server->flags & POLICY_AUDIT);

@@ -74,7 +74,7 @@ static __always_inline enum policy_verdict decide_astray(struct __sk_buff *skb)
 		return POLICY_BAD_HEADER;
 	if (is_neighbor_discovery(&packet))
 		return POLICY_NEIGHBOR;
-	server = astray(&packet, is_v4(&packet.source) ? &link->v4 : &link->v6, &side);
+	server = astray(&packet.source, is_v4(&packet.source) ? &link->v4 : &link->v6, &side);
 	if (!server)
 		return POLICY_NOT_ISOLATED;
 	return judge_side(&side, &packet, state, 0, !!(server->flags & POLICY_AUDIT));

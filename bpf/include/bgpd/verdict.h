@@ -274,20 +274,20 @@ static __always_inline enum policy_verdict judge(const struct packet *packet, en
 /*
  * Of a frame that a pod gets although it is not addressed to one of the pod's addresses: broadcast, multicast,
  * link-local. No rule knows these, but whether the pod may be sent to at all, from there, its ingress rules say: they
- * are asked as if the packet was for `pod`. NULL: the pod is not isolated.
+ * are asked as if a packet from `source` was for `pod`. NULL: the pod is not isolated.
  */
-static __always_inline const struct policy_peer *astray(const struct packet *packet, const struct policy_address *pod,
-							struct side *side)
+static __always_inline const struct policy_peer *astray(const struct policy_address *source,
+							const struct policy_address *pod, struct side *side)
 {
 	const struct policy_peer *client, *server = bpf_map_lookup_elem(&policy_peers, pod);
 
 	if (!server || !server->ingress_set)
 		return NULL;
-	client = bpf_map_lookup_elem(&policy_peers, &packet->source);
+	client = bpf_map_lookup_elem(&policy_peers, source);
 	side->ingress = 1;
 	side->pod = pod;
 	side->set = server->ingress_set;
-	side->class = class_of(&packet->source, client, server->flags & POLICY_INGRESS_CIDRS);
+	side->class = class_of(source, client, server->flags & POLICY_INGRESS_CIDRS);
 	return server;
 }
 
