@@ -7,6 +7,7 @@ skipped by the name of what lacks.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,13 @@ def fabric(lab: Lab) -> TwoTorFabric:
 @pytest.fixture
 def bpffs(lab: Lab) -> Iterator[Path]:
     """A bpffs of the test's own, away from the machine's; what is pinned there goes with it."""
+    with mounted_bpffs(lab) as place:
+        yield place
+
+
+@contextlib.contextmanager
+def mounted_bpffs(lab: Lab) -> Iterator[Path]:
+    """In the directory of the lab."""
     place = lab.directory / "bpf"
     place.mkdir()
     mounted = subprocess.run(["mount", "-t", "bpf", "bpf", place], capture_output=True, text=True, check=False)

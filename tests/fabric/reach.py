@@ -45,16 +45,16 @@ def ping(namespace: Namespace, address: str, *, source: str | None = None, timeo
 
 def source_seen(
     client: Namespace, server: Namespace, address: str, *, port: int = 8080, source: str | None = None,
-    timeout_s: float = 2.0,
+    timeout_s: float = 2.0, protocol: int = socket.IPPROTO_TCP,
 ) -> str | None:  # fmt: skip
-    """Dial TCP from `client` to `address` (which `server` owns); the source address the server saw.
+    """Dial `protocol`, which has streams, from `client` to `address` (which `server` owns); the source the server saw.
 
     None when the connection did not come about within `timeout_s` (no route, dropped or refused).
     """
     family = _family(address)
     with (
-        closing(server.socket(family, socket.SOCK_STREAM)) as listener,
-        closing(client.socket(family, socket.SOCK_STREAM)) as dialer,
+        closing(server.socket(family, socket.SOCK_STREAM, protocol)) as listener,
+        closing(client.socket(family, socket.SOCK_STREAM, protocol)) as dialer,
     ):
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((address, port))

@@ -22,11 +22,10 @@ FILES = (
     "tests/bpf/test_policy_flows.py",
     "tests/bpf/test_policy_maps.py",
     "tests/bpf/test_policy_walk.py",
-    # real packets, one of each kind: a node is a minute's work there, where starting a program takes half a second
+    # real packets, few of them: a node is a minute's work there, where starting a program takes half a second
     "tests/fabric/test_masq_nft.py::test_a_listed_destination_sees_the_pod_and_another_the_node",
-    "tests/fabric/test_policy_filters.py::test_what_is_wanted_is_there_and_wanting_it_again_changes_nothing",
-    "tests/fabric/test_policy_macvlan.py::test_without_pods_nothing_is_left_at_the_parent",
-    "tests/fabric/test_policy_node.py::test_an_isolated_pod_is_reached_by_nobody_and_reaches_everybody",
+    "tests/fabric/test_policy_filters.py::test_a_removal_is_noticed_and_mended_at_once_and_counts_as_drift",
+    "tests/fabric/test_policy_kernels.py",
 )
 LACKING: dict[str, dict[str, str]] = {}
 """What a kernel cannot do, and why."""
