@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.benchmarks import failover, masq, noderoutes, policy, report, routes, services
+from tests.benchmarks import failover, kernel, masq, noderoutes, policy, report, routes, services
 from tests.benchmarks.report import Result
 from tests.fabric.netns import missing
 from tests.fabric.screen import Screen
@@ -33,6 +33,7 @@ BENCHES: Mapping[str, Bench] = {
     "masq": Bench(masq.run, masq.PROGRAMS),
     "noderoutes": Bench(noderoutes.run, noderoutes.PROGRAMS),
     "policy": Bench(policy.run, policy.PROGRAMS),
+    "kernel": Bench(kernel.run, kernel.PROGRAMS),
     "failover": Bench(failover.run, failover.PROGRAMS),
     "services": Bench(services.run, services.PROGRAMS),
 }

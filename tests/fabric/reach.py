@@ -47,7 +47,7 @@ def source_seen(
     client: Namespace, server: Namespace, address: str, *, port: int = 8080, source: str | None = None,
     timeout_s: float = 2.0, protocol: int = socket.IPPROTO_TCP,
 ) -> str | None:  # fmt: skip
-    """Dial `protocol`, which has streams, from `client` to `address` (which `server` owns); the source the server saw.
+    """Dial `protocol`, which has streams, from `client` to `address` (which `server` owns); the source it saw.
 
     None when the connection did not come about within `timeout_s` (no route, dropped or refused).
     """

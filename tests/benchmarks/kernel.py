@@ -1,0 +1,58 @@
+"""`tests/bench kernel`: what policy costs on the other kernels that nodes have, in the guests of tests/kernel.
+
+A guest is emulated, so its times say nothing but their ratio to the same without policy in the same guest. This boots
+the guests, one after the other; `kernel_guest` measures in them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.benchmarks.report import Result
+from tests.fabric.process import poll
+from tests.fabric.screen import Screen
+from tests.kernel.image import KERNELS, Kernel, image
+from tests.kernel.machine import VIRTIOFSD, Guest
+
+PROGRAMS = ("nft", "mount", "tc", "qemu-system-x86_64", VIRTIOFSD, "cpio", "depmod")
+LIMIT_S, BOOT_S = 300.0, 100.0
+
+
+def run(screen: Screen) -> list[Result]:
+    """Some two minutes for each kernel on two cores."""
+    found: list[Result] = []
+    for kernel in KERNELS:
+        with screen.step(f"{kernel.name}, emulated"):
+            found += results(kernel.name, measured(kernel))
+    return found
+
+
+def results(name: str, measured: Mapping[str, float]) -> list[Result]:
+    prefix = name.replace("-", "_").replace(".", "_")
+    round_trips = (
+        Result(
+            name=f"{prefix}_{kind}_round_trip_us",
+            value=measured[f"{kind}_bgpd_us"],
+            unit="us",
+            beside={"nothing": measured[f"{kind}_nothing_us"]},
+        )
+        for kind in ("veth", "macvlan")
+    )
+    return [*round_trips, Result(name=f"{prefix}_memory_mb", value=measured["memory_mb"], unit="MB")]
+
+
+def measured(kernel: Kernel) -> dict[str, float]:
+    """RuntimeError: the guest did not come to its end; the text has its console."""
+    command = [sys.executable, "-m", "tests.benchmarks.kernel_guest", "/run/results/measured.json"]
+    with tempfile.TemporaryDirectory(prefix="bgpdt-guest-") as text:
+        place = Path(text)
+        with Guest(image(kernel), command, place, LIMIT_S) as guest:
+            poll(lambda: not guest.running(), LIMIT_S + BOOT_S, lambda: f"it hangs:\n{guest.console()}", 0.2)
+            if guest.status != 0:
+                raise RuntimeError(f"{kernel.name}: exit status {guest.status}:\n{guest.console()}")
+        numbers: dict[str, float] = json.loads((place / "measured.json").read_text())
+        return numbers
