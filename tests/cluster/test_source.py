@@ -141,7 +141,7 @@ def test_rbac_grants_the_one_config_map(control_plane: ControlPlane, tmp_path: P
     [
         ("get", f"{NODES}/worker1"),
         ("delete", f"{NODES}/worker1"),
-        ("get", "/api/v1/services"),
+        ("get", "/api/v1/namespaces/default/services/kubernetes"),
         ("get", "/api/v1/namespaces/kube-system/pods/any"),
         ("get", "/api/v1/secrets"),
         ("get", "/api/v1/namespaces/kube-system/secrets"),
