@@ -38,6 +38,7 @@ BACKLOG = 512  # a node that boots starts all of its pods at once, and may have 
 IDLE_S = 10.0  # twice the plugin's own deadline: whoever has not said all by then is no plugin
 OURS = 0.9  # of the plugin's deadline, so that our reason comes before its "did not answer"
 REPLAY_S = 10.0  # how long a queued DEL that failed waits for its next turn
+_KILLED = "the plugin was killed before the ADD was done"
 
 
 class Attacher(Protocol):
@@ -146,9 +147,14 @@ class CniServer:
             gone.cancel()
             await asyncio.wait((work, gone))
         if not work.cancelled():
-            return work.result()
+            output = work.result()
+            if is_add and await _has_ended(reader):
+                assert request.key is not None
+                await self._del(request.key, request.deadline_s)
+                raise CniError(Code.TRY_AGAIN, _KILLED)
+            return output
         if not gone.cancelled():
-            raise CniError(Code.TRY_AGAIN, "the plugin was killed before the ADD was done")
+            raise CniError(Code.TRY_AGAIN, _KILLED)
         raise CniError(Code.TRY_AGAIN, "a DEL of the same attachment came before the ADD was done")
 
     async def _do(self, request: Request, frame: Frame) -> bytes:
@@ -357,6 +363,13 @@ async def _frame(reader: StreamReader) -> Frame | None:
             return Frame(await reader.readexactly(environment), await reader.readexactly(configuration))
     except (asyncio.IncompleteReadError, OSError, TimeoutError):
         return None
+
+
+async def _has_ended(reader: StreamReader) -> bool:
+    """Whether the other end is closed as of now: the loop may have had no time to look."""
+    for _ in range(2):  # one turn of the loop sees that there is something to read, the next has read it
+        await asyncio.sleep(0)
+    return reader.at_eof()
 
 
 async def _end_of(reader: StreamReader) -> None:
