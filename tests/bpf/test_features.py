@@ -37,3 +37,23 @@ def test_without_privileges_it_says_what_it_could_not_ask(directory: Path) -> No
     *others, last = said.splitlines()
     assert last.startswith("capabilities False Operation not permitted: CAP_BPF is missing")
     assert all(" True " in line for line in others)
+
+
+def test_objects_load_where_the_kernel_does_not_tell_its_own_types(directory: Path) -> None:
+    """It is said, and does no harm."""
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from bgpd.datapath import features, loader\n"
+        "from bgpd.policy import parents\n"
+        "place = Path(sys.argv[1])\n"
+        "print(*(fact.text for fact in features.probe(place) if not fact.ok and not fact.needed))\n"
+        "for name in ('masq', 'policy'): loader.install(loader.shipped(name), place)\n"
+        "print(*parents.install(place).programs)"
+    )
+    hidden = f'mount -t tmpfs none {features.BTF.parent} && exec "$@"'
+    command = ["unshare", "--mount", "sh", "-c", hidden, "sh", sys.executable, "-c", program, str(directory)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said, loaded = done.stdout.splitlines()
+    assert said == f"no {features.BTF} (CONFIG_DEBUG_INFO_BTF); the objects shipped here do without"
+    assert "macvlan_ingress" in loaded

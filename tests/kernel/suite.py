@@ -12,6 +12,8 @@ from pathlib import Path
 
 FILES = (
     "tests/bpf/test_features.py",
+    "tests/bpf/test_loader.py::test_every_object_loads_with_what_the_unit_grants",
+    "tests/bpf/test_loader.py::test_what_the_verifier_says_is_in_the_error",
     "tests/bpf/test_macvlan.py",
     "tests/bpf/test_maps.py",
     "tests/bpf/test_masq.py",
@@ -26,6 +28,7 @@ FILES = (
     "tests/fabric/test_masq_nft.py::test_a_listed_destination_sees_the_pod_and_another_the_node",
     "tests/fabric/test_policy_filters.py::test_a_removal_is_noticed_and_mended_at_once_and_counts_as_drift",
     "tests/fabric/test_policy_kernels.py",
+    "tests/kernel/test_faults.py",
 )
 LACKING: dict[str, dict[str, str]] = {}
 """What a kernel cannot do, and why."""
