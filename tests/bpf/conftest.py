@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import libbpf, loader
+from bgpd.datapath.layout import COUNTER, MapType
 from bgpd.datapath.loader import Installed
 
 MOUNTS = Path("/tmp")
@@ -57,3 +59,27 @@ def masq(directory: Path) -> Installed:
 @pytest.fixture
 def policy(directory: Path) -> Installed:
     return loader.install(loader.shipped("policy"), directory)
+
+
+@pytest.fixture(scope="module")
+def shared(bpffs: Path, request: pytest.FixtureRequest) -> Path:
+    """Where the tests of a module may pin what they load only once: the verifier takes long where it is emulated."""
+    return bpffs / re.sub(r"\W", "_", request.node.name)
+
+
+@pytest.fixture(scope="module")
+def shared_policy(shared: Path) -> Installed:
+    return loader.install(loader.shipped("policy"), shared)
+
+
+def emptied(installed: Installed) -> Installed:
+    """As just loaded, but for events that wait."""
+    for each in installed.maps.values():
+        if each.spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
+            each.delete(list(each.entries()))
+        elif each.spec.type == MapType.ARRAY:
+            each.update({key: bytes(len(value)) for key, value in each.entries().items()})
+        elif each.spec.type == MapType.PERCPU_ARRAY:
+            keys = [struct.pack("=I", number) for number in range(each.spec.max_entries)]
+            each.update({key: bytes(COUNTER.size * len(each.lookup_each_cpu(key))) for key in keys})
+    return installed

@@ -13,6 +13,7 @@ from bgpd.datapath import features, layout
 from bgpd.datapath.layout import Peer, PolicyVerdict, StationFlag
 from bgpd.datapath.loader import Installed
 from bgpd.policy import parents
+from tests.bpf.conftest import emptied
 from tests.bpf.packets import ICMPV6, SOURCE_V4, SOURCE_V6, TCP, ipv4, ipv6
 from tests.bpf.program import run
 from tests.fabric.policy_node import verdicts
@@ -28,9 +29,16 @@ both = pytest.mark.parametrize("version", [4, 6])
 ingress, egress = "macvlan_ingress", "macvlan_egress_v6_6"
 
 
+@pytest.fixture(scope="module")
+def shared_macvlan(shared_policy: Installed, shared: Path) -> Installed:
+    """Its maps are those of the policy's object too."""
+    assert shared_policy
+    return parents.install(shared)
+
+
 @pytest.fixture
-def macvlan(policy: Installed, directory: Path) -> Installed:
-    return parents.install(directory)
+def macvlan(shared_macvlan: Installed) -> Installed:
+    return emptied(shared_macvlan)
 
 
 @pytest.fixture

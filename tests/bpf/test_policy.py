@@ -14,6 +14,7 @@ from bgpd.datapath.loader import Installed
 from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import Address
 from tests.bpf import loopback, packets
+from tests.bpf.conftest import emptied
 from tests.bpf.packets import FRAGMENT, HOP_BY_HOP, ICMPV6, NO_NEXT, ROUTING, TCP, UDP, ethernet, ipv4, ipv6
 from tests.bpf.program import run
 from tests.fabric.policy_node import verdicts
@@ -25,6 +26,11 @@ SOURCES: dict[int, Address] = {4: packets.SOURCE_V4, 6: packets.SOURCE_V6}
 CLIENT, SERVER = 11, 12  # classes
 SET, OTHER_SET, PORTSET = 21, 22, 31
 HTTP = struct.pack("!HH", 40000, 80) + bytes(16)
+
+
+@pytest.fixture
+def policy(shared_policy: Installed) -> Installed:
+    return emptied(shared_policy)
 
 
 def peers(policy: Installed, client: Peer | None = None, server: Peer | None = None) -> None:

@@ -11,12 +11,18 @@ from bgpd.datapath.layout import Action, Peer, PolicyVerdict, RuleFlag
 from bgpd.datapath.loader import Installed
 from bgpd.model.prefix import Address
 from tests.bpf import packets
+from tests.bpf.conftest import emptied
 from tests.bpf.packets import FRAGMENT, ICMPV6, TCP, UDP, ipv4, ipv6
 from tests.bpf.test_policy import CLIENT, DROP, ICMP, PASS, SERVER, SET, V4, V6, ask, peers, port, rule, said
 
 BRIDGE = "policy_bridge"
 SYN, ACK, SYN_ACK, RST = 0x02, 0x10, 0x12, 0x04
 both = pytest.mark.parametrize("address", [V4, V6], ids=["v4", "v6"])
+
+
+@pytest.fixture
+def policy(shared_policy: Installed) -> Installed:
+    return emptied(shared_policy)
 
 
 def back(frame: bytes) -> bytes:
