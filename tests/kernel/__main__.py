@@ -29,6 +29,7 @@ CUT = (124, 137)  # what timeout(1) ends with
 
 def main(results: Path, names: list[str]) -> None:
     kernels = [each for each in KERNELS if not names or each.name in names]
+    suite.compile_all()
     with ExitStack() as stack:
         guests: dict[str, tuple[Guest, Path]] = {}
         for kernel in kernels:

@@ -7,6 +7,7 @@ with the reason; tests/allowed-skips names it too.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +34,12 @@ FILES = (
 LACKING: dict[str, dict[str, str]] = {}
 """What a kernel cannot do, and why."""
 TEST_S = 120  # after so long without an end the stacks of a test are printed; it is cut with the suite
+
+
+def compile_all() -> None:
+    """Leaves beside the tests what Python makes of them: each guest would take minutes for it, and keep nothing."""
+    collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", *FILES]
+    subprocess.run(collect, stdout=subprocess.DEVNULL, check=False)  # what is wrong the guests tell
 
 
 def command(kernel: str, report: Path) -> list[str]:
