@@ -24,7 +24,7 @@ from bgpd.bgp.places import after, interfaces, places
 from bgpd.config.bgp import Peer
 from bgpd.config.load import Loaded
 from bgpd.model.prefix import Address, link_local
-from bgpd.model.uplink import NO_UPLINKS, Gateway, Link, Route, Uplinks
+from bgpd.model.uplink import NO_UPLINKS, NOT_READ, Gateway, Link, Route, Uplinks
 from bgpd.netlink import link as rtlink
 from bgpd.netlink import route as rtnetlink
 from bgpd.netlink import uplink as rtuplink
@@ -70,13 +70,16 @@ class Discovery:
 
     async def run(self) -> None:
         """For ever; cancel it."""
-        started = time.monotonic()
+        started: float | None = None
         while True:
             revision = self._config.newest.revision
             if not self._wanted:
-                self.uplinks.publish(NO_UPLINKS)
+                # Unsynced: peers that come later, as with Cilium's objects, must not be missed before the first look.
+                self.uplinks.publish(NOT_READ, synced=False)
+                started = None
                 await self._config.newer_than(revision)
                 continue
+            started = time.monotonic() if started is None else started
             await self._follow(revision, started)
 
     @property
