@@ -168,8 +168,8 @@ class Discovery:
         try:
             if self._sender is None:
                 self._sender = Sender()
-            for name, link in look.uplinks.links.items():
-                if not link.is_up or link.local is None:
+            for name, link in self.uplinks.newest.value.links.items():
+                if not link.is_up or link.local is None or name not in look.indexes:
                     continue
                 self._sender.advertise(look.indexes[name], link.local, look.macs[name])
                 if not link.routers:
@@ -186,28 +186,35 @@ class Discovery:
 class _Found:
     """Addresses and routers by the index of their interface. `stale`: the routers that nobody has asked for long."""
 
-    own: Mapping[int, IPv6Address]
+    own: Mapping[int, Sequence[IPv6Address]]
     subnets: Sequence[tuple[int, IPv4Interface | IPv6Interface]]
     routers: Mapping[int, frozenset[IPv6Address]]
     stale: frozenset[tuple[int, IPv6Address]]
 
     @classmethod
     def of(cls, addresses: Sequence[bytes], neighbors: Sequence[bytes]) -> _Found:
-        locals_ = sorted(filter(None, map(rtuplink.link_local, addresses)), reverse=True)  # the lowest counts
+        own: dict[int, list[IPv6Address]] = defaultdict(list)
+        for index, address in sorted(filter(None, map(rtuplink.link_local, addresses))):  # the lowest counts
+            own[index].append(address)
         routers: dict[int, set[IPv6Address]] = defaultdict(set)
         for index, address in filter(None, map(rtuplink.router, neighbors)):
             routers[index].add(address)
-        subnets = list(filter(None, map(rtnetlink.found_address, addresses)))
+        usable = sorted(filter(rtuplink.is_usable, addresses), key=rtuplink.is_passing)
+        subnets = list(filter(None, map(rtnetlink.found_address, usable)))
         stale = filter(None, map(rtuplink.router, filter(rtuplink.is_stale, neighbors)))
         by_index = {index: frozenset(found) for index, found in routers.items()}
-        return cls(dict(locals_), subnets, by_index, frozenset(stale))
+        return cls(own, subnets, by_index, frozenset(stale))
 
-    def local(self, gateway: Address, index: int) -> Address | None:
-        """Our address that goes with a gateway's."""
+    def link(self, index: int, is_up: bool) -> Link:
+        own = self.own.get(index, ())
+        return Link(is_up, next(iter(own), None), self.routers.get(index, frozenset()), ours=frozenset(own))
+
+    def route(self, gateway: Address, index: int) -> Route:
+        """With our addresses that go with the gateway's."""
+        theirs: Sequence[Address] = [ip.ip for at, ip in self.subnets if at == index and gateway in ip.network]
         if link_local(gateway):
-            return self.own.get(index)
-        theirs = (subnet.ip for at, subnet in self.subnets if at == index and gateway in subnet.network)
-        return next(theirs, None)
+            theirs = self.own.get(index, ())
+        return Route(next(iter(theirs), None), ours=frozenset(theirs))
 
 
 def now(peers: Sequence[Peer]) -> Uplinks:
@@ -234,14 +241,13 @@ def look(wanted: frozenset[str]) -> Look:
         found = _Found.of(addresses, neighbors)
         indexes = {name: rtlink.link_index(links[name]) for name in wanted if name in links}
         there = {
-            name: Link(rtuplink.carries(links[name]), found.own.get(index), found.routers.get(index, frozenset()))
-            for name, index in indexes.items()
+            name: found.link(index, rtuplink.carries(links[name])) for name, index in indexes.items()
         }
         rivals = {indexes[name] for name, link in there.items() if len(link.routers) > 1}
         doubtful = [rtuplink.verification(address, index) for index, address in found.stale if index in rivals]
         netlink.change([Request(rtnetlink.NEWNEIGH, 0, body) for body in doubtful])
     gateways = {
-        Gateway(address, names[index] if link_local(address) else ""): Route(found.local(address, index))
+        Gateway(address, names[index] if link_local(address) else ""): found.route(address, index)
         for address, index in hops
         if index in names
     }

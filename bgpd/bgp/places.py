@@ -34,6 +34,7 @@ class Place:
     """One session that is wanted. `address` None: nobody knows yet where, and `why` says what is missing.
 
     `interface` is that of a link-local `address`. `local`: our address on its link; None: not known, or not asked.
+    `ours`: all that would do in its place, so that a session that has one of them keeps it.
     `remark` is what an operator should know although there is a session.
     """
 
@@ -44,6 +45,7 @@ class Place:
     local: Address | None = None
     why: str = ""
     remark: str = ""
+    ours: frozenset[Address] = frozenset()
 
     @property
     def shown(self) -> str | None:
@@ -90,8 +92,10 @@ def after(before: Uplinks, seen: Uplinks, now: float) -> Uplinks:
 def _settled(before: Link | None, link: Link) -> Link:
     """Who the session is with stays, unless somebody else alone is there."""
     known = before.peer if before is not None else None
-    if link.local is None and before is not None:
-        link = replace(link, local=before.local)  # an interface that is down has none, and as a rule gets it back
+    if before is not None and link.local is None:  # an interface that is down has none, and as a rule gets it back
+        link = replace(link, local=before.local, ours=before.ours)
+    elif before is not None and before.local in link.ours:
+        link = replace(link, local=before.local)
     if known in link.routers or not link.routers:
         return replace(link, peer=known)
     return replace(link, peer=next(iter(link.routers)) if len(link.routers) == 1 else known)
@@ -107,7 +111,7 @@ def _behind(peer: Peer, interface: str, uplinks: Uplinks) -> Place:
         return replace(place, why=no_address if link.is_up else _DOWN.format(interface))
     if link.peer is None:
         return replace(place, why=uplinks.problem or _nobody(interface, link))
-    return replace(place, address=link.peer, local=link.local, remark=_remark(interface, link))
+    return replace(place, address=link.peer, local=link.local, remark=_remark(interface, link), ours=link.ours)
 
 
 def _remark(interface: str, link: Link) -> str:
@@ -134,7 +138,7 @@ def _gateways(peer: Peer, uplinks: Uplinks) -> Iterator[Place]:
             continue
         remark = "" if route.gone_at is None else "no default route goes by it any more: it is kept for now"
         place = Place(peer.name, peer, gateway.address, gateway.interface, route.local, remark=remark)
-        yield replace(place, name=f"{peer.name}-{place.shown}")
+        yield replace(place, name=f"{peer.name}-{place.shown}", ours=route.ours)
 
 
 def _order(entry: tuple[Gateway, Route]) -> tuple[int, int, str]:

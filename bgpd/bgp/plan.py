@@ -135,7 +135,8 @@ def _neighbor(
     if kept is not None and kept.address.version != version:
         kept = None  # the peer has moved to the other family since
     shown = UNKNOWN_NODE if node is None else "the node shows no IPv{} InternalIP"
-    local_address = peer.local_address or place.local
+    stays = kept.address if kept is not None and kept.address in place.ours else None  # whatever came beside it
+    local_address = peer.local_address or stays or place.local
     if local_address is None and not place.interface:
         local_address = _node_address(node, version) or (kept.address if kept else None)
     if local_address is None:

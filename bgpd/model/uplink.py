@@ -18,12 +18,14 @@ class Link:
 
     `routers`: who said there that it is a router and has not been found unreachable since (RFC 4861). `peer`: the
     one of them that the session is with; it stays while nobody takes its place, whether it is heard or not.
+    `ours`: all addresses that would do in place of `local`.
     """
 
     is_up: bool
     local: IPv6Address | None
     routers: frozenset[IPv6Address] = frozenset()
     peer: IPv6Address | None = None
+    ours: frozenset[Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,13 @@ class Gateway:
 class Route:
     """Of one gateway. `local`: our address on its link, None where it has none of that family.
 
-    `gone_at`: since when no default route goes by it, monotonic seconds; None: one does.
+    `gone_at`: since when no default route goes by it, monotonic seconds; None: one does. `ours`: all addresses that
+    would do in place of `local`.
     """
 
     local: Address | None
     gone_at: float | None = None
+    ours: frozenset[Address] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

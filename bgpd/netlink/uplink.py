@@ -24,9 +24,10 @@ _ADDRESS = struct.Struct("=BBBBi")  # struct ifaddrmsg: family, length, flags, s
 _OIF, _GATEWAY, _MULTIPATH, _TABLE, _VIA = 4, 5, 9, 15, 18  # RTA_*
 _UNICAST = 1  # RTN_UNICAST
 _NDA_DST = 1
-_IFA_ADDRESS = 1
+_IFA_ADDRESS, _IFA_LOCAL = 1, 2
 _LINK_SCOPE = 253  # RT_SCOPE_LINK
 _UNUSABLE = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED
+_PASSING = 0x01 | 0x20  # IFA_F_TEMPORARY (of IPv4: IFA_F_SECONDARY), IFA_F_DEPRECATED
 _IS_ROUTER = 0x80  # NTF_ROUTER: by its advertisements (RFC 4861 sections 6.3.4 and 7.2.5)
 _USE = 0x01  # NTF_USE: as if something was sent there
 _RUNNING = 0x1 | 0x10000  # IFF_UP, IFF_LOWER_UP
@@ -66,7 +67,18 @@ def link_local(body: bytes) -> tuple[int, IPv6Address] | None:
     family, _, flags, scope, index = _ADDRESS.unpack_from(body)
     if family != FAMILY[6] or scope != _LINK_SCOPE or flags & _UNUSABLE:
         return None
-    return index, IPv6Address(attributes(body[_ADDRESS.size :])[_IFA_ADDRESS][0])
+    found = attributes(body[_ADDRESS.size :])
+    return index, IPv6Address(found.get(_IFA_LOCAL, found[_IFA_ADDRESS])[0])  # with both the other is a far end's
+
+
+def is_usable(body: bytes) -> bool:
+    """Whether a socket may be bound to this address (already)."""
+    return not _ADDRESS.unpack_from(body)[2] & _UNUSABLE
+
+
+def is_passing(body: bytes) -> bool:
+    """Whether others are better to begin a session from: it is a further one, or about to go."""
+    return bool(_ADDRESS.unpack_from(body)[2] & _PASSING)
 
 
 def gateways(body: bytes) -> Iterator[tuple[Address, int]]:

@@ -83,6 +83,26 @@ def test_a_default_route_that_goes_for_a_moment_ends_no_session(lab: Lab) -> Non
 
 
 @pytest.mark.needs("bird")
+def test_another_address_of_ours_beside_the_session_s_ends_no_session(lab: Lab) -> None:
+    """As temporary ones (RFC 8981) and VIPs come; the kernel lists the newest first. A restart does not mind it."""
+    site = site_of(lab, Bird)
+    tor, ours = site.tors[0], "fd00:10::2"
+    site.place.ip(f"addr add {ours}/64 dev eth1 nodad", "route add ::/0 via fd00:10::1 dev eth1")
+    tor.namespace.ip(f"addr add fd00:10::1/64 dev {PORT} nodad")
+    (site.node.manifests / "node.yaml").write_text(node_manifest("worker1", [POD_CIDRS[1]]))
+    tor.reconfigure(neighbors=(Neighbor(address=ours, asn=NODE_ASN, families=(IPV6,), direct=True),))
+    site.start()
+    site.node.wait_healthy()
+    site.place.ip("addr add fd00:10::99/64 dev eth1 nodad", "addr add fd00:10::98/64 dev eth1")
+    assert site.node.daemon is not None
+    site.node.daemon.stop()
+    site.node.start_daemon()
+    site.node.wait_healthy()
+    (row,) = site.node.status()["peers"]
+    assert (row["state"], row["localAddress"], row["flaps"]) == ("up", ours, 0)
+
+
+@pytest.mark.needs("bird")
 def test_one_family_an_entry_of_its_own_and_what_is_configured_for_all(lab: Lab) -> None:
     """A gateway that is a peer by its address already is left to that; the others have what the entry gives."""
     peers = [

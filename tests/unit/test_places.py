@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv6Address, ip_address, ip_network
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from bgpd.bgp.places import HOLD_S, Place, after, places
 from bgpd.bgp.plan import Drain, plan
 from bgpd.config.bgp import Bgp
 from bgpd.config.parse import parse
-from bgpd.model.bgp import Family, RouteKey
+from bgpd.model.bgp import Family, LocalEnd, RouteKey
 from bgpd.model.node import Node
 from bgpd.model.uplink import NO_UPLINKS, NOT_READ, Gateway, Link, Route, Uplinks
 
@@ -99,6 +99,19 @@ def test_a_router_stays_until_another_one_is_there_alone() -> None:
     (place,) = found([on("eth1")], heard(B, before=known))
     assert place.address == B
     assert "other routers too (fe80::b)" in found([on("eth1")], heard(A, B, before=known))[0].remark
+
+
+def test_another_address_of_ours_beside_the_session_s_changes_nothing() -> None:
+    """Nor after a restart of the daemon, which knows what ExaBGP has; one that is gone is replaced."""
+    lower, first, second = IPv6Address("fe80::1"), ip_address("192.0.2.63"), ip_address("192.0.2.9")
+    both = Link(is_up=True, local=lower, ours=frozenset({lower, OURS}))
+    (place,) = found([on("eth1")], heard(A, before=heard(A), link=both))
+    assert place.local == OURS
+    gateways = {GATEWAY: Route(second, ours=frozenset({first, second}))}
+    for loaded, expected in ((first, first), (second, second), (ip_address("192.0.2.1"), second)):
+        kept = {"auto-192.0.2.1": LocalEnd(loaded, IPv4Address("10.0.0.1"))}
+        result = plan(bgp("auto"), {}, NODE, Drain.NO, loaded=kept, uplinks=Uplinks(gateways=gateways))
+        assert result.neighbors["auto-192.0.2.1"].local_address == expected
 
 
 def test_an_interface_that_is_gone_keeps_nothing() -> None:
