@@ -94,6 +94,7 @@ class _Reader:
             return None
         try:
             found = json.loads(text, object_pairs_hook=self._pairs, parse_constant=_no_number)
+            json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can neither be looked for nor told
         except json.JSONDecodeError as error:
             place = f"line {error.lineno}, column {error.colno}"
             self._fault(_ROOT, f"{place}: it is not JSON: {error.msg[:1].lower()}{error.msg[1:]}")

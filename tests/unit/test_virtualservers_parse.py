@@ -167,6 +167,8 @@ def test_all_faults_at_once() -> None:
         ('{"virtualServer": NaN}', "data.data: it is not JSON that can be read: NaN is no number"),
         ("[" * 100_000, "data.data: it is not JSON that can be read"),
         ("{}", "data.data.virtualServer: is missing"),
+        (ARTICLE.replace("server is ok", r"\ud800"), "data.data: it is not JSON that can be read: 'utf-8' codec"),
+        (ARTICLE.replace('"port"', r'"\ud800": 1, "port"'), "data.data: it is not JSON that can be read: 'utf-8'"),
     ],
 )
 def test_what_is_no_document(text: str, fault: str) -> None:
