@@ -101,6 +101,8 @@ class _Reader:
         except (ValueError, RecursionError) as error:
             self._fault(_ROOT, f"it is not JSON that can be read: {error}")
         else:
+            if found is None:
+                self._fault(_ROOT, "found nothing; give a mapping with virtualServer")
             return self._mapping(_ROOT, found, ("virtualServer",))
         return None
 
@@ -139,6 +141,8 @@ class _Reader:
         return service, port, tuple(monitor for monitor in monitors if monitor is not None)
 
     def _monitor(self, path: FieldPath, entry: object) -> Monitor | None:
+        if entry is None:
+            self._fault(path, "found nothing; give a monitor, or leave it out")
         given = self._mapping(path, entry, ("protocol", "interval", "timeout", "send", "recv"))
         if given is None:
             return None
@@ -222,6 +226,9 @@ class _Reader:
         for key in value.keys() - set(known):
             hint = did_you_mean(key, known) or f"; known here are {', '.join(known)}"
             self._fault((*path, key), f"is not known{hint}")
+        for key in known:
+            if key in value and value[key] is None:  # its reader would take it for one that is not there
+                self._fault((*path, key), "found nothing; give a value, or leave it out")
         return value
 
     def _text(self, path: FieldPath, value: object) -> str | None:

@@ -147,6 +147,32 @@ def test_one_fault(path: str, value: Any, fault: str) -> None:
     assert found.startswith(fault)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "backend",
+        "backend.serviceName",
+        "backend.healthMonitors.0",
+        "backend.healthMonitors.0.interval",
+        "backend.healthMonitors.0.recv",
+        "frontend.mode",
+        "frontend.virtualAddress.port",
+    ],
+)
+def test_null_is_a_fault(path: str) -> None:
+    """A monitor that is not understood must not be one that always passes."""
+    document: Any = json.loads(ARTICLE)
+    place = document["virtualServer"]
+    *steps, last = [int(step) if step.isdigit() else step for step in path.split(".")]
+    for step in steps:
+        place = place[step]
+    place[last] = None
+    reading = _read(document)
+    assert reading.server is None
+    named = f"data.data.virtualServer.{path.replace('.0', '[0]')}: found nothing; give "
+    assert [each.startswith(named) for each in _faults(reading)] == [True]
+
+
 def test_all_faults_at_once() -> None:
     """In the backend, the frontend and beside the document."""
     document = _changed("backend.servicePort", 0)
@@ -167,6 +193,7 @@ def test_all_faults_at_once() -> None:
         ('{"virtualServer": NaN}', "data.data: it is not JSON that can be read: NaN is no number"),
         ("[" * 100_000, "data.data: it is not JSON that can be read"),
         ("{}", "data.data.virtualServer: is missing"),
+        ("null", "data.data: found nothing; give a mapping with virtualServer"),
         (ARTICLE.replace("server is ok", r"\ud800"), "data.data: it is not JSON that can be read: 'utf-8' codec"),
         (ARTICLE.replace('"port"', r'"\ud800": 1, "port"'), "data.data: it is not JSON that can be read: 'utf-8'"),
     ],
