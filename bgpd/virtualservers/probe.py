@@ -36,7 +36,7 @@ async def probe(monitor: Monitor, member: Member, within_s: float) -> Result:
     try:
         async with asyncio.timeout(within_s):
             if monitor.protocol is MonitorProtocol.UDP:
-                return await _udp(monitor, member)
+                return await _udp(monitor, member, within_s)
             return await _stream(monitor, member)
     except TimeoutError:
         return Result(f"no answer in {within_s:.3g} s")
@@ -69,7 +69,7 @@ async def _answer(reader: asyncio.StreamReader, monitor: Monitor) -> Result:
     return _missing(monitor, answer)
 
 
-async def _udp(monitor: Monitor, member: Member) -> Result:
+async def _udp(monitor: Monitor, member: Member, within_s: float) -> Result:
     loop = asyncio.get_running_loop()
     wanted = pattern(monitor.recv) if monitor.recv else None
     family = socket.AF_INET if member.address.version == 4 else socket.AF_INET6
@@ -79,10 +79,10 @@ async def _udp(monitor: Monitor, member: Member) -> Result:
         await loop.sock_sendall(opened, monitor.send)
         if wanted is None:
             try:
-                async with asyncio.timeout(REFUSAL_S):
+                async with asyncio.timeout(min(REFUSAL_S, within_s / 2)):  # silence ends before the try does
                     await loop.sock_recv(opened, ANSWER_BYTES)
             except TimeoutError:
-                pass  # silence is what a healthy one may answer
+                pass  # which is what a healthy one may answer
             return Result("")
         while True:
             answer = await loop.sock_recv(opened, ANSWER_BYTES)

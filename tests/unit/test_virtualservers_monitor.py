@@ -169,6 +169,15 @@ def test_a_udp_answer() -> None:
     assert asyncio.run(run()) == Result("")
 
 
+def test_a_udp_port_that_is_silent() -> None:
+    """Without recv that will do, however short the try is."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind((str(HERE), 0))
+        member = Member(HERE, silent.getsockname()[1])
+        for within_s in (0.2, 1.0):
+            assert asyncio.run(probe(Monitor(MonitorProtocol.UDP, 5, 1), member, within_s)) == Result("")
+
+
 def test_monitors_follow_what_is_wanted() -> None:
     """Who is wanted no more is asked no more; a change of state is told; who was in service is up from the start."""
     quick = Monitor(MonitorProtocol.TCP, 1, 3)
