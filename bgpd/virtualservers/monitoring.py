@@ -1,8 +1,8 @@
 """Runs the monitors of local pods and keeps what they found; what follows from it is decided in `plan`.
 
 Every pod has a task for each of its monitors, which tries, waits and tries again. New ones begin spread over a
-second, so that a restart does not try hundreds of pods at one moment, and at most `AT_ONCE` tries are under way: a
-try that waits for its turn is not held against the pod.
+second, so that a restart does not try hundreds of pods at one moment, and at most `AT_ONCE` tries are under way. A
+try that waits for its turn, or is late because the daemon was held up, is not held against the pod.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Monitoring:
 
     async def _repeat(self, key: Watched) -> None:
         loop, monitor = asyncio.get_running_loop(), key.monitor
-        await asyncio.sleep(min(SPREAD_S, monitor.interval_s) * self._rand())
+        meant_at = loop.time() + min(SPREAD_S, monitor.interval_s) * self._rand()
         while True:
-            asked_at = loop.time()
+            await asyncio.sleep(max(0.0, meant_at - loop.time()))
             async with self._slots:
                 begun_at = loop.time()
-                check = self.checks[key] = delayed(self.checks[key], begun_at - asked_at)
+                check = self.checks[key] = delayed(self.checks[key], max(0.0, begun_at - meant_at))
                 due = expires_at(check, monitor)
                 within_s = monitor.timeout_s if due is None else min(monitor.timeout_s, max(0.0, due - begun_at))
                 result = await self._probe(monitor, key.member, within_s)
@@ -94,7 +94,7 @@ class Monitoring:
             if due is not None and due < next_at:
                 await asyncio.sleep(max(0.0, due - loop.time()))
                 self._note(key, expired(self.checks[key], monitor, loop.time()))
-            await asyncio.sleep(max(0.0, next_at - loop.time()))
+            meant_at = max(next_at, loop.time())  # what this daemon is late from here on is not the pod's fault
 
     def _note(self, key: Watched, check: Check) -> None:
         before, self.checks[key] = self.checks[key], check

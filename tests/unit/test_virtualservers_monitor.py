@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Callable
 from ipaddress import ip_address
 
@@ -206,3 +207,30 @@ def test_monitors_follow_what_is_wanted() -> None:
 
     asyncio.run(run())
     assert turns == [(False, None), (False, True)]
+
+
+def test_a_daemon_that_was_held_up_takes_nobody_out() -> None:
+    """It tries again before it judges: a machine may stand still for longer than a pod may be silent."""
+    quick = Watched(Member(HERE, 1), Monitor(MonitorProtocol.TCP, 1, 1))
+    given: list[float] = []
+
+    async def well(monitor: Monitor, member: Member, within_s: float) -> Result:
+        given.append(within_s)
+        return Result("" if within_s >= 0.5 else "no time")
+
+    async def run() -> None:
+        turned = asyncio.Event()
+        monitoring = Monitoring(Rule, turned.set, lambda: 0.0, well)
+        running = asyncio.create_task(monitoring.run())
+        monitoring.follow([quick], [quick.member])
+        while not given:
+            await asyncio.sleep(0)
+        time.sleep(2.2)  # of the two seconds that a success counts
+        while len(given) < 2:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert (monitoring.checks[quick].up, turned.is_set()) == (True, False)
+        running.cancel()
+
+    asyncio.run(run())
+    assert given[1] == 1
