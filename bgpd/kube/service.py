@@ -22,6 +22,7 @@ from bgpd.model.service import EndpointSlice, Service, ServiceEndpoint, ServiceP
 T = TypeVar("T", Service, EndpointSlice)
 _Text: TypeAlias = tuple[FieldPath, str]
 
+_LAST_PORT = 65535
 SERVICE_NAME = "kubernetes.io/service-name"  # the label of a slice that says whose it is
 
 
@@ -186,6 +187,8 @@ class _Reader:
             if protocol not in Protocol.__members__:
                 problem = f"must be {', '.join(Protocol.__members__)}, not {protocol!r}"
                 self.faults.append(FieldFault((*path, index, "protocol"), problem))
+            elif entry.port is not None and not 0 < entry.port <= _LAST_PORT:  # of slices the API server takes any
+                self.faults.append(FieldFault((*path, index, "port"), f"must be 1 to {_LAST_PORT}, not {entry.port}"))
             elif entry.port is not None:
                 kept.append(ServicePort(entry.name or "", Protocol[protocol], entry.port))
         return tuple(kept)

@@ -152,3 +152,11 @@ def test_ports_of_a_slice() -> None:
     """By name and number; one without a number means all ports and is left out."""
     ports = [{"name": "http", "port": 8080, "protocol": "TCP"}, {"name": "all"}]
     assert endpoint_slice(ports=ports).ports == (ServicePort("http", Protocol.TCP, 8080),)
+
+
+@pytest.mark.parametrize("port", [0, -1, 65536, 10**20])
+def test_a_port_that_is_none(port: int) -> None:
+    """The API server does not look at those of slices, and whoever connected to one would fail."""
+    found = endpoint_slice(ports=[{"name": "http", "port": port}, {"name": "https", "port": 65535}])
+    assert found.ports == (ServicePort("https", Protocol.TCP, 65535),)
+    assert [dotted(fault.path) for fault in found.faults] == ["ports[0].port"]
