@@ -322,11 +322,11 @@ def _pod_ips(status: RawPodStatus) -> tuple[tuple[Address, ...], list[str]]:
     texts = [(f"status.podIPs[{index}].ip", entry.ip) for index, entry in enumerate(status.pod_ips or ())]
     if not texts and status.pod_ip:
         texts = [("status.podIP", status.pod_ip)]
-    kept: list[Address] = []
+    kept: dict[Address, None] = {}  # each once, in the order of the object
     problems: list[str] = []
     for field, text in texts:
         try:
-            kept.append(parse_address(text))
+            kept[parse_address(text)] = None
         except PrefixError as error:
             problems.append(f": {field}: {error}")
     return tuple(kept), problems

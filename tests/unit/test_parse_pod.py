@@ -95,6 +95,11 @@ def test_an_address_that_is_none_is_a_problem() -> None:
     assert found.problems[0].startswith("pod n/p: status.podIPs[0].ip: '10.0.0.256' is not an IP address")
 
 
+def test_an_address_that_is_there_twice_counts_once() -> None:
+    """As in a file that somebody wrote by hand."""
+    assert pod(status={"podIPs": [{"ip": "fd00::1"}, {"ip": "FD00:0::1"}]}).ips == (ip_address("fd00::1"),)
+
+
 def test_a_namespace_has_its_name_as_a_label() -> None:
     """As the API server has it, whatever a file says."""
     content = {"metadata": {"name": "n", "labels": {"a": "b", "kubernetes.io/metadata.name": "other"}}}
