@@ -116,7 +116,8 @@ def _brake(
     allowed = max(counted * percent // 100, 1 if percent else 0)
     going.sort()
     for since, key in going[max(allowed - gone, 0) :]:
-        memory[key] = replace(memory[key], state=State.KEPT, since=since)
+        flaps = before[key].flaps if before is not None else False  # nobody sees it go
+        memory[key] = replace(memory[key], state=State.KEPT, since=since, flaps=flaps)
 
 
 def _candidate(reach: Reach, state: State, settings: Services) -> Candidate:

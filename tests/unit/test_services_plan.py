@@ -204,3 +204,14 @@ def test_what_always_holds(history: list[tuple[int, dict[str, Standing]]], perce
         backwards = [reach(*each) for each in reversed(node.standings.items())]
         assert plan(backwards, before, node.settings, node.now).memory == node.memory
         assert (node.plan.due is None) is (State.SETTLING not in states.values())
+
+
+def test_what_the_brake_kept_has_not_flapped() -> None:
+    """It was announced all the while: when it is lost long after that, it comes back at once."""
+    node = settled(percent=0, a=ABSENT)
+    node.sees(a=FIT)
+    assert node.after(1, a=UNREADY) == {"a": "kept"}
+    assert node.after(1, a=FIT) == {"a": "announced"}
+    node.settings = Services.model_validate({"stableSeconds": STABLE_S})
+    assert node.after(100 * STABLE_S, a=UNREADY) == {"a": "withdrawn"}
+    assert node.after(1, a=FIT) == {"a": "announced"}
