@@ -60,6 +60,7 @@ class Flows:
             strayed, self._strayed = self._strayed, {}
             wanted = list(counted())
             if not strayed and not wanted:
+                self.problem, self._open = "", {}  # of connections that nobody asks about any more
                 continue
             began = time.monotonic()
             try:
