@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -30,6 +31,8 @@ from bgpd.virtualservers.pattern import PatternError, pattern
 T = TypeVar("T")
 
 VERSION = "v0.1.7"
+LONGEST = 32768  # characters of a document: all daemons read it between two things that cannot wait
+MOST_MONITORS = 16  # of one virtual server; each is a task and a connection for every pod
 LONGEST_S = 86400  # of interval and timeout, in the schema
 INTERVAL_S, TIMEOUT_S = 5, 16  # of BIG-IP's own monitors
 DEFAULT_REQUEST = "GET /\r\n"  # the same
@@ -92,6 +95,9 @@ class _Reader:
         if text is None:
             self._fault(_ROOT, 'is missing; put the JSON document {"virtualServer": ...} there')
             return None
+        if len(text) > LONGEST:
+            self._fault(_ROOT, f"it has {len(text)} characters; a virtual server may have {LONGEST}")
+            return None
         try:
             found = json.loads(text, object_pairs_hook=self._pairs, parse_constant=_no_number)
             json.dumps(found, ensure_ascii=False).encode()  # half a surrogate pair can neither be looked for nor told
@@ -134,6 +140,9 @@ class _Reader:
         entries, place = given.get("healthMonitors", []), (*path, "healthMonitors")
         if not isinstance(entries, list):
             self._fault(place, f"found {shown(entries)}; give a list of monitors")
+            return service, port, None
+        if len(entries) > MOST_MONITORS:
+            self._fault(place, f"there are {len(entries)}; a virtual server may have {MOST_MONITORS} monitors")
             return service, port, None
         monitors = [self._monitor((*place, index), entry) for index, entry in enumerate(entries)]
         if not entries:
@@ -254,9 +263,9 @@ class _Reader:
         return None
 
     def _pairs(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        keys = [key for key, _ in pairs]
-        for key in sorted({key for key in keys if keys.count(key) > 1}):
-            self._fault(_ROOT, f"{key} is there twice in one mapping; remove one")
+        counted = Counter(key for key, _ in pairs)
+        for key in sorted(key for key, count in counted.items() if count > 1):
+            self._fault(_ROOT, f"{shown(key)} is there twice in one mapping; remove one")
         return dict(pairs)
 
     def _fault(self, path: FieldPath, problem: str) -> None:

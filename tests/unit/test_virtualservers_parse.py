@@ -130,6 +130,11 @@ def test_ipv6_udp_and_defaults() -> None:
         ("backend.healthMonitors.0.timeout", 0, f"{MONITOR}.timeout: found 0; give a whole number from 1 to 86400"),
         ("backend.healthMonitors.0.recv", "(", f"{MONITOR}.recv: it is no extended regular expression"),
         ("backend.healthMonitors.0.recv", r"(a)\1", f"{MONITOR}.recv: back references and counted repetitions"),
+        (
+            "backend.healthMonitors",
+            [{"protocol": "tcp", "interval": n} for n in range(1, 18)],
+            "data.data.virtualServer.backend.healthMonitors: there are 17; a virtual server may have 16 monitors",
+        ),
         ("frontend.sslProfile", {"f5ProfileName": "x"}, f"{FRONTEND}.sslProfile: a node does not end TLS"),
         ("frontend.iapp", "x", f"{FRONTEND}.iapp: iApps run on an F5 only"),
         ("frontend.balance", "round-robbin", f"{FRONTEND}.balance: found 'round-robbin'; give one of round-robin,"),
@@ -191,8 +196,9 @@ def test_all_faults_at_once() -> None:
         ('{"virtualServer": ', "data.data: line 1, column 19: it is not JSON: expecting value"),
         ("[]", "data.data: found a list; give a mapping with virtualServer"),
         ('{"virtualServer": NaN}', "data.data: it is not JSON that can be read: NaN is no number"),
-        ("[" * 100_000, "data.data: it is not JSON that can be read"),
+        ("[" * 10_000, "data.data: it is not JSON that can be read"),
         ("{}", "data.data.virtualServer: is missing"),
+        (json.dumps({f"k{n}": 1 for n in range(4000)}), "data.data: it has 4"),
         ("null", "data.data: found nothing; give a mapping with virtualServer"),
         (ARTICLE.replace("server is ok", r"\ud800"), "data.data: it is not JSON that can be read: 'utf-8' codec"),
         (ARTICLE.replace('"port"', r'"\ud800": 1, "port"'), "data.data: it is not JSON that can be read: 'utf-8'"),
@@ -205,7 +211,7 @@ def test_what_is_no_document(text: str, fault: str) -> None:
 
 def test_a_key_that_is_there_twice() -> None:
     """JSON would let the last one win."""
-    assert "data.data: port is there twice in one mapping; remove one" in _faults(
+    assert "data.data: 'port' is there twice in one mapping; remove one" in _faults(
         _read(ARTICLE.replace('"port": 80,', '"port": 80, "port": 81,'))
     )
 
