@@ -237,7 +237,7 @@ class Builder:
         from bgpd.virtualservers.serving import Objects, Serving
 
         mark.touch()
-        objects = Objects(cluster.virtual_servers, cluster.services, cluster.slices)
+        objects = Objects(cluster.virtual_servers, cluster.services, cluster.slices, self._inputs.nodes)
         offered = cluster.virtual_addresses
         return Serving(config.node.name, self._inputs.config, objects, offered, self._report, self._noted)
 

@@ -69,11 +69,23 @@ def by_service(slices: Iterable[EndpointSlice]) -> dict[str, list[EndpointSlice]
     return found
 
 
-def pools(servers: Iterable[VirtualServer], endpoints: Endpoints, node: str) -> dict[str, Pool]:
-    """By the name of the virtual server. Of two with one frontend the first by name counts."""
+def pools(
+    servers: Iterable[VirtualServer],
+    endpoints: Endpoints,
+    node: str,
+    refused: Callable[[Address], str] = lambda address: "",
+) -> dict[str, Pool]:
+    """By the name of the virtual server. Of two with one frontend the first by name counts.
+
+    `refused` says why an address is not a virtual server's to have; empty when it is.
+    """
     found: dict[str, Pool] = {}
     taken: dict[Frontend, str] = {}
     for server in sorted(servers, key=lambda server: server.name):
+        why = refused(server.frontend.address)
+        if why:
+            found[server.name] = Pool(server, lacks=why)
+            continue
         first = taken.setdefault(server.frontend, server.name)
         if first != server.name:
             lacks = f"{server.frontend} is taken by ConfigMap {first}; give one of them another port or address"

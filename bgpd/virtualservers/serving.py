@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bgpd.config.load import Loaded
 from bgpd.config.virtualservers import VirtualServers
@@ -23,11 +24,13 @@ from bgpd.model.brief import brief
 from bgpd.model.candidate import Candidate
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.fault import Fault
+from bgpd.model.node import Node
 from bgpd.model.service import EndpointSlice, Service
 from bgpd.model.virtualserver import MARK, Balance, Frontend, Member
 from bgpd.netlink.owntables import OwnTables, remove, taking_out
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Store
+from bgpd.virtualservers.claim import refusal
 from bgpd.virtualservers.flows import Flows
 from bgpd.virtualservers.monitor import Rule
 from bgpd.virtualservers.monitoring import Monitoring, Watched
@@ -46,6 +49,7 @@ class Objects:
     config_maps: Store[Mapping[str, ConfigMap]]
     services: Store[Mapping[str, Service]]
     slices: Store[Mapping[str, EndpointSlice]]
+    nodes: Store[Mapping[str, Node]]
 
 
 class Serving:
@@ -71,7 +75,7 @@ class Serving:
         self.flows = Flows()
         self._tables = OwnTables(TABLES)
         self.loop: Reconciler[str, Table] = Reconciler(NAME, self._desired, self._tables, str, self._reconciled)
-        for store in (config, objects.config_maps, objects.services, objects.slices):
+        for store in (config, objects.config_maps, objects.services, objects.slices, objects.nodes):
             store.on_change(self._changed)
 
     @property
@@ -118,7 +122,7 @@ class Serving:
 
     async def _begin(self) -> None:
         """Monitors begin once it is known who was in service before."""
-        for store in (self._objects.config_maps, self._objects.services, self._objects.slices):
+        for store in (*self._sources, self._objects.nodes):
             while not store.newest.synced:
                 await store.newer_than(store.newest.revision)
         await self.loop.wait_until(self.loop.kick(), LOOK_S)
@@ -129,6 +133,11 @@ class Serving:
         self._publish()
 
     # --- what follows from what -------------------------------------------------------------------------------
+
+    @property
+    def _sources(self) -> Sequence[Store[Any]]:
+        """What says who is served."""
+        return self._objects.config_maps, self._objects.services, self._objects.slices
 
     @property
     def _settings(self) -> VirtualServers:
@@ -149,7 +158,9 @@ class Serving:
         }
         servers = [reading.server for _, reading in self._read.values() if reading.server is not None]
         slices = by_service(self._objects.slices.newest.value.values())
-        self._pools = pools(servers, Endpoints(self._objects.services.newest.value, slices), self._node_name)
+        services, nodes = self._objects.services.newest.value, self._objects.nodes.newest.value
+        refused = refusal(self._config.newest.value.config.bgp, nodes.values(), services.values())
+        self._pools = pools(servers, Endpoints(services, slices), self._node_name, refused)
         watched = {
             Watched(member, monitor)
             for pool in self._pools.values()
@@ -189,8 +200,7 @@ class Serving:
             for each in self.served.values()
             if each.in_service
         }
-        stores = (self._objects.config_maps, self._objects.services, self._objects.slices)
-        return Desired({KEY: Table(led)}, complete=True, at=max(store.newest.at for store in stores))
+        return Desired({KEY: Table(led)}, complete=True, at=max(store.newest.at for store in self._sources))
 
     def _counted(self) -> Collection[Frontend]:
         """Whose connections count for who gets the next."""

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from ipaddress import ip_address
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.config.bgp import Bgp
 from bgpd.config.virtualservers import VirtualServers
+from bgpd.model.node import Node
 from bgpd.model.policy import Protocol
 from bgpd.model.service import EndpointSlice, Service, ServiceEndpoint, ServicePort
 from bgpd.model.virtualserver import Frontend, Member, Monitor, MonitorProtocol, VirtualServer
+from bgpd.virtualservers.claim import refusal
 from bgpd.virtualservers.deal import by_connections, in_turn
 from bgpd.virtualservers.monitor import Check
 from bgpd.virtualservers.plan import Endpoints, Served, candidates, pools, served
@@ -60,6 +64,35 @@ def test_members_are_ready_pods_of_this_node_and_family() -> None:
     assert pools([SERVER], endpoints, "here")[SERVER.name].members == (Member(here, 8080),)
     lacks = pools([SERVER], endpoints, "nowhere")[SERVER.name].lacks
     assert lacks.startswith("Service shop/web has no ready IPv4 pod")
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("10.96.0.1", "10.96.0.1 is a cluster IP of Service default/kubernetes; give"),
+        ("192.168.1.5", "192.168.1.5 is an address of node here; give"),
+        ("10.244.1.7", "10.244.1.7 is in the pod CIDR 10.244.1.0/24 of node here; give"),
+        ("192.168.1.1", "192.168.1.1 is the address of peer tor; give"),
+        ("198.51.100.1", "198.51.100.1 is outside export.allow"),
+        ("192.0.2.1", ""),
+    ],
+)
+def test_nobody_takes_the_address_of_somebody_else(address: str, why: str) -> None:
+    """Whoever may write a ConfigMap must not lead other people's traffic to pods of theirs."""
+    bgp = Bgp.model_validate(
+        {
+            "localASN": 64512,
+            "peers": [{"name": "tor", "peerASN": 64512, "peerAddress": "192.168.1.1"}],
+            "advertisements": [{"advertisementType": "VirtualServer"}],
+            "export": {"allow": ["192.0.2.0/24", "10.0.0.0/8", "192.168.0.0/16"]},
+        }
+    )
+    node = Node("here", (ip_network("10.244.1.0/24"),), (ip_address("192.168.1.5"),))
+    services = [Service("default", "kubernetes", cluster_ips=(ip_address("10.96.0.1"),))]
+    server = replace(SERVER, frontend=replace(FRONTEND, address=ip_address(address)))
+    pool = pools([server], _local(*MEMBERS), "here", refusal(bgp, [node], services))[SERVER.name]
+    assert pool.lacks.startswith(why)
+    assert bool(pool.members) is not bool(why)
 
 
 def test_what_a_pool_lacks_is_named() -> None:
