@@ -164,22 +164,28 @@ class Discovery:
                 self._sender = None
 
     def _send(self) -> None:
-        look = self._look
         try:
-            if self._sender is None:
-                self._sender = Sender()
-            for name, link in self.uplinks.newest.value.links.items():
-                if not link.is_up or link.local is None or name not in look.indexes:
-                    continue
-                self._sender.advertise(look.indexes[name], link.local, look.macs[name])
-                if not link.routers:
-                    self._sender.solicit(look.indexes[name], link.local, look.macs[name])
-        except PermissionError as error:
-            self._refused = f"router advertisements cannot be sent: {error.strerror}; bgpd needs CAP_NET_RAW for that"
+            self._sender = self._sender or Sender()
+        except OSError as error:
+            remedy = "; bgpd needs CAP_NET_RAW for that" if isinstance(error, PermissionError) else ""
+            self._refused = f"router advertisements cannot be sent: {error.strerror}{remedy}"
+            return
+        self._refused = ""
+        for name, link in self.uplinks.newest.value.links.items():
+            if link.is_up and link.local is not None and name in self._look.indexes:
+                self._send_on(self._sender, name, link.local, ask=not link.routers)
+
+    def _send_on(self, sender: Sender, name: str, source: IPv6Address, *, ask: bool) -> None:
+        """A link that takes nothing is nothing to the others."""
+        index, mac = self._look.indexes[name], self._look.macs[name]
+        try:
+            sender.advertise(index, source, mac)
+            if ask:
+                sender.solicit(index, source, mac)
+        except PermissionError:
+            self._refused = f"router advertisements cannot be sent on {name}: a firewall of this node drops them"
         except OSError as error:  # the link has gone since
-            self._log.debug("router advertisement", error=str(error))
-        else:
-            self._refused = ""
+            self._log.debug("router advertisement", interface=name, error=str(error))
 
 
 @dataclass(frozen=True, slots=True)

@@ -160,6 +160,20 @@ def test_a_silent_link_and_one_with_several_routers_are_told(lab: Lab) -> None:
     assert site.node.peer("tor-a")["address"] == "fe80::2%eth1"
 
 
+@pytest.mark.needs("nft", *Frr.programs)
+def test_a_link_that_takes_no_advertisements_is_nothing_to_the_others(lab: Lab) -> None:
+    """A firewall of the node answers EPERM: named where it is, and the switch at the other link finds the node."""
+    site = UnnumberedSite(lab, Frr, Frr)
+    rule = "oifname eth1 icmpv6 type { nd-router-advert, nd-router-solicit } drop"
+    output = "{ type filter hook output priority 0; }"
+    script = f"add table inet silence; add chain inet silence out {output}; add rule inet silence out {rule}"
+    site.place.run(["nft", script])
+    site.tors[1].start()
+    site.node.start()
+    site.wait_routes(site.tors[1])
+    site.node.wait_problem("router advertisements cannot be sent on eth1: a firewall of this node drops them")
+
+
 @pytest.mark.needs("bird")
 def test_of_several_routers_those_that_do_not_answer_are_left_out(lab: Lab) -> None:
     """The remains of a switch that was replaced while nobody looked: the kernel is made to ask."""
