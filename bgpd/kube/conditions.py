@@ -37,10 +37,11 @@ SUBRESOURCE = "status"
 
 @dataclass(slots=True)
 class _Turn:
-    """When these conditions are due, in monotonic seconds."""
+    """When these conditions are due (again), in monotonic seconds."""
 
     conditions: tuple[Condition, ...]
     due: float
+    written: bool = False
 
 
 class ConditionWriter:
@@ -77,14 +78,20 @@ class ConditionWriter:
                             await self._wanted.newer_than(newest.revision)
                     continue
                 await self._write(target, self._turns[target].conditions)
-                self._turns[target].due = self._clock() + REPEAT_S
+                self._turns[target].due, self._turns[target].written = self._clock() + REPEAT_S, True
 
     def _line_up(self, wanted: Wanted) -> None:
-        """Each has a turn of its own; one that is written, or wants something else now, has lost the one it had."""
+        """Each has a turn of its own; one that wants something else now has lost the one it had.
+
+        So has one that another node has written for: all nodes' turns would be over, should it be wanted once more.
+        """
+        now = self._clock()
+        kept = {it: turn for it, turn in self._turns.items() if it in wanted or (turn.written and turn.due > now)}
         for target, conditions in wanted.items():
-            turn = self._turns.get(target)
+            turn = kept.get(target)
             if turn is None or turn.conditions != conditions:
-                self._turns[target] = _Turn(conditions, self._clock() + self._rand() * SPREAD_S)
+                kept[target] = _Turn(conditions, now + self._rand() * SPREAD_S)
+        self._turns = kept
 
     async def _write(self, target: Target, conditions: tuple[Condition, ...]) -> None:
         kind = self._kinds[target.kind]
