@@ -119,11 +119,13 @@ class _Found:
     secrets: dict[str, str] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
     refused: list[Refused] = field(default_factory=list)
+    named: set[str] = field(default_factory=set)
 
     def add(self, path: FieldPath, instance: Instance, override: InstanceOverride | None) -> None:
         asn = (override and override.local_asn) or instance.local_asn
         port = (override and override.local_port) or instance.local_port
         router_id = override.router_id if override else None
+        names = [self._free_name(instance, peer) for peer in instance.peers]
         why = ""
         if asn is None:
             why = "it has no localASN, and neither has an override for this node; give one"
@@ -131,13 +133,13 @@ class _Found:
             why = "its localPort or routerID differs from the first instance's; one speaker has one of each"
         if asn is None or why:
             self.refused.append(Refused(CLUSTER_CONFIG, self.config.name, path, why, is_local=True))
-            self.failed |= {self._free_name(instance, peer) for peer in instance.peers}
+            self.failed |= set(names)
             return
         if self.local_asn is None:
             self.local_asn, self.listen_port, self.router_id = asn, port, router_id
         told = {each.name: each for each in override.peers} if override else {}
-        for index, peer in enumerate(instance.peers):
-            name, place = self._free_name(instance, peer), (*path, "peers", index)
+        for index, (name, peer) in enumerate(zip(names, instance.peers, strict=True)):
+            place = (*path, "peers", index)
             refused = self._add_peer(name, place, asn, peer, told.get(peer.name))
             for inner, reason in refused:
                 self._refuse((*place, *inner), reason)
@@ -175,9 +177,14 @@ class _Found:
         return []
 
     def _free_name(self, instance: Instance, peer: ClusterPeer) -> str:
-        """The peer's own where it can be; one that an instance before this one has gets the instance's in front."""
+        """The peer's own where it can be; one that an instance before this one has gets the instance's in front.
+
+        Has, or would have: what becomes of a peer renames no other.
+        """
         name = _as_label(peer.name)
-        return name if name not in self.peers else _as_label(f"{instance.name}-{peer.name}")
+        name = name if name not in self.named else _as_label(f"{instance.name}-{peer.name}")
+        self.named.add(name)
+        return name
 
     def _in_the_way(self, peer: Peer) -> Iterator[str]:
         if peer.name in self.peers:

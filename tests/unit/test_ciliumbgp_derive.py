@@ -137,6 +137,22 @@ def test_peer_config_that_is_gone_lets_no_session_fall(tmp_path: Path) -> None:
     assert "there is no CiliumBGPPeerConfig cilium-peer" in rig.problems
 
 
+def test_peer_that_is_refused_renames_no_peer_of_another_instance(tmp_path: Path) -> None:
+    """Two instances with one peer name: the second's session must not become the first's."""
+    rig = Rig(tmp_path)
+    rig.password("hunter2")
+    value = yaml.safe_load(CLUSTER)
+    (first,) = value["spec"]["bgpInstances"]
+    second = {**first, "name": "other", "peers": [{**first["peers"][0], "peerAddress": "fd00:12::1"}]}
+    value["spec"]["bgpInstances"] = [first, second]
+    rig.show(cluster=yaml.safe_dump(value))
+    before = rig.derived.effective.newest.value.config.bgp.peers
+    assert [peer.name for peer in before] == [FIRST, SECOND, f"other-{FIRST}"]
+    first["peers"][0]["peerASN"] = 0
+    rig.show(cluster=yaml.safe_dump(value))
+    assert set(rig.derived.effective.newest.value.config.bgp.peers) == set(before)
+
+
 def test_secrets(tmp_path: Path) -> None:
     """Missing, nothing may be taken back; there, it counts; replaced, the new one does; gone, the last one does."""
     rig = Rig(tmp_path)
