@@ -116,8 +116,14 @@ class Discovery:
             await asyncio.sleep(CALM_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE_S):
-                    while (news := await watch.news()) is not None and not any(map(rtuplink.concerns, news)):
-                        pass
+                    await self._news(watch)
+
+    async def _news(self, watch: RtWatch) -> None:
+        """Waits for some that another look is worth its while for."""
+        interfaces = frozenset(self._look.indexes.values())
+        while (news := await watch.news()) is not None:
+            if any(rtuplink.concerns(each, interfaces) for each in news):
+                return
 
     async def look(self, settled: bool) -> None:
         """Reads what is there now, and publishes it."""

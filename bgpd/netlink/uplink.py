@@ -7,7 +7,7 @@ pods come and go on a node, and each brings routes, addresses and neighbors.
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import IPv4Address, IPv6Address
 
 from bgpd.model.prefix import Address
@@ -94,13 +94,17 @@ def gateways(body: bytes) -> Iterator[tuple[Address, int]]:
         yield from _one(found, _number(found, _OIF))
 
 
-def concerns(news: Received) -> bool:
-    """Whether another look is worth its while."""
+def concerns(news: Received, interfaces: Collection[int]) -> bool:
+    """Whether another look is worth its while. `interfaces`: where peers are expected.
+
+    Of the neighbors only routers there count: those of pods change their state all the time.
+    """
     if news.kind in (NEWROUTE, DELROUTE):
         return news.body[1] == 0  # the destination's length
-    if news.kind in (NEWADDR, DELADDR, NEWNEIGH, DELNEIGH):
-        return news.kind in (NEWADDR, DELADDR) or news.body[0] == FAMILY[6]
-    return news.kind in (NEWLINK, DELLINK)
+    if news.kind in (NEWNEIGH, DELNEIGH):
+        family, index, _, flags, _ = _NEIGHBOR.unpack_from(news.body)
+        return family == FAMILY[6] and index in interfaces and bool(flags & _IS_ROUTER)
+    return news.kind in (NEWADDR, DELADDR, NEWLINK, DELLINK)
 
 
 def _several(packed: bytes) -> Iterator[tuple[Address, int]]:
