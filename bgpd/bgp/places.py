@@ -18,12 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from bgpd.config.bgp import GatewayFamily, Peer
 from bgpd.model.prefix import Address
 from bgpd.model.uplink import Gateway, Link, Route, Uplinks
 
 _DOWN = "{} is down, or has no carrier"
+NOTHING_LOADED: Mapping[str, Address] = MappingProxyType({})
 HOLD_S = 300.0
 """How long a gateway without a default route stays a peer: DHCP and network managers take a minute at worst to put a
 route back, and a session that should have ended does no harm meanwhile."""
@@ -60,8 +62,14 @@ def interfaces(peers: Sequence[Peer]) -> frozenset[str]:
     return frozenset(peer.interface for peer in peers if peer.interface is not None)
 
 
-def places(peers: Sequence[Peer], uplinks: Uplinks) -> tuple[Place, ...]:
-    """In the order of the configuration, gateways in that of their addresses."""
+def places(
+    peers: Sequence[Peer], uplinks: Uplinks, loaded: Mapping[str, Address] = NOTHING_LOADED
+) -> tuple[Place, ...]:
+    """In the order of the configuration, gateways in that of their addresses.
+
+    `loaded`: where the speaker has its sessions. A daemon that has just started knows by that who of several routers
+    was there first.
+    """
     found: list[Place] = []
     given = {peer.peer_address for peer in peers if peer.peer_address is not None}
     behind = interfaces(peers)
@@ -69,7 +77,7 @@ def places(peers: Sequence[Peer], uplinks: Uplinks) -> tuple[Place, ...]:
         if peer.peer_address is not None:
             found.append(Place(peer.name, peer, peer.peer_address))
         elif peer.interface is not None:
-            found.append(_behind(peer, peer.interface, uplinks))
+            found.append(_behind(peer, peer.interface, uplinks, loaded.get(peer.name)))
         else:
             theirs = [it for it in _gateways(peer, uplinks) if it.address not in given and it.interface not in behind]
             found += theirs or [Place(peer.name, peer, None, why=_no_gateway(peer, uplinks))]
@@ -101,8 +109,10 @@ def _settled(before: Link | None, link: Link) -> Link:
     return replace(link, peer=next(iter(link.routers)) if len(link.routers) == 1 else known)
 
 
-def _behind(peer: Peer, interface: str, uplinks: Uplinks) -> Place:
+def _behind(peer: Peer, interface: str, uplinks: Uplinks, loaded: Address | None) -> Place:
     link = uplinks.links.get(interface)
+    if link is not None and link.peer is None:
+        link = replace(link, peer=next((router for router in link.routers if router == loaded), None))
     place = Place(peer.name, peer, None, interface)
     if link is None:
         return replace(place, why=f"there is no interface {interface}" if uplinks.known else uplinks.problem)

@@ -20,7 +20,10 @@ HELPER = "bgpd"  # one fixed name: a helper that a reload renames is killed and 
 _MARK = re.compile(r"^# neighbor (\S+)$", re.MULTILINE)
 _ADDRESS = re.compile(r"^neighbor (\S+) \{$", re.MULTILINE)
 _LOADED = re.compile(r'^\s*description "(\S+) ([0-9a-f]{12})";$', re.MULTILINE)
-_LOCAL_END = re.compile(r'description "(\S+) [0-9a-f]{12}";\s+router-id (\S+);[^{}]*?\blocal-address (\S+);')
+_LOCAL_END = re.compile(
+    r'^neighbor (\S+) \{\s+description "(\S+) [0-9a-f]{12}";\s+router-id (\S+);[^{}]*?\blocal-address (\S+);',
+    re.MULTILINE,
+)
 GTSM_TTL = 255  # RFC 5082 section 3
 
 
@@ -77,8 +80,8 @@ def loaded(shown: str) -> dict[str, str]:
 def local_ends(shown: str) -> dict[str, LocalEnd]:
     """`show neighbor configuration` as neighbor name to our end of its session."""
     return {
-        name: LocalEnd(parse_address(address), parse_address(router_id))
-        for name, router_id, address in _LOCAL_END.findall(shown)
+        name: LocalEnd(parse_address(address), parse_address(router_id), parse_address(peer))
+        for peer, name, router_id, address in _LOCAL_END.findall(shown)
     }
 
 

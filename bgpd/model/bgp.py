@@ -87,10 +87,11 @@ class Neighbor:
 
 @dataclass(frozen=True, slots=True)
 class LocalEnd:
-    """Our end of a session, as the speaker has it loaded."""
+    """Our end of a session, as the speaker has it loaded, and where the `peer` is."""
 
     address: Address
     router_id: Address
+    peer: Address
 
 
 @dataclass(frozen=True, slots=True)

@@ -175,6 +175,19 @@ def test_a_link_that_takes_no_advertisements_is_nothing_to_the_others(lab: Lab) 
 
 
 @pytest.mark.needs("bird")
+def test_a_restart_beside_a_second_router_ends_no_session(lab: Lab) -> None:
+    """Anybody on the link may say that it is a router: who was there first is who ExaBGP has the session with."""
+    site = started(lab, Bird)
+    site.place.ip("neigh add fe80::3 lladdr 02:00:00:00:00:03 dev eth1 router nud permanent")
+    assert site.node.daemon is not None
+    site.node.daemon.stop()
+    site.node.start_daemon()
+    why = site.node.wait_status("not told", lambda it: "has other routers too" in it["peers"][0]["why"])
+    assert why["peers"][0]["state"] == "up"
+    assert len(site.wait_routes(site.tors[0])) == len(POD_CIDRS)
+
+
+@pytest.mark.needs("bird")
 def test_of_several_routers_those_that_do_not_answer_are_left_out(lab: Lab) -> None:
     """The remains of a switch that was replaced while nobody looked: the kernel is made to ask."""
     site = UnnumberedSite(lab, Bird)

@@ -109,9 +109,19 @@ def test_another_address_of_ours_beside_the_session_s_changes_nothing() -> None:
     assert place.local == OURS
     gateways = {GATEWAY: Route(second, ours=frozenset({first, second}))}
     for loaded, expected in ((first, first), (second, second), (ip_address("192.0.2.1"), second)):
-        kept = {"auto-192.0.2.1": LocalEnd(loaded, IPv4Address("10.0.0.1"))}
+        kept = {"auto-192.0.2.1": LocalEnd(loaded, IPv4Address("10.0.0.1"), GATEWAY.address)}
         result = plan(bgp("auto"), {}, NODE, Drain.NO, loaded=kept, uplinks=Uplinks(gateways=gateways))
         assert result.neighbors["auto-192.0.2.1"].local_address == expected
+
+
+def test_who_of_several_routers_was_there_first_is_known_after_a_restart() -> None:
+    """ExaBGP has the session; one that is not among them is not believed."""
+    for theirs, expected in ((A, A), (B, B), (IPv6Address("fe80::c"), None)):
+        kept = {"tor-eth1": LocalEnd(OURS, IPv4Address("10.0.0.1"), theirs)}
+        result = plan(bgp([on("eth1")]), {}, NODE, Drain.NO, loaded=kept, uplinks=heard(A, B))
+        neighbor = result.neighbors.get("tor-eth1")
+        assert (neighbor and neighbor.peer_address) == expected
+        assert ("tor-eth1" in result.unplaced) is (expected is None)
 
 
 def test_an_interface_that_is_gone_keeps_nothing() -> None:

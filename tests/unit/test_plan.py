@@ -214,7 +214,7 @@ bgp:
 # --- before the node is known ---------------------------------------------------------------------------------
 
 
-LOADED = {"tor-a": LocalEnd(ip_address("11.8.37.63"), ip_address("10.0.0.1"))}
+LOADED = {"tor-a": LocalEnd(ip_address("11.8.37.63"), ip_address("10.0.0.1"), ip_address("11.8.37.252"))}
 
 
 def test_sessions_of_a_former_life_stay_while_the_node_is_unknown() -> None:

@@ -116,8 +116,8 @@ def test_our_end_of_what_exabgp_has_loaded_is_read_back() -> None:
     shown = (render.block(TOR_A) + render.block(v6)).replace("  local-address", "  host-name None;\n  local-address")
     foreign = "neighbor 192.0.2.1 {\n  router-id 192.0.2.9;\n  local-address 192.0.2.2;\n}\n"
     assert render.local_ends(foreign + shown + foreign) == {
-        "tor-a": LocalEnd(TOR_A.local_address, TOR_A.router_id),
-        "tor-6": LocalEnd(v6.local_address, v6.router_id),
+        "tor-a": LocalEnd(TOR_A.local_address, TOR_A.router_id, TOR_A.peer_address),
+        "tor-6": LocalEnd(v6.local_address, v6.router_id, v6.peer_address),
     }
 
 
