@@ -136,7 +136,8 @@ def _nobody(interface: str, link: Link) -> str:
         return _DOWN.format(interface)
     if link.routers:
         several = ", ".join(map(str, sorted(link.routers)))
-        return f"{interface} has several routers ({several}), and one peer alone must be there; else number the link and give peerAddress"
+        alone = "and one peer alone must be there; else number the link and give peerAddress"
+        return f"{interface} has several routers ({several}), {alone}"
     return f"nobody on {interface} says that it is a router: does the peer send router advertisements there?"
 
 
