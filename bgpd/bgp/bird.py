@@ -81,12 +81,15 @@ class BirdFiles:
             return ""
 
     def logged(self) -> str:
-        """What BIRD noted last; empty where it cannot be read."""
+        """What BIRD noted last; empty where it cannot be read.
+
+        The newer file is read first: begins BIRD another one meanwhile, it is read twice, instead of not at all.
+        """
         parts = []
-        for path in (self.log.with_name(f"{self.log.name}.before"), self.log):
+        for path in (self.log, self.log.with_name(f"{self.log.name}.before")):
             with contextlib.suppress(OSError):
                 parts.append(path.read_text(errors="replace"))
-        return "".join(parts)
+        return "".join(reversed(parts))
 
     def write(self, wanted: Mapping[str, Wanted]) -> str:
         """Puts the configuration in its place; what it is now."""
