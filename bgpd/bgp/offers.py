@@ -2,7 +2,7 @@
 
 A plan is made again with every change, and most of it is as it was: the same candidates, each the very object of
 before. So what depends on one candidate and the configuration alone is worked out once. A plan without this memory is
-the same plan, later: with the addresses of 500 Services 20 ms instead of 3.
+the same plan, later.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from bgpd.bgp.aggregate import aggregated
 from bgpd.config.bgp import Advertisement, Bgp
-from bgpd.model.bgp import AdvertisementType, Family, RouteKey
+from bgpd.model.bgp import AdvertisementType, Family, Path, RouteKey
 from bgpd.model.candidate import Candidate
 from bgpd.model.prefix import Address, Prefix, contains, sort_key
 
@@ -46,16 +46,24 @@ class Offers:
     def __init__(self) -> None:
         self._of: tuple[Bgp | None, Peers] = None, ()
         self._known: dict[int, Offer] = {}  # by the identity of the candidate, which it keeps alive
+        self._paths: dict[Path, Path] = {}
+        self._paths_before: dict[Path, Path] = {}
 
     def meant(
         self, bgp: Bgp, peers: Peers, candidates: Iterable[Candidate]
     ) -> list[tuple[Advertisement, Sequence[Offer]]]:
         """What each advertisement means, in order. `peers` are those whose addresses are known."""
+        self._paths_before, self._paths = self._paths, {}
         known = self._known if bgp is self._of[0] and peers == self._of[1] else {}
         found = {id(it): known.get(id(it)) or _offer(bgp, peers, it) for it in candidates}
         self._of, self._known = (bgp, peers), found
         ordered = sorted(found.values(), key=attrgetter("order"))
         return [(entry, _meant(bgp, peers, index, ordered, found)) for index, entry in enumerate(bgp.advertisements)]
+
+
+    def path(self, path: Path) -> Path:
+        """The same path, as the object that stood for it in the last plan: the diff then compares pointers."""
+        return self._paths.setdefault(path, self._paths_before.get(path, path))
 
 
 def _meant(
@@ -83,6 +91,8 @@ def brake(bgp: Bgp, offers: Iterable[Offer]) -> dict[Order, str]:
     """
     braked: dict[Order, str] = {}
     wanted = [offer for offer in offers if not offer.candidate.withheld]
+    if len(wanted) <= bgp.export.max_prefixes:  # the usual case needs no ranks
+        return {offer.order: offer.braked for offer in wanted if offer.braked}
     ranked = {(offer.candidate.type is not AdvertisementType.POD_CIDR, offer.order): offer.braked for offer in wanted}
     passed = 0
     for (_, order), why in sorted(ranked.items()):

@@ -13,7 +13,7 @@ everything above `export.maxPrefixes` is refused by name and never announced.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
@@ -88,8 +88,10 @@ def plan(
         found.add(place, _neighbor(bgp, place, passwords.get(place.peer.name), node, loaded.get(place.name)))
     silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy
     peers = tuple(sorted((place.name, place.address) for place in found.places if place.address is not None))
-    meant = (Offers() if offers is None else offers).meant(bgp, peers, (*_pod_cidrs(node), *candidates))
-    routes = _Routes(brake(bgp, (offer for _, chosen in meant for offer in chosen)), silent, node, drain)
+    memory = Offers() if offers is None else offers
+    meant = memory.meant(bgp, peers, (*_pod_cidrs(node), *candidates))
+    braked = brake(bgp, (offer for _, chosen in meant for offer in chosen))
+    routes = _Routes(braked, silent, node, drain, memory.path)
     for place in found.places:
         if place.name in found.neighbors:
             for entry, chosen in meant:
@@ -191,12 +193,16 @@ def _pod_cidrs(node: Node | None) -> list[Candidate]:
 
 @dataclass(slots=True)
 class _Routes:
-    """Sorts what is to be announced into what is and, by reason, what is not. `silent`: why nothing is; empty."""
+    """Sorts what is to be announced into what is and, by reason, what is not. `silent`: why nothing is; empty.
+
+    `kept` gives an equal path as the object of the last plan.
+    """
 
     braked: Mapping[Order, str]
     silent: str
     node: Node | None
     drain: Drain
+    kept: Callable[[Path], Path]
     routes: dict[RouteKey, Path] = field(default_factory=dict)
     refused: dict[RouteKey, str] = field(default_factory=dict)
     withheld: dict[RouteKey, str] = field(default_factory=dict)
@@ -206,21 +212,24 @@ class _Routes:
     def add(self, peer: Peer, neighbor: Neighbor, attributes: Attributes, offers: Iterable[Offer]) -> None:
         """What an advertisement means for a peer. Several may have one prefix: the first that may be announced is."""
         paths: dict[tuple[object, ...], Path | str] = {}  # most offers differ in nothing but their prefix
+        name, families, routes = neighbor.name, neighbor.families, self.routes
         for each in offers:
-            offer, key = each.candidate, each.key(neighbor.name)
-            if each.family not in neighbor.families:
-                self.unsuited[key] = f"{neighbor.name} has no {each.family.value} in families"
-            elif key in self.routes:
+            offer, key = each.candidate, each.key(name)
+            if each.family not in families:
+                self.unsuited[key] = f"{name} has no {each.family.value} in families"
+            elif key in routes:
                 continue
             elif offer.withheld:
                 self.withheld.setdefault(key, offer.withheld)
             else:
                 like = each.family, offer.med, offer.communities
-                if like not in paths:
-                    paths[like] = _path(peer, neighbor, offer, attributes, self.node, self.drain)
-                verdict = self.braked.get(each.order) or self.silent or paths[like]
+                path = paths.get(like)
+                if path is None:
+                    found = _path(peer, neighbor, offer, attributes, self.node, self.drain)
+                    path = paths[like] = self.kept(found) if isinstance(found, Path) else found
+                verdict = self.braked.get(each.order) or self.silent or path
                 if isinstance(verdict, Path):
-                    self.routes[key] = verdict
+                    routes[key] = verdict
                     if offer.remark:
                         self.remarks[key] = offer.remark
                 else:

@@ -38,7 +38,7 @@ from bgpd.model.bgp import (
     SpeakerState,
 )
 from bgpd.model.outcome import DONE, Outcome, Retry
-from bgpd.model.prefix import Address, sort_key
+from bgpd.model.prefix import Address, Prefix, sort_key
 from bgpd.observe import log
 from bgpd.runtime.diff import Change, Kind
 from bgpd.runtime.reconcile import TargetError
@@ -65,11 +65,15 @@ def announcements(
     """What the sessions that are up should carry: their routes and, once those are `complete`, End-of-RIB."""
     up = {name for name, neighbor in neighbors.items() if is_up(state, neighbor.peer_address)}
     sessions = {name: state.sessions[neighbors[name].peer_address] for name in up}
-    want: dict[AnnouncementKey, Announcement] = {
-        key: path
-        for key, path in routes.items()
-        if key.peer in sessions and sessions[key.peer].takes(key.prefix, path.next_hop)
-    }
+    taken: dict[tuple[str, type[Prefix], int], bool] = {}  # thousands of prefixes share a few paths
+    want: dict[AnnouncementKey, Announcement] = {}
+    for key, path in routes.items():
+        like = key.peer, type(key.prefix), id(path)
+        takes = taken.get(like)
+        if takes is None:
+            takes = taken[like] = key.peer in sessions and sessions[key.peer].takes(key.prefix, path.next_hop)
+        if takes:
+            want[key] = path
     if complete:
         want |= {EndOfRibKey(name, family): EndOfRib() for name in up for family in sessions[name].families}
     return want

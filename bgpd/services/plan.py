@@ -64,11 +64,21 @@ def plan(
 ) -> ServicesPlan:
     """`before` is what the last plan remembered; None: this is the first. `now` is monotonic seconds."""
     found = list(reaches)
-    memory = {reach.key: _next(reach.standing, before, reach.key, settings.stable_seconds, now) for reach in found}
-    _brake(memory, before, settings.max_withdrawn_percent, now)
-    settling = [each.since for each in memory.values() if each.state is State.SETTLING]
+    known = before or {}
+    memory = {
+        reach.key: was  # most of them stay what they were: these are told here, without a call each
+        if reach.standing is Standing.FIT and (was := known.get(reach.key)) and was.state is State.ANNOUNCED
+        else _next(reach.standing, before, reach.key, settings.stable_seconds, now)
+        for reach in found
+    }
+    others = {key: each for key, each in memory.items() if each.state is not State.ANNOUNCED}
+    memory |= _kept(others, len(memory) - len(others), before, settings.max_withdrawn_percent, now)
+    settling = [each.since for each in others.values() if each.state is State.SETTLING]
     return ServicesPlan(
-        tuple(_candidate(reach, memory[reach.key].state, settings) for reach in found),
+        tuple(
+            _candidate(reach, memory[reach.key].state, settings) if reach.key in others else reach.offer
+            for reach in found
+        ),
         memory,
         min(settling) + settings.stable_seconds if settling else None,
     )
@@ -99,30 +109,36 @@ def _fit(was: Memory, stable_s: float, now: float) -> Memory:
     return Memory(State.ANNOUNCED, now, now)
 
 
-def _brake(
-    memory: dict[AddressKey, Memory], before: Mapping[AddressKey, Memory] | None, percent: int, now: float
-) -> None:
-    """Keeps what would be withdrawn above the share: what was lost last, and by name where that is the same."""
+def _kept(
+    others: Mapping[AddressKey, Memory],
+    announced: int,
+    before: Mapping[AddressKey, Memory] | None,
+    percent: int,
+    now: float,
+) -> dict[AddressKey, Memory]:
+    """The brake: of `others`, which are not announced, what would be withdrawn above the share. That is what was lost
+    last, and by name where that is the same."""
     going: list[tuple[float, AddressKey]] = []
     gone = 0
-    for key, each in memory.items():
+    for key, each in others.items():
         if each.state is State.WITHDRAWN:
             was = before[key] if before is not None else Memory(State.ANNOUNCED, now)
             if was.state in ANNOUNCED:
                 going.append((was.since if was.state is State.KEPT else now, key))
             else:
                 gone += 1
-    counted = sum(each.state in COUNTED for each in memory.values())
+    counted = announced + sum(each.state in COUNTED for each in others.values())
     allowed = max(counted * percent // 100, 1 if percent else 0)
     going.sort()
+    kept = {}
     for since, key in going[max(allowed - gone, 0) :]:
         flaps = before[key].flaps if before is not None else False  # nobody sees it go
-        memory[key] = replace(memory[key], state=State.KEPT, since=since, flaps=flaps)
+        kept[key] = replace(others[key], state=State.KEPT, since=since, flaps=flaps)
+    return kept
 
 
 def _candidate(reach: Reach, state: State, settings: Services) -> Candidate:
-    if state is State.ANNOUNCED:
-        return reach.offer
+    """Of an address that is not announced as usual."""
     if state is State.KEPT:
         kept = f"kept: too many are without (services.maxWithdrawnPercent: {settings.max_withdrawn_percent})"
         return replace(reach.offer, remark=f"{reach.withheld.withheld}; {kept}")

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from ipaddress import ip_network
+from itertools import chain
 from typing import NamedTuple
 
 from bgpd.config.bgp import Advertisement
@@ -23,6 +24,7 @@ from bgpd.model.bgp import AdvertisementType
 from bgpd.model.candidate import Candidate
 from bgpd.model.prefix import Address
 from bgpd.model.service import EndpointSlice, Service, ServiceAddress
+from bgpd.runtime.diff import gone, written
 
 NAMESPACE, NAME = "io.kubernetes.service.namespace", "io.kubernetes.service.name"  # labels that Cilium adds
 PROXY_NAME = "service.kubernetes.io/service-proxy-name"  # kube-proxy leaves such a Service to whom it names
@@ -98,32 +100,29 @@ class Reaches:
 
     def advance(
         self, rules: Rules, services: Mapping[str, Service], slices: Mapping[str, EndpointSlice]
-    ) -> Iterator[Reach]:
-        """Of the addresses that `rules` mean, in the order of `services`."""
+    ) -> list[Reach]:
+        """Of the addresses that `rules` mean, in the order of `services`. What has not changed is the same object."""
         changed = self._take_slices(slices)
         if rules != self._rules:
             changed |= services.keys()
-        changed |= {key for key, service in services.items() if self._services.get(key) is not service}
+        changed.update(written(services, self._services))
         for key in self._services.keys() - services.keys():
             self._reaches.pop(key, None)
         self._rules, self._services = rules, services
         for key in changed & services.keys():
             self._reaches[key] = tuple(_reaches(services[key], self._tallies(key), rules))
-        for key in services:
-            yield from self._reaches[key]
+        return list(chain.from_iterable(map(self._reaches.__getitem__, services)))
 
     def _take_slices(self, slices: Mapping[str, EndpointSlice]) -> set[str]:
         """The Services whose slices are not those of before."""
         before, changed = self._slices, set()
-        for key, each in slices.items():
-            was = before.get(key)
-            if was is each:
-                continue
+        for key in written(slices, before):
+            each, was = slices[key], before.get(key)
             if was is not None and was.service != each.service:
                 changed.add(self._forget(key, was))
             self._slices_of[each.service][key] = each
             changed.add(each.service)
-        for key in before.keys() - slices.keys():
+        for key in gone(slices, before):
             changed.add(self._forget(key, before[key]))
         self._slices = slices
         return changed

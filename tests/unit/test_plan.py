@@ -334,6 +334,18 @@ def test_what_is_remembered_of_offers_makes_no_difference() -> None:
             assert remembered == with_candidates(config, *found)
 
 
+def test_a_path_that_stays_is_the_same_object() -> None:
+    """What is compared with every change is then compared by identity, however many addresses there are."""
+    offers, one, other = Offers(), candidate("10.1.1.1/32"), candidate("10.1.1.2/32")
+    config = bgp()
+    before = plan(config, {}, NODE, Drain.NO, candidates=(one,), offers=offers).routes
+    after = plan(config, {}, NODE, Drain.NO, candidates=(one, other), offers=offers).routes
+    assert before.keys() < after.keys()
+    assert all(after[key] is path for key, path in before.items())
+    drained = plan(config, {}, NODE, Drain.SHUTDOWN, candidates=(one,), offers=offers).routes
+    assert all(drained[key] != path for key, path in before.items())
+
+
 def test_too_many_addresses_cost_no_pod_cidr() -> None:
     """However specific they are: the node's own prefixes count first."""
     kinds = [{"advertisementType": "PodCIDR"}, {"advertisementType": "PodIP"}]
