@@ -164,7 +164,7 @@ class VirtualServerSite:
         self.config_map(name, json.dumps(document))
 
     def config_map(self, name: str, document: str) -> None:
-        self._write(
+        self.write(
             f"cm-{name}",
             {
                 "apiVersion": "v1",
@@ -179,7 +179,7 @@ class VirtualServerSite:
         ports = [{"name": name, "protocol": name, "port": 80} for name in ("TCP", "UDP")]
         spec = {"clusterIPs": ["10.96.0.80"], "ports": ports}
         metadata = {"name": "nginx-http", "namespace": "default"}
-        self._write("service", {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
+        self.write("service", {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec})
         for version, kind, far in ((4, "IPv4", "188.188.1.10"), (6, "IPv6", "fd00:188:188:1::10")):
             here = [(self.pods[name].addresses[version], self.place.name) for name in names]
             slice_ = {
@@ -197,18 +197,21 @@ class VirtualServerSite:
                     for address, node in (*here, (far, "elsewhere"))
                 ],
             }
-            self._write(f"slice-{version}", slice_)
+            self.write(f"slice-{version}", slice_)
 
-    def _write(self, name: str, value: dict[str, Any]) -> None:
+    def write(self, name: str, *values: dict[str, Any]) -> None:
+        """A manifest of this name, with these objects."""
         new = self.node.manifests / f".{name}"
-        new.write_text(yaml.safe_dump(value))
+        new.write_text(yaml.safe_dump_all(values))
         new.replace(self.node.manifests / f"{name}.yaml")
 
     # --- seen from outside ------------------------------------------------------------------------------------
 
-    def ask(self, version: int = 4, client: Namespace | None = None, port: int = 80) -> tuple[str, str]:
+    def ask(
+        self, version: int = 4, client: Namespace | None = None, port: int = 80, source: str = ""
+    ) -> tuple[str, str]:
         """Which pod answers at the address, and what it takes the client's address to be."""
-        with self.connection(version, client, port) as opened:
+        with self.connection(version, client, port, source) as opened:
             opened.sendall(b"GET /who HTTP/1.0\r\n\r\n")
             answer = b"".join(iter(lambda: opened.recv(4096), b""))
         name, _, source = answer.rpartition(b"\r\n\r\n")[2].decode().partition(" ")
@@ -216,11 +219,14 @@ class VirtualServerSite:
 
     @contextlib.contextmanager
     def connection(
-        self, version: int = 4, client: Namespace | None = None, port: int = 80
+        self, version: int = 4, client: Namespace | None = None, port: int = 80, source: str = ""
     ) -> Iterator[socket.socket]:
+        """Of the client outside unless another is given; `source` is one of its addresses."""
         family = socket.AF_INET if version == 4 else socket.AF_INET6
         with (client or self.fabric.outside).socket(family, socket.SOCK_STREAM) as opened:
             opened.settimeout(3.0)
+            if source:
+                opened.bind((source, 0))
             opened.connect((VIP[version], port))
             yield opened
 
