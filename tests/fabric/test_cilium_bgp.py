@@ -10,6 +10,7 @@ from tests.fabric import cilium_bgp as cilium
 from tests.fabric.cilium_bgp import Manifest
 from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
+from tests.fabric.service_objects import endpoint, endpoint_slice, service
 from tests.fabric.topology import TwoTorFabric
 
 
@@ -46,6 +47,8 @@ def communities(fabric: TwoTorFabric, prefix: str) -> set[tuple[str, ...]]:
 
 
 pytestmark = pytest.mark.needs("bird")
+
+WEBS = ("203.0.113.7/32", "2001:db8:113::7/128")
 
 
 def test_objects_become_sessions_and_routes(fabric: TwoTorFabric) -> None:
@@ -131,3 +134,38 @@ def test_override_and_node_selector(fabric: TwoTorFabric) -> None:
     node.wait_status("no sessions", lambda it: not it["peers"])
     for tor in fabric.tors:
         tor.speaker.wait_no_route(place.pod_cidrs[0], 30)
+
+
+def test_service_advertisement(fabric: TwoTorFabric) -> None:
+    """Its selector and attributes are the object's, the health of the endpoints is watched, and an edit ends it."""
+    bgp = {**cilium.SECTION, "export": {"allow": [*cilium.SECTION["export"]["allow"], *WEBS]}}
+    config, peer = cilium.cluster_config(fabric), cilium.peer_config()
+    announced = {
+        "advertisementType": "Service",
+        "service": {"addresses": ["LoadBalancerIP"]},
+        "selector": {"matchLabels": {"announce": "yes"}},
+        "attributes": {"communities": {"standard": ["65000:7"]}},
+    }
+    node = running(fabric, config, peer, cilium.advertisement(cilium.pod_cidrs(), announced), **bgp)
+    addresses = [web.partition("/")[0] for web in WEBS]
+    plain = service("plain", ingress=["203.0.113.9"])
+    write(node, service("web", ingress=addresses, labels={"announce": "yes"}), plain, file="services")
+    ready6 = endpoint_slice("web", [endpoint("fd00:1::1", "elsewhere")], "b")
+    ready4 = endpoint_slice("web", [endpoint("10.1.1.1", "elsewhere")])
+    theirs = endpoint_slice("plain", [endpoint("10.1.1.2", "elsewhere")])
+    write(node, ready4, ready6, theirs, file="slices")
+    for web in WEBS:
+        assert communities(fabric, web) == {("65000:7",)}
+    for tor in fabric.tors:
+        tor.speaker.wait_no_route("203.0.113.9/32")
+    down = endpoint_slice("web", [endpoint("10.1.1.1", "elsewhere", ready=False)])
+    write(node, down, ready6, theirs, file="slices")
+    for tor in fabric.tors:
+        tor.speaker.wait_no_route(WEBS[0])
+        tor.speaker.wait_route(WEBS[1])
+    write(node, config, peer, cilium.advertisement(cilium.pod_cidrs()))
+    for tor in fabric.tors:
+        tor.speaker.wait_no_route(WEBS[1])
+        for prefix in fabric.nodes[0].pod_cidrs:
+            tor.speaker.wait_route(prefix)
+    wait_came_up_once(fabric, node)
