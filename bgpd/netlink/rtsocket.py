@@ -143,7 +143,10 @@ class RtWatch:
     def __init__(self, groups: Collection[int], room: int = NEWS_ROOM) -> None:
         self._socket = _open()
         self._socket.setblocking(False)
-        self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, room)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, room)
+        except PermissionError:  # less room, and more news lost: whoever only listens needs no CAP_NET_ADMIN
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
         self._socket.bind((0, 0))
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)

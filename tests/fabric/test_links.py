@@ -158,6 +158,13 @@ def test_no_more_is_needed_than_the_unit_leaves_us(site: Site) -> None:
     lab.remove(pod)
 
 
+def test_to_hear_of_changes_takes_no_capability(site: Site) -> None:
+    """A daemon that only finds its peers by them, as one for a lab may be, goes on without."""
+    code = "from bgpd.netlink.rtsocket import GROUP_LINK, RtWatch; RtWatch((GROUP_LINK,)).close(); print('heard')"
+    confined = ["setpriv", "--bounding-set", "-all", "--inh-caps", "-all"]
+    assert site.node.run([*confined, sys.executable, "-c", code]).stdout.strip() == "heard"
+
+
 # --- news -------------------------------------------------------------------------------------------------
 
 
