@@ -165,6 +165,14 @@ def network_namespace() -> Iterator[int]:
             sleeper.kill()
 
 
+def nobody() -> list[str]:
+    """What makes of the command behind it one with the speaker's capabilities."""
+    # dac_read_search is not the unit's: this source tree may lie in a home directory closed to nobody
+    capabilities = "-all,+net_bind_service,+dac_read_search"
+    who = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
+    return who + [f"--{kind}={capabilities}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
+
+
 def start_speaker(directory: Path, neighbor: str, namespace: int) -> subprocess.Popen[bytes]:
     """ExaBGP with our bridge in `directory`, as nobody, with the unit's capabilities and system call filter."""
     directory.mkdir()
@@ -172,10 +180,6 @@ def start_speaker(directory: Path, neighbor: str, namespace: int) -> subprocess.
     process = f"run {sys.executable} -I {guardian.__file__} {directory}/bridge.sock 30; encoder json;"
     configuration.write_text(f"process bgpd {{ {process} }}\n{neighbor}")
     shutil.chown(directory, 65534, 65534)
-    # dac_read_search is not the unit's: this source tree may lie in a home directory closed to nobody
-    capabilities = "-all,+net_bind_service,+dac_read_search"
-    who = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--no-new-privs"]
-    who += [f"--{kind}={capabilities}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
     confined = [sys.executable, "-I", str(Path(__file__).with_name("confine.py")), str(SPEAKER)]
     exabgp = [sys.executable, "-P", str(Path(guardian.__file__).with_name("steady.py")), "server", str(configuration)]
     environment = {
@@ -188,7 +192,7 @@ def start_speaker(directory: Path, neighbor: str, namespace: int) -> subprocess.
         "exabgp_log_destination": "stdout",
     }
     with (directory / "log").open("wb") as log:
-        argv = ["nsenter", f"--net=/proc/{namespace}/ns/net", *who, *confined, *exabgp]
+        argv = ["nsenter", f"--net=/proc/{namespace}/ns/net", *nobody(), *confined, *exabgp]
         return subprocess.Popen(argv, env=environment, stdout=log, stderr=log)
 
 
@@ -265,3 +269,21 @@ def test_system_calls_under_the_unit(unit: Path, program: str, said: str) -> Non
     need("systemd-analyze", "setpriv")
     confine = (sys.executable, "-I", Path(__file__).with_name("confine.py"), unit)
     assert output_of("setpriv", "--no-new-privs", *confine, sys.executable, "-I", "-c", program) == said
+
+
+BINDS = """
+import socket
+
+with socket.socket(socket.AF_INET6) as made:
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+print("bound")
+"""
+
+
+def test_the_speaker_may_tie_a_socket_to_an_interface() -> None:
+    """To the one of an unnumbered peer; nobody may, since Linux 5.7, and the unit's filters let it."""
+    need("systemd-analyze", "setpriv")
+    if os.geteuid():
+        pytest.skip("needs root to become nobody")
+    confine = (sys.executable, "-I", Path(__file__).with_name("confine.py"), SPEAKER)
+    assert output_of(*nobody(), *confine, sys.executable, "-I", "-c", BINDS) == "bound\n"
