@@ -220,17 +220,20 @@ def device(name: str, value: Device) -> bytes:
         attribute(_VXLAN_LEARNING, bytes([value.learns])),
     )
     info = nest(_IFLA_INFO, attribute(_INFO_KIND, "vxlan"), nest(_INFO_DATA, *data))
-    return link.HEAD.pack(0, 0, 0, 0, 0) + attribute(_IFLA_NAME, name) + _changeable(value) + info
+    return link.HEAD.pack(0, 0, 0, 0, 0) + attribute(_IFLA_NAME, name) + _changeable(value, None) + info
 
 
-def device_settings(name: str, value: Device) -> list[bytes]:
-    """The bodies that put right what can be changed of a device, the last one making it go up."""
+def device_settings(name: str, value: Device, have: Device) -> list[bytes]:
+    """The bodies that put right what can be changed of a device, the last one making it go up.
+
+    Its MAC address only where it is another: whenever one is set the kernel forgets all neighbors of the device.
+    """
     mode = attribute(_ADDR_GEN_MODE, bytes([_NO_ADDRESS_OF_ITS_OWN]))
     ipv6 = nest(_IFLA_AF_SPEC, nest(FAMILY[6], mode))
     named = attribute(_IFLA_NAME, name)
     return [
         link.HEAD.pack(0, 0, 0, 0, 0) + named + ipv6,
-        link.HEAD.pack(0, 0, 0, 0, 0) + named + _changeable(value),
+        link.HEAD.pack(0, 0, 0, 0, 0) + named + _changeable(value, have),
         link.HEAD.pack(0, 0, 0, _UP, _UP) + named,
     ]
 
@@ -260,8 +263,9 @@ def _device(data: Attributes, mac: str, mtu: int, is_up: bool) -> Device | None:
     return Device(_unsigned(data, _VXLAN_ID), port, _address(local[0]), mac, mtu, is_up, learns)
 
 
-def _changeable(value: Device) -> bytes:
-    return attribute(_IFLA_ADDRESS, _octets(value.mac)) + attribute(_IFLA_MTU, _native(value.mtu))
+def _changeable(value: Device, have: Device | None) -> bytes:
+    mac = attribute(_IFLA_ADDRESS, _octets(value.mac)) if have is None or have.mac != value.mac else b""
+    return mac + attribute(_IFLA_MTU, _native(value.mtu))
 
 
 # --- values ---------------------------------------------------------------------------------------------------------

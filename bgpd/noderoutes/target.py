@@ -164,11 +164,14 @@ class Target:
             return Blocked(f"there is an interface {DEVICE} of kind {have.kind} that is not ours; rename it")
         requests = []
         renewed = isinstance(have, Device) and _identity(have) != _identity(want)
+        on_it = list(self._on_device()) if renewed else []
         if renewed:
             requests.append(Request(link.DELLINK, 0, rtnetlink.no_device(DEVICE)))
-        if have is None or renewed:
+        there = have if isinstance(have, Device) and not renewed else None
+        if there is None:
             requests.append(Request(link.NEWLINK, CREATE | EXCLUSIVE, rtnetlink.device(DEVICE, want)))
-        requests += [Request(link.NEWLINK, 0, body) for body in rtnetlink.device_settings(DEVICE, want)]
+        settings = rtnetlink.device_settings(DEVICE, want, there or want)
+        requests += [Request(link.NEWLINK, 0, body) for body in settings]
         for refusal in self._open().change(requests):
             if refusal is not None:
                 remedy = _remedy(refusal) or f"is CONFIG_VXLAN there, and UDP port {want.port} free?"
@@ -177,7 +180,17 @@ class Target:
         if device is not None:
             indexes[DEVICE] = device.index
             self.seen = _with_index(self.seen, device.index)
+        # what is refused here the next round, which reads all anew, tries again or names
+        self._open().change([request for it in on_it if (request := _request(it, indexes)) is not None])
         return Retry(f"{DEVICE} was made anew, for {want.local}; what lies on it follows") if renewed else DONE
+
+    def _on_device(self) -> Iterator[Change[Key, Value]]:
+        """What makes all that lies on the device, for one in its place: nothing is to wait for another round."""
+        have = look(self._open(), frozenset(), ()).have
+        for key in sorted(have, key=lambda key: key.order):
+            change: Change[Key, Value] = Change(key, have[key], None)
+            if not isinstance(key, DeviceKey) and _interface(change) == DEVICE:
+                yield change
 
 
 def opened() -> RtSocket:

@@ -285,3 +285,34 @@ def test_vxlan_over_either_family_and_made_anew(lab: Lab, only6: bool) -> None:
     assert "dstport 8472 " in site.device(a)
     for member in (a, b):
         member.bgpd.wait_status("well", lambda it: not [row for row in it["problems"] if "node routes" in row])
+
+
+def test_another_mtu_takes_nothing_with_it(lab: Lab) -> None:
+    """A reload with another MTU changes the device in place: no neighbor goes, and so no packet is lost."""
+    site = NodeRoutesSite(lab, "vxlan")
+    for name, number in (("a", 1), ("b", 2)):
+        site.add(name, 1, number, f"10.244.{number}.0/24", f"fd10:244:{number}::/64")
+    site.start()
+    a, b = site.members["a"], site.members["b"]
+    for to in b.pods:
+        a.wait_reaches(to)
+    index = site.device(a).partition(":")[0]
+    monitor = a.namespace.popen(["ip", "monitor", "neigh"], name="monitor")
+
+    def wait_heard(address: str) -> None:
+        def probe() -> bool:
+            a.namespace.ip(f"neigh replace {address} lladdr 02:00:00:00:00:99 dev eth0 nud permanent")
+            a.namespace.ip(f"neigh del {address} dev eth0")
+            return address in monitor.log_path.read_text()
+
+        poll(probe, 10, monitor.log_tail)
+
+    wait_heard("192.168.1.98")
+    a.bgpd.config["vxlan"] = {"mtu": 1400}
+    a.bgpd.write_config()
+    a.bgpd.bgpd("reload")
+    poll(lambda: "mtu 1400 " in site.device(a), 10, lambda: site.device(a))
+    wait_heard("192.168.1.99")
+    gone = [line for line in monitor.log_path.read_text().splitlines() if "Deleted" in line and DEVICE in line]
+    assert gone == []
+    assert site.device(a).partition(":")[0] == index
