@@ -153,6 +153,26 @@ def test_an_interface_with_our_name(place: Namespace) -> None:
     assert "of kind bridge" in outcome.reason
 
 
+@pytest.mark.parametrize("vxlan", [Vxlan(port=8472), Vxlan(vni=77)], ids=["port", "vni"])
+def test_a_device_made_anew_has_all_that_the_old_one_had(place: Namespace, vxlan: Vxlan) -> None:
+    """Addresses, forwarding entries, neighbors and routes lie on it before anybody looks again."""
+    nodes = _nodes(30)
+
+    async def work(target: Target) -> None:
+        have = await target.observe()
+        before = plan(NodeRoutes.VXLAN, Vxlan(), OWN, nodes, target.seen.host).want
+        assert set(await target.apply(_changes(before, have))) == {DONE}
+        index = target.seen.indexes[DEVICE]
+        have = await target.observe()
+        after = plan(NodeRoutes.VXLAN, vxlan, OWN, nodes, target.seen.host).want
+        (outcome,) = await target.apply(_changes(after, have))
+        assert isinstance(outcome, Retry), "what is on it has to be read again all the same"
+        assert await target.observe() == after
+        assert target.seen.indexes[DEVICE] != index
+
+    place.call(lambda: _run(_target(nodes), work))
+
+
 def _run(target: Target, work: Callable[[Target], Coroutine[None, None, T]]) -> T:
     with contextlib.closing(target):
         return asyncio.run(work(target))
