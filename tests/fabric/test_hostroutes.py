@@ -114,10 +114,13 @@ def test_a_pod_moves_with_packets_on_their_way(site: Site) -> None:
     found = {each["what"]: each["state"] for each in site.nodes[0].ask("doctor")}
     assert found["hostRoutes"] == "ok"
     receivers = [Receiver(end, [FIXED, FIXED6]) for end in ends]
+    for receiver in receivers:
+        receiver.open()
     flows = [Flow(STRANGER, port, FIXED) for port in range(20000, 20004)]  # by both ToRs
     flows += [Flow(STRANGER6, port, FIXED6) for port in range(20004, 20008)]
     probe = Probe(site.fabric.outside, flows, receivers)
     try:
+        time.sleep(10 * ON_THE_WAY_S)  # so that some have been sent
         poll(lambda: probe.lost_ms(time.monotonic() - 0.3) == 0, 10, lambda: "no packets arrive before the move")
         began = time.monotonic()
         receivers[0].close()
