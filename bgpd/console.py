@@ -131,15 +131,15 @@ class Console:
 
             self.node_routes = NodeRoutesSight(parts.node_routing, inputs.nodes)
         self.virtual_servers: VirtualServersSight | None = None
-        if parts.serving is not None:
+        if parts.virtual_servers is not None:
             from bgpd.virtualservers.sight import Sight as VirtualServersSight
 
-            self.virtual_servers = VirtualServersSight(parts.serving)
+            self.virtual_servers = VirtualServersSight(parts.virtual_servers)
         self.services: ServicesSight | None = None
-        if parts.servicing is not None:
+        if parts.services is not None:
             from bgpd.services.sight import Sight as ServicesSight
 
-            self.services = ServicesSight(parts.servicing)
+            self.services = ServicesSight(parts.services)
         # called after every attempt to reload, with what waits for a restart; see `config_state`
         self.on_reload: Callable[[Pending], None] = lambda pending: None
         self.config_state = ConfigState(file, time.time(), (), tuple(map(str, self._loaded.warnings)))

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from bgpd.services.servicing import Servicing
     from bgpd.virtualservers.serving import Serving
 
+    Running: TypeAlias = Masquerading | Policing | Chaining | NodeRouting | Servicing | Serving | Derived
+
 ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
 
@@ -64,7 +66,7 @@ def _candidates() -> Store[tuple[Candidate, ...]]:
 class Cluster:
     """What the source fills besides nodes, each only if somebody needs it: by namespace/name, or by name.
 
-    And what parts make of it for others to announce: `host_routes`, `virtual_addresses`.
+    And what parts make of it for others to announce: `host_routes`, `service_addresses`, `virtual_addresses`.
     """
 
     pods: Store[Mapping[str, Pod]] = field(default_factory=_objects)
@@ -99,23 +101,23 @@ class Parts:
     chaining: Chaining | None = None
     node_routing: NodeRouting | None = None
     host_routing: HostRouting | None = None
-    servicing: Servicing | None = None
-    serving: Serving | None = None
+    services: Servicing | None = None
+    virtual_servers: Serving | None = None
     derived: Derived | None = None
 
     @property
-    def running(self) -> list[Masquerading | Policing | Chaining | NodeRouting | Servicing | Serving | Derived]:
+    def running(self) -> list[Running]:
         parts = self.masquerading, self.policing, self.chaining, self.node_routing
-        return [part for part in (*parts, self.servicing, self.serving, self.derived) if part is not None]
+        return [part for part in (*parts, self.services, self.virtual_servers, self.derived) if part is not None]
 
     @property
-    def telling(self) -> list[Any]:
+    def telling(self) -> list[Running | HostRouting]:
         """Those that know of problems: host routing has nothing to run."""
         return [*self.running, *([self.host_routing] if self.host_routing else [])]
 
     @property
     def loops(self) -> Iterator[Reconciler[Any, Any]]:
-        for part in (self.masquerading, self.policing, self.node_routing, self.serving):
+        for part in (self.masquerading, self.policing, self.node_routing, self.virtual_servers):
             yield from part.loops if part is not None else ()
 
 

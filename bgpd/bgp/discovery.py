@@ -46,16 +46,18 @@ from bgpd.runtime.store import Revision, Store
 GROUPS = (GROUP_LINK, GROUP_NEIGH, GROUP_IPV4_ADDRESS, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDRESS, GROUP_IPV6_ROUTE)
 ADVERTISE_S = (3.0, 4.0)  # RFC 4861 section 6.2.1: as often as may be, because a switch that came back waits for it
 CALM_S = 0.05  # a burst of news is one look
+VERIFY_S = 5.0  # each answer is news, and news is another look
 SETTLE_S = 15.0  # a peer that is not found by then is not there: FRR advertises every 10 s
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at the kernel. `indexes` and `macs` are those of `uplinks.links`."""
+    """One look at the kernel. `indexes` and `macs` are those of `uplinks.links`. `verified`: somebody was asked."""
 
     uplinks: Uplinks
     indexes: Mapping[str, int] = field(default_factory=dict)
     macs: Mapping[str, str] = field(default_factory=dict)
+    verified: bool = False
 
 
 class Discovery:
@@ -64,6 +66,7 @@ class Discovery:
     def __init__(self, config: Store[Loaded], uplinks: Store[Uplinks]) -> None:
         self._config, self.uplinks = config, uplinks
         self._look = Look(NO_UPLINKS)
+        self._verified = -VERIFY_S
         self._sender: Sender | None = None
         self._refused = ""
         self._log = log.get("discovery")
@@ -127,11 +130,13 @@ class Discovery:
 
     async def look(self, settled: bool) -> None:
         """Reads what is there now, and publishes it."""
+        verify = time.monotonic() - self._verified >= VERIFY_S
         try:
-            self._look = await asyncio.to_thread(look, self._interfaces)
+            self._look = await asyncio.to_thread(look, self._interfaces, verify)
         except OSError as error:
             self._log.warning("uplinks cannot be read", error=str(error))
             return
+        self._verified = time.monotonic() if verify and self._look.verified else self._verified
         before = self.uplinks.newest.value
         found = after(before, replace(self._look.uplinks, problem=self._refused), time.monotonic())
         peers = self._config.newest.value.config.bgp.peers
@@ -196,12 +201,12 @@ class Discovery:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Addresses and routers by the index of their interface. `stale`: the routers that nobody has asked for long."""
+    """Addresses and routers by the index of their interface. `trusted`: the routers the kernel does not ask."""
 
     own: Mapping[int, Sequence[IPv6Address]]
     subnets: Sequence[tuple[int, IPv4Interface | IPv6Interface]]
     routers: Mapping[int, frozenset[IPv6Address]]
-    stale: frozenset[tuple[int, IPv6Address]]
+    trusted: frozenset[tuple[int, IPv6Address]]
 
     @classmethod
     def of(cls, addresses: Sequence[bytes], neighbors: Sequence[bytes]) -> _Found:
@@ -213,9 +218,9 @@ class _Found:
             routers[index].add(address)
         usable = sorted(filter(rtuplink.is_usable, addresses), key=rtuplink.is_passing)
         subnets = list(filter(None, map(rtnetlink.found_address, usable)))
-        stale = filter(None, map(rtuplink.router, filter(rtuplink.is_stale, neighbors)))
+        trusted = filter(None, map(rtuplink.router, filter(rtuplink.is_trusted, neighbors)))
         by_index = {index: frozenset(found) for index, found in routers.items()}
-        return cls(own, subnets, by_index, frozenset(stale))
+        return cls(own, subnets, by_index, frozenset(trusted))
 
     def link(self, index: int, is_up: bool) -> Link:
         own = self.own.get(index, ())
@@ -233,11 +238,14 @@ def now(peers: Sequence[Peer]) -> Uplinks:
     """What a daemon that is started now would find at once. OSError: the kernel cannot be asked."""
     if all(peer.peer_address is not None for peer in peers):
         return NO_UPLINKS
-    return after(NO_UPLINKS, look(interfaces(peers)).uplinks, time.monotonic())
+    return after(NO_UPLINKS, look(interfaces(peers), verify=True).uplinks, time.monotonic())
 
 
-def look(wanted: frozenset[str]) -> Look:
-    """What the kernel shows of these interfaces, and all gateways. Of several routers it asks which are there."""
+def look(wanted: frozenset[str], verify: bool) -> Look:
+    """What the kernel shows of these interfaces, and all gateways. `verify`: of several routers, ask who is there.
+
+    A switch that was replaced may be trusted for 45 s more when the link came back before its loss was noticed.
+    """
     with RtSocket() as netlink:
         links = {rtlink.link(body).name: body for body in netlink.dump(rtlink.GETLINK, rtlink.link_request(None))}
         names = {rtlink.link_index(body): name for name, body in links.items()}
@@ -256,7 +264,8 @@ def look(wanted: frozenset[str]) -> Look:
             name: found.link(index, rtuplink.carries(links[name])) for name, index in indexes.items()
         }
         rivals = {indexes[name] for name, link in there.items() if len(link.routers) > 1}
-        doubtful = [rtuplink.verification(address, index) for index, address in found.stale if index in rivals]
+        doubtful = [rtuplink.verification(address, index) for index, address in found.trusted if index in rivals]
+        doubtful = doubtful if verify else []
         netlink.change([Request(rtnetlink.NEWNEIGH, 0, body) for body in doubtful])
     gateways = {
         Gateway(address, names[index] if link_local(address) else ""): found.route(address, index)
@@ -264,4 +273,4 @@ def look(wanted: frozenset[str]) -> Look:
         if index in names
     }
     macs = {name: rtlink.link(links[name]).mac for name in there}
-    return Look(Uplinks(there, gateways), indexes, macs)
+    return Look(Uplinks(there, gateways), indexes, macs, verified=bool(doubtful))

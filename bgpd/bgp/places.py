@@ -20,8 +20,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from bgpd.config.bgp import GatewayFamily, Peer
-from bgpd.model.prefix import Address
+from bgpd.config.bgp import Peer
+from bgpd.model.prefix import Address, family_of
 from bgpd.model.uplink import Gateway, Link, Route, Uplinks
 
 _DOWN = "{} is down, or has no carrier"
@@ -145,7 +145,7 @@ def _gateways(peer: Peer, uplinks: Uplinks) -> Iterator[Place]:
     assert peer.auto_discovery is not None
     family = peer.auto_discovery.default_gateway.address_family
     for gateway, route in sorted(uplinks.gateways.items(), key=_order):
-        if family is not None and family is not GatewayFamily.of(gateway.address):
+        if family is not None and family != family_of(gateway.address):
             continue
         remark = "" if route.gone_at is None else "no default route goes by it any more: it is kept for now"
         place = Place(peer.name, peer, gateway.address, gateway.interface, route.local, remark=remark)

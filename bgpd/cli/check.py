@@ -1,20 +1,18 @@
 """`bgpd check`: reads the configuration with the daemon's own parser and prints what would come of it.
 
-With a manifest source the node is read too, and the plan is the real one. Peers that are not given by address are
-looked for on this machine. With the API server the plan is
-shown for a node that is not known: `check` needs no credentials and touches nothing. The masquerade document is
-read where masquerade is on and it can be had: from a file, or from a ConfigMap among the manifests. Pods and policies
-are read where policy is on and they are among the manifests; so are Services and EndpointSlices where some are to be
-announced.
+With a manifest source everything is read that the daemon would follow there, and the plan is the real one. With the
+API server the plan is shown for a node that is not known: `check` needs no credentials and touches nothing. The
+masquerade document is read where it is a file, or a ConfigMap among the manifests. Peers that are not given by
+address are looked for on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 from bgpd.bgp import bird, discovery
 from bgpd.bgp.plan import BgpPlan, Drain, plan
@@ -26,30 +24,17 @@ from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded
 from bgpd.config.masquerade import Masquerade
 from bgpd.config.schema import Config, NodeRoutes
-from bgpd.kube.feed import Feed
 from bgpd.kube.manifests import ManifestSource
-from bgpd.kube.networkpolicy import NETWORK_POLICY
-from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD
-from bgpd.kube.service import ENDPOINT_SLICE, SERVICE
 from bgpd.model.bfd import Wanted
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.brief import brief
 from bgpd.model.candidate import Candidate
-from bgpd.model.configmap import ConfigMap
 from bgpd.model.node import Node
-from bgpd.model.pod import Namespace, Pod
-from bgpd.model.policy import NetworkPolicy
-from bgpd.model.service import EndpointSlice, Service
-from bgpd.model.virtualserver import LABEL
-from bgpd.parts import cilium_bgp_feeds, cilium_bgp_stores, derived
+from bgpd.parts import Cluster, ConfigMaps, cilium_bgp_stores, derived, feeds
 from bgpd.runtime.store import Store
 
 BFD = "BFD"
 OBJECTS = "CiliumBGP objects"
-if TYPE_CHECKING:
-    from bgpd.ciliumbgp.derive import Feeds as CiliumBgpFeeds
-
-ConfigMaps: TypeAlias = Store[Mapping[str, ConfigMap]]
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,7 +71,7 @@ def main(options: argparse.Namespace) -> int:
     report = _Report(list(map(str, loaded.warnings)))
     read = _manifests(loaded, report)
     node = read.node(loaded.config.node.name) if read else None
-    if read is not None and read.cilium_bgp is not None:
+    if read is not None and read.cluster.cilium_bgp is not None:
         loaded = _with_cilium_bgp(loaded, read, report)
     found = _candidates(loaded.config, read) if read else ()
     uplinks = discovery.now(loaded.config.bgp.peers)
@@ -97,11 +82,11 @@ def main(options: argparse.Namespace) -> int:
     if any(peer.bfd for peer in loaded.config.bgp.peers) and bird.program() is None:
         report.faults[BFD] = [f"bgp.peers: bfd is given; {bird.MISSING}; BGP runs without it until then"]
     if loaded.config.masquerade.enabled:
-        _masquerade(loaded.config.masquerade, node, read.config_maps if read else None, planned, report)
+        _masquerade(loaded.config.masquerade, node, read.cluster.masquerade if read else None, planned, report)
     if loaded.config.policy.enabled and read is not None:
         report.shown["policies"] = _policies(loaded.config.node.name, read)
     if loaded.config.virtual_servers.enabled and read is not None:
-        _virtual_servers(read.virtual_servers, report)
+        _virtual_servers(read.cluster.virtual_servers, report)
     faults = [fault for each in report.faults.values() for fault in each]
     if options.output == "json":
         print_json({"warnings": report.warnings, "faults": faults, **report.shown})
@@ -118,39 +103,13 @@ def main(options: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What the manifests have of what the configuration asks for."""
+    """What the manifests have of what a daemon would follow."""
 
-    nodes: Store[Mapping[str, Node]] = field(default_factory=lambda: Store({}))
-    config_maps: ConfigMaps = field(default_factory=lambda: Store({}))
-    virtual_servers: ConfigMaps = field(default_factory=lambda: Store({}))
-    pods: Store[Mapping[str, Pod]] = field(default_factory=lambda: Store({}))
-    namespaces: Store[Mapping[str, Namespace]] = field(default_factory=lambda: Store({}))
-    policies: Store[Mapping[str, NetworkPolicy]] = field(default_factory=lambda: Store({}))
-    services: Store[Mapping[str, Service]] = field(default_factory=lambda: Store({}))
-    slices: Store[Mapping[str, EndpointSlice]] = field(default_factory=lambda: Store({}))
-
-    cilium_bgp: CiliumBgpFeeds | None = None
+    nodes: Store[Mapping[str, Node]]
+    cluster: Cluster
 
     def node(self, name: str) -> Node | None:
         return self.nodes.newest.value.get(name)
-
-    def feeds(self, config: Config) -> Iterator[Feed[Any]]:
-        own = config.node.name
-        yield Feed(NODE, self.nodes, own) if config.node_routes is NodeRoutes.NONE else Feed(NODE, self.nodes)
-        if self.cilium_bgp is not None:
-            yield from cilium_bgp_feeds(self.cilium_bgp)
-        if config.masquerade.enabled and config.masquerade.config.config_map is not None:
-            yield Feed(CONFIG_MAP, self.config_maps, config.masquerade.config.config_map)
-        if config.virtual_servers.enabled:
-            yield Feed(CONFIG_MAP, self.virtual_servers, label=LABEL)
-        if config.policy.enabled or config.bgp.announces(AdvertisementType.POD_IP):
-            yield Feed(POD, self.pods)
-        if config.policy.enabled:
-            yield Feed(NAMESPACE, self.namespaces)
-            yield Feed(NETWORK_POLICY, self.policies)
-        if config.bgp.announces(AdvertisementType.SERVICE):
-            yield Feed(SERVICE, self.services)
-            yield Feed(ENDPOINT_SLICE, self.slices)
 
 
 def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
@@ -165,8 +124,8 @@ def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
         if config.bgp.peers_from is PeersFrom.CILIUM:
             report.notes.append("nor are Cilium's objects: `bgpd peers` shows what the daemon makes of them")
         return None
-    read = _Read(cilium_bgp=cilium_bgp_stores(config))
-    source = ManifestSource(config.source.manifests, list(read.feeds(config)))
+    read = _Read(Store({}), Cluster(cilium_bgp=cilium_bgp_stores(config)))
+    source = ManifestSource(config.source.manifests, list(feeds(config, read.nodes, read.cluster)))
     source.read()
     status = source.status.newest.value
     faults = [str(fault) for fault in status.faults]
@@ -184,11 +143,11 @@ def _candidates(config: Config, read: _Read) -> tuple[Candidate, ...]:
     if config.bgp.announces(AdvertisementType.POD_IP):
         from bgpd.hostroutes.hostrouting import HostRouting
 
-        found += HostRouting(config.node.name, read.nodes, read.pods, Store(())).candidates
+        found += HostRouting(config.node.name, read.nodes, read.cluster.pods, Store(())).candidates
     if config.bgp.announces(AdvertisementType.SERVICE):
         from bgpd.services.preview import preview
 
-        found += preview(config, read.services.newest.value, read.slices.newest.value)
+        found += preview(config, read.cluster.services.newest.value, read.cluster.slices.newest.value)
     return found
 
 
@@ -207,7 +166,7 @@ def _with_cilium_bgp(loaded: Loaded, read: _Read, report: _Report) -> Loaded:
     """The configuration that a daemon on this node would have in effect."""
     file = Store(loaded)
     file.publish(loaded)
-    found = derived(loaded.config, file, read.nodes, read.cilium_bgp)
+    found = derived(loaded.config, file, read.nodes, read.cluster.cilium_bgp)
     assert found is not None
     report.faults[OBJECTS] = list(found.problems())
     return found.effective.newest.value
@@ -219,7 +178,8 @@ def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:
     from bgpd.policy.report import policies
     from bgpd.policy.view import Objects, View
 
-    found = View(node_name, Objects(read.nodes, read.pods, read.namespaces, read.policies)).look({})
+    cluster = read.cluster
+    found = View(node_name, Objects(read.nodes, cluster.pods, cluster.namespaces, cluster.policies)).look({})
     return policies(found, Compiler().advance(found)[-1])
 
 

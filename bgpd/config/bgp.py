@@ -120,10 +120,6 @@ class GatewayFamily(StrEnum):
     IPV4 = "ipv4"
     IPV6 = "ipv6"
 
-    @classmethod
-    def of(cls, gateway: Address) -> GatewayFamily:
-        return cls.IPV4 if gateway.version == 4 else cls.IPV6
-
     @property
     def words(self) -> str:
         return "IPv4" if self is GatewayFamily.IPV4 else "IPv6"

@@ -45,6 +45,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_address
 
 from bgpd.model.prefix import Address, Prefix
 from bgpd.netlink import nftmessage as nft
+from bgpd.netlink.ipheader import IpHeader
 from bgpd.netlink.nftmessage import Attributes, Message
 from bgpd.netlink.nfttable import Parts, TableKind, differences, programs_asked
 
@@ -84,15 +85,10 @@ class Table:
     damage: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What the header of a family looks like, and how its objects here are called."""
+class _Layout(IpHeader):
+    """And how the objects of a family are called here."""
 
-    version: int
-    nfproto: int
-    width: int
-    source_at: int
-    destination_at: int
+    __slots__ = ()
 
     @property
     def decide(self) -> str:
@@ -111,7 +107,7 @@ class _Layout:
         return f"kept{self.version}"
 
 
-_LAYOUTS = (_Layout(4, nft.NFPROTO_IPV4, 4, 12, 16), _Layout(6, nft.NFPROTO_IPV6, 16, 8, 24))
+_LAYOUTS = _Layout.of(4), _Layout.of(6)
 
 
 def side(pods: Iterable[Prefix], kept: Iterable[Prefix], snat_to: Address | None) -> Side:
@@ -168,9 +164,8 @@ def _chains(table: Table) -> dict[str, list[tuple[Sequence[bytes], str]]]:
     """The rules, each with its comment, by chain."""
     chains: dict[str, list[tuple[Sequence[bytes], str]]] = {}
     for layout, family in _families(table):
-        is_family = (nft.meta(nft.Meta.NFPROTO), nft.compare(nft.Compare.EQUAL, bytes([layout.nfproto])))
-        source = (*is_family, nft.payload(nft.Header.NETWORK, layout.source_at, layout.width))
-        destination = (*is_family, nft.payload(nft.Header.NETWORK, layout.destination_at, layout.width))
+        source = (*layout.is_family, nft.payload(*layout.source))
+        destination = (*layout.is_family, nft.payload(*layout.destination))
         decide = nft.verdict(nft.Verdict.GOTO, layout.decide)
         keep = nft.verdict(nft.Verdict.GOTO, layout.keep)
         chains.setdefault(BASE, []).append(((*source, nft.in_set(layout.pods), decide), ""))

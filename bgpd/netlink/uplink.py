@@ -29,9 +29,10 @@ _LINK_SCOPE = 253  # RT_SCOPE_LINK
 _UNUSABLE = 0x40 | 0x08  # IFA_F_TENTATIVE, IFA_F_DADFAILED
 _PASSING = 0x01 | 0x20  # IFA_F_TEMPORARY (of IPv4: IFA_F_SECONDARY), IFA_F_DEPRECATED
 _IS_ROUTER = 0x80  # NTF_ROUTER: by its advertisements (RFC 4861 sections 6.3.4 and 7.2.5)
-_USE = 0x01  # NTF_USE: as if something was sent there
 _RUNNING = 0x1 | 0x10000  # IFF_UP, IFF_LOWER_UP
-_NOT_THERE, _STALE = 0x01 | 0x20, 0x04  # NUD_INCOMPLETE and NUD_FAILED, NUD_STALE
+_NOT_THERE = 0x01 | 0x20  # NUD_INCOMPLETE, NUD_FAILED
+_TRUSTED = 0x02 | 0x04  # NUD_REACHABLE, NUD_STALE
+_PROBE = 0x10  # NUD_PROBE
 
 
 def router(body: bytes) -> tuple[int, IPv6Address] | None:
@@ -43,17 +44,17 @@ def router(body: bytes) -> tuple[int, IPv6Address] | None:
     return (index, address) if address.is_link_local else None
 
 
-def is_stale(body: bytes) -> bool:
-    """Whether nobody has heard of this neighbor for a while, nor asked."""
-    return bool(_NEIGHBOR.unpack_from(body)[2] & _STALE)
+def is_trusted(body: bytes) -> bool:
+    """Whether the kernel takes this neighbor to be there without asking it, for up to 45 s or for good."""
+    return bool(_NEIGHBOR.unpack_from(body)[2] & _TRUSTED)
 
 
 def verification(address: IPv6Address, index: int) -> bytes:
-    """The body that has the kernel find out whether a stale neighbor is still there (RFC 4861 section 7.3).
+    """The body that has the kernel ask such a neighbor now; it is gone 3 s later if it is (RFC 4861 section 7.3).
 
-    Of any other it would change the state: a permanent one is no longer permanent then.
+    Of any other it would change the state for good: a permanent one is no longer permanent then.
     """
-    return _NEIGHBOR.pack(FAMILY[6], index, 0, _USE, 0) + attribute(_NDA_DST, address.packed)
+    return _NEIGHBOR.pack(FAMILY[6], index, _PROBE, 0, 0) + attribute(_NDA_DST, address.packed)
 
 
 def carries(body: bytes) -> bool:

@@ -58,6 +58,7 @@ from typing import TypeAlias
 from bgpd.model.prefix import Address
 from bgpd.netlink import nftfilter as filters
 from bgpd.netlink import nftmessage as nft
+from bgpd.netlink.ipheader import IpHeader
 from bgpd.netlink.nftfilter import KeyType
 from bgpd.netlink.nftmessage import Compare, Header, Message, Meta
 from bgpd.netlink.nfttable import Parts, TableKind, differences, programs_asked
@@ -81,8 +82,9 @@ FORWARD_PRIORITY = {
 _PROGRAM_COMMENT = "eBPF program {}: no rule allows it"
 
 ETHER_SOURCE, ETHER_DESTINATION = (Header.LINK, 6, 6), (Header.LINK, 0, 6)
-IPV4_DESTINATION, IPV6_DESTINATION = (Header.NETWORK, 16, 4), (Header.NETWORK, 24, 16)
-IPV4_SOURCE, IPV6_SOURCE = (Header.NETWORK, 12, 4), (Header.NETWORK, 8, 16)
+_IPV4, _IPV6 = IpHeader.of(4), IpHeader.of(6)
+IPV4_DESTINATION, IPV6_DESTINATION = _IPV4.destination, _IPV6.destination
+IPV4_SOURCE, IPV6_SOURCE = _IPV4.source, _IPV6.source
 ARP_HARDWARE, ARP_PROTOCOL = (Header.NETWORK, 8, 6), (Header.NETWORK, 14, 4)  # RFC 826, of Ethernet and IPv4
 ADVERTISED = (Header.TRANSPORT, 8, 16)  # RFC 4861 section 4.4: the target address
 ETHER_TYPE = (Header.LINK, 12, 2)  # the outermost, of a tag too
@@ -206,10 +208,7 @@ def _chains(table: Table) -> dict[str, _Rules]:
 
 
 def _inet_chains(table: Table) -> dict[str, _Rules]:
-    ipv4, ipv6 = (
-        (nft.meta(Meta.NFPROTO), nft.compare(Compare.EQUAL, bytes([number])))
-        for number in (nft.NFPROTO_IPV4, nft.NFPROTO_IPV6)
-    )
+    ipv4, ipv6 = _IPV4.is_family, _IPV6.is_family
     related = (
         filters.conntrack_state(),
         nft.masked(filters.ConntrackState.RELATED.to_bytes(4, "little")),

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from ipaddress import ip_network
 from typing import TypeAlias
 
 from bgpd.datapath import layout
 from bgpd.datapath.layout import Action, Peer, PeerFlag, PolicyVerdict, Port, Rule, RuleFlag, policy_address
 from bgpd.model.lpm import LpmKey
 from bgpd.model.policy import Direction
-from bgpd.model.prefix import Address
+from bgpd.model.prefix import Address, host_prefix
 from bgpd.policy.evaluate import Flow
 
 Lookup: TypeAlias = Callable[[str, bytes], bytes | None]
@@ -68,7 +67,7 @@ def _class_of(lookup: Lookup, address: Address, cidrs: bool) -> int:
     peer = _peer(lookup, address)
     if peer is not None:
         return peer.number
-    value = lookup(f"policy_cidrs_v{address.version}", LpmKey.of(ip_network(address))) if cidrs else None
+    value = lookup(f"policy_cidrs_v{address.version}", LpmKey.of(host_prefix(address))) if cidrs else None
     return 0 if value is None else int(layout.CLASS.unpack(value)[0])
 
 

@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import ip_network
 from itertools import chain
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from bgpd.config.bgp import Advertisement
 from bgpd.config.schema import Config
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.candidate import Candidate
-from bgpd.model.prefix import Address
+from bgpd.model.prefix import Address, host_prefix
 from bgpd.model.service import EndpointSlice, Service, ServiceAddress
 from bgpd.runtime.diff import gone, written
 
@@ -152,7 +151,7 @@ def _reaches(service: Service, tallies: Mapping[int, _Tally], rules: Rules) -> I
     owner = f"Service {service.key}"
     labels = {**service.labels, NAMESPACE: service.namespace, NAME: service.name}
     for kind, address, local in _addresses(service):
-        prefix = ip_network(address)
+        prefix = host_prefix(address)
         offer = Candidate(AdvertisementType.SERVICE, prefix, owner, labels, kind, local=local)
         if not rules.mean(offer):
             continue

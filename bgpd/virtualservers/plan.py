@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network
 
 from bgpd.config.virtualservers import VirtualServers, WhenDown
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.candidate import Candidate
-from bgpd.model.prefix import Address, Prefix
+from bgpd.model.prefix import Address, host_prefix
 from bgpd.model.service import EndpointSlice, Service
 from bgpd.model.virtualserver import Balance, Frontend, Member, Monitor, VirtualServer
 from bgpd.virtualservers.deal import by_connections, in_turn
@@ -147,24 +146,19 @@ def _candidate(
     kind = AdvertisementType.VIRTUAL_SERVER
     if not leading:
         reasons = dict.fromkeys(waits.get(each.pool.server.name) or each.why for each in group)
-        return Candidate(kind, prefix_of(address), owner, withheld="; ".join(reasons))
+        return Candidate(kind, host_prefix(address), owner, withheld="; ".join(reasons))
     remark = "; ".join(dict.fromkeys(each.why for each in group if each.why))
     if any(not each.last_resort for each in leading):
-        return Candidate(kind, prefix_of(address), owner, remark=remark)
+        return Candidate(kind, host_prefix(address), owner, remark=remark)
     by_med = settings.when_down is WhenDown.MED
     return Candidate(
         kind,
-        prefix_of(address),
+        host_prefix(address),
         owner,
         remark=remark,
         med=settings.med if by_med else None,
         communities=() if by_med else settings.communities,
     )
-
-
-def prefix_of(address: Address) -> Prefix:
-    """The host route."""
-    return IPv4Network(address) if address.version == 4 else IPv6Network(address)
 
 
 def _members(server: VirtualServer, endpoints: Endpoints, node: str) -> tuple[tuple[Member, ...], str]:

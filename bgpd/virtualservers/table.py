@@ -41,6 +41,7 @@ from bgpd.model.policy import Protocol
 from bgpd.model.virtualserver import Frontend, Member
 from bgpd.netlink import nftfilter, nftmap
 from bgpd.netlink import nftmessage as nft
+from bgpd.netlink.ipheader import IpHeader
 from bgpd.netlink.nftfilter import ConntrackState, KeyType, key
 from bgpd.netlink.nftmessage import Compare, Header, Message, Meta
 from bgpd.netlink.nfttable import Parts, TableKind, differences
@@ -70,16 +71,10 @@ class Table:
     damage: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    """What the header of a family looks like, and how its objects here are called."""
+class _Layout(IpHeader):
+    """And how the objects of a family are called here."""
 
-    version: int
-    nfproto: int
-    width: int
-    source_at: int
-    destination_at: int
-    address_type: KeyType
+    __slots__ = ()
 
     @property
     def frontends(self) -> str:
@@ -93,19 +88,8 @@ class _Layout:
     def itself(self) -> str:
         return f"itself{self.version}"
 
-    @property
-    def is_family(self) -> tuple[bytes, ...]:
-        return nft.meta(Meta.NFPROTO), nft.compare(Compare.EQUAL, bytes([self.nfproto]))
 
-    @property
-    def destination(self) -> tuple[Header, int, int]:
-        return Header.NETWORK, self.destination_at, self.width
-
-
-_LAYOUTS = {
-    4: _Layout(4, nft.NFPROTO_IPV4, 4, 12, 16, KeyType.IPV4_ADDR),
-    6: _Layout(6, nft.NFPROTO_IPV6, 16, 8, 24, KeyType.IPV6_ADDR),
-}
+_LAYOUTS = {version: _Layout.of(version) for version in (4, 6)}
 
 
 # --- the table as messages ------------------------------------------------------------------------------------------
@@ -160,7 +144,7 @@ def _frame_rules() -> dict[str, list[Sequence[bytes]]]:
             (*ours, *tcp, nftmap.tcp_reset()),
             (*ours, nftmap.port_unreachable()),
         ]
-        ends = nftfilter.joined((Header.NETWORK, layout.source_at, layout.width), layout.destination)
+        ends = nftfilter.joined(layout.source, layout.destination)
         rules[POSTROUTING].append(
             (*layout.is_family, *ends, nft.in_set(layout.itself), nft.masquerade(nft.FULLY_RANDOM))
         )

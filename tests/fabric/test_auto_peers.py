@@ -70,7 +70,7 @@ def test_a_default_route_that_goes_for_a_moment_ends_no_session(lab: Lab) -> Non
     site.place.ip(f"route add {SECOND}")
     site.node.wait_status("not up", lambda it: [row["state"] for row in it["peers"]] == ["up"])
     site.place.ip(f"route replace {BOTH}")
-    site.node.wait_healthy()
+    site.node.wait_status("not both", lambda it: [row["state"] for row in it["peers"]] == ["up", "up"])
     before = {row["peer"]: row["flaps"] for row in site.node.status()["peers"]}
     assert before == {"auto-10.0.1.1": 0, "auto-10.0.2.1": 0}
     site.place.ip("route del default")

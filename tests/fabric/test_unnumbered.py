@@ -188,14 +188,15 @@ def test_a_restart_beside_a_second_router_ends_no_session(lab: Lab) -> None:
 
 
 @pytest.mark.needs("bird")
-def test_of_several_routers_those_that_do_not_answer_are_left_out(lab: Lab) -> None:
+@pytest.mark.parametrize("state", ["stale", "reachable"])
+def test_of_several_routers_those_that_do_not_answer_are_left_out(lab: Lab, state: str) -> None:
     """The remains of a switch that was replaced while nobody looked: the kernel is made to ask."""
     site = UnnumberedSite(lab, Bird)
     theirs = link_local(site.tors[0].namespace, PORT)
     for address, mac in (("fe80::2", "02:00:00:00:00:02"), (theirs, mac_of(site.tors[0].namespace))):
-        site.place.ip(f"neigh replace {address} lladdr {mac} dev eth1 router nud stale")
+        site.place.ip(f"neigh replace {address} lladdr {mac} dev eth1 router nud {state}")
     site.start()
-    site.node.wait_status("not found", lambda it: it["peers"][0]["address"] == f"{theirs}%eth1", 40)
+    site.node.wait_status("not found", lambda it: it["peers"][0]["address"] == f"{theirs}%eth1", 20)
     site.wait_routes(site.tors[0])
 
 
