@@ -17,7 +17,8 @@ time of the process that sends it, but for one part in a hundred.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Mapping
 from ipaddress import IPv4Address
 
 from tests.benchmarks import http, serial
@@ -61,9 +62,14 @@ def take_streams(wire: Wire, port: int = STREAM_PORT) -> None:
     server.wait_log("Server listening")
 
 
-def stream(wire: Wire, destination: IPv4Address, port: int = STREAM_PORT, window: Sequence[str] = ()) -> Sample:
-    """A fraction of a second of it: of a busy machine's many short moments some are quiet."""
-    words = ["--client", str(destination), "--port", str(port), "--bytes", str(STREAM_BYTES), "--json", *window]
+def stream(wire: Wire, destination: IPv4Address, port: int = STREAM_PORT, *, pinned: bool = True) -> Sample:
+    """A fraction of a second of it: of a busy machine's many short moments some are quiet.
+
+    `pinned`: each end has a processor, so that where the scheduler happens to move them is not what is measured.
+    """
+    words = ["--client", str(destination), "--port", str(port), "--bytes", str(STREAM_BYTES), "--json"]
+    processors = sorted(os.sched_getaffinity(0))
+    words += ["--affinity", f"{processors[0]},{processors[-1]}"] if pinned else []
     return read_stream(wire.pod.run(["iperf3", *words]).stdout)
 
 

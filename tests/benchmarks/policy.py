@@ -26,11 +26,11 @@ from tests.benchmarks.policy_traffic import (
     http_measured,
     http_results,
     listen,
+    moving_results,
     serial_measured,
     serial_results,
     stream_results,
     streams_measured,
-    unbounded_results,
 )
 from tests.benchmarks.report import Result
 from tests.fabric.netns import Lab
@@ -88,5 +88,5 @@ def _traffic(screen: Screen) -> list[Result]:
                 listen(few)
                 found += stream_results(where, streams_measured(few, tenants[MANY]))
                 if where == ROUTED:
-                    found += unbounded_results(where, streams_measured(few, tenants[MANY], window=()))
+                    found += moving_results(where, streams_measured(few, tenants[MANY], pinned=False))
     return found
