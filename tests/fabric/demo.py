@@ -2,9 +2,9 @@
 
 `python -m tests.fabric.demo [--keep]`, as root; `tests/demo` installs what is needed and calls it. This decides
 which story is told: routes and sessions at the ToRs, a pod reached with its own address, a pod CIDR added,
-masquerade (`demo_masq`), a daemon killed, a node drained. It does not decide how it looks (`screen`) nor how things
-are watched (`observe`, `reach`). Every claim is a check of what the ToRs, the wire and the far end say, and one that
-fails makes the exit status 1.
+masquerade (`demo_masq`), NetworkPolicy (`demo_policy`), a daemon killed, a node drained. It does not decide how it
+looks (`screen`) nor how things are watched (`observe`, `reach`). Every claim is a check of what the ToRs, the wire
+and the far end say, and one that fails makes the exit status 1.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from tests.fabric.bird import Bird
 from tests.fabric.bird_control import BirdControl, BirdError
 from tests.fabric.demo_masq import POD, POD6, MasqueradePart, show
+from tests.fabric.demo_policy import PolicyPart
 from tests.fabric.netns import FILES_DIR, NETNS_DIR, PREFIX, Lab, Namespace, missing
 from tests.fabric.node import BgpdNode, node_manifest, two_tor_bgp
 from tests.fabric.observe import BgpCapture, RouteSampler
@@ -53,6 +54,7 @@ class Demo:
         self.add_pod_cidr()
         self.masquerade.show_who_sees_whom(self.nodes[0], self.pod)
         self.masquerade.change_document(self.nodes[0], self.pod)
+        self.policy.show(self.nodes[0], self.pod)
         self.kill_daemon()
         self.drain_node()
         self.show_status()
@@ -68,8 +70,10 @@ class Demo:
             self.fabric.start()
         self.nodes = [BgpdNode.at(place, two_tor_bgp(self.fabric)) for place in self.fabric.nodes]
         self.masquerade = MasqueradePart(self.lab, screen, self.fabric)
-        with screen.step("bgpd doctor: whether this machine can masquerade"):
+        self.policy = PolicyPart(screen, self.fabric)
+        with screen.step("bgpd doctor: whether this machine can masquerade and enforce policies"):
             self.masquerade.configure(self.nodes)
+            self.policy.configure(self.nodes[0], self.masquerade.absent)
         for node, place in zip(self.nodes, self.fabric.nodes, strict=True):
             with screen.step(f"{place.namespace.name} {place.address}: bgpd, its ExaBGP, a directory of manifests"):
                 node.start()
@@ -281,6 +285,14 @@ class Demo:
                 inside(node.namespace, f"{node.program} masq list --hits --config {node.config_file}"),
                 inside(node.namespace, f"{node.program} masq test {STRANGER} --config {node.config_file}"),
                 f"  $EDITOR {self.masquerade.document}",
+            ]
+        if not self.policy.absent:
+            explain = f"policy explain {HEALTH_CHECKER} {POD}:8080/TCP"
+            lines += [
+                "write policies into node1's directory of manifests, and ask what they come to:",
+                f"  $EDITOR {node.manifests}/policy.yaml",
+                inside(node.namespace, f"{node.program} {explain} --config {node.config_file}"),
+                inside(node.namespace, f"{node.program} flows --verdict dropped --config {node.config_file}"),
             ]
         if shutil.which("ping"):
             lines += ["reach the pod from outside:", inside(self.fabric.outside, f"ping -c 3 {POD}")]
