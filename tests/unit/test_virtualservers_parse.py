@@ -259,6 +259,15 @@ def test_one_warning(path: str, value: Any, warning: str) -> None:
         ("caf\u00e9*!", "caf\u00e9\u00e9!".encode(), True),
         ("a.b", b"a\0b", False),
         ("()|x", b"y", True),
+        ("^a{2,3}$", b"aaaa", False),
+        ("^a{,2}$", b"aa", True),
+        ('{"status"', b'{"status": 1}', True),
+        (r"^[\d]$", b"\\", True),
+        (r"^\d\_$", b"d_", True),
+        ("^a[^b]c$", b"a\nc", True),
+        ("^b", b"a\nb", False),
+        (r"^\s\S\w\W$", b"\v-_\xff", True),
+        ("^caf\u00e9$", "caf\u00e9".encode("latin-1"), False),
     ],
 )
 def test_patterns(text: str, answer: bytes, found: bool) -> None:
@@ -286,7 +295,14 @@ def test_patterns_find_what_others_find(text: str, answer: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["(" * 80 + "a" + "+)" * 80, "(^|$|a)" * 30, "(.*.*a)" * 30, "a" + "+" * 250, "(a|b)*a" + "(a|b)" * 40],
+    [
+        "(" * 80 + "a" + "+)" * 80,
+        "(^|$|a)" * 30,
+        "(.*.*a)" * 30,
+        "a" + "+" * 250,
+        "(a|b)*a" + "(a|b)" * 40,
+        "(a|b)*a(a|b){200}",
+    ],
 )
 def test_no_pattern_takes_long(text: str) -> None:
     """Each takes other engines hours, or all memory: what is asserted is that this ends."""
@@ -294,9 +310,28 @@ def test_no_pattern_takes_long(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["a{2}", "[", "*" * 256, "(" + "\0" + ")", "(", "a)", "+a", "[b-a]", "[[:x:]]", "[\u00e9]", r"\b", "a\\"]
+    ("text", "why"),
+    [
+        ("a{1001}", "it is no extended regular expression: invalid repetition size: {1001}; put"),
+        ("(.{100}){10}" * 20, "it is no extended regular expression: it takes more than 32 KiB; repeat less"),
+        ("[", "it is no extended regular expression: missing ]"),
+        ("*" * 256, "it has 256 characters; a regular expression may have 255"),
+        ("(\0)", "a zero byte cannot be looked for"),
+        ("(", "it is no extended regular expression: missing )"),
+        ("a)", "it is no extended regular expression: unexpected )"),
+        ("+a", "it is no extended regular expression: no argument for repetition operator: +"),
+        ("[b-a]", "it is no extended regular expression: invalid character class range: b-a"),
+        ("[[:x:]]", "it is no extended regular expression: invalid character class range: [:x:]"),
+        ("[[:^alpha:]]", "it is no extended regular expression: there is no such class"),
+        ("[[.a.]]", "collating elements are not supported"),
+        ("[\u00e9]", "other than ASCII characters in [] are not supported; write (x|y)"),
+        (r"\b", r"word boundaries (\b) are not supported"),
+        (r"\<a", r"word boundaries (\<) are not supported"),
+        ("a\\", "it is no extended regular expression: trailing \\"),
+    ],
 )
-def test_patterns_that_are_refused(text: str) -> None:
-    """Rather than be slow, or mean something else."""
-    with pytest.raises(PatternError):
+def test_patterns_that_are_refused(text: str, why: str) -> None:
+    """Rather than be slow, or mean something else; what is wrong and what helps is said."""
+    with pytest.raises(PatternError) as caught:
         pattern(text)
+    assert str(caught.value).startswith(why)
