@@ -83,3 +83,7 @@ class VirtualServer:
     service_port: int
     monitors: tuple[Monitor, ...] = ()
     balance: Balance = Balance.ROUND_ROBIN
+
+    @property
+    def namespace(self) -> str:
+        return self.name.partition("/")[0]

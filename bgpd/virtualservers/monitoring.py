@@ -1,29 +1,34 @@
 """Runs the monitors of local pods and keeps what they found; what follows from it is decided in `plan`.
 
 Every pod has a task for each of its monitors, which tries, waits and tries again. New ones begin spread over a
-second, so that a restart does not try hundreds of pods at one moment, and at most `AT_ONCE` tries are under way. A
-try that waits for its turn, or is late because the daemon was held up, is not held against the pod.
+second, so that a restart does not try hundreds of pods at one moment. At most `AT_ONCE` tries are under way, each for
+`LONGEST_TRY_S` at most, however long the monitor's timeout is; `shares` says whose. A try that waits for its turn, or
+is late because the daemon was held up, is not held against the pod.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from bgpd.model.virtualserver import Member, Monitor
+from bgpd.model.virtualserver import Member, Monitor, VirtualServer
 from bgpd.virtualservers.monitor import Check, Rule, delayed, expired, expires_at, judged, started
 from bgpd.virtualservers.probe import Result, probe
+from bgpd.virtualservers.shares import Shares
 
 AT_ONCE = 256  # a file descriptor each, of the 1,024 that systemd gives a service
+LONGEST_TRY_S = 60.0  # a timeout may be a day, and whoever is not done by then would keep others from their turn
 SPREAD_S = 1.0
+LATE_S = 1.0  # how long a try waits for its turn before an operator is told
 
 
 class Watched(NamedTuple):
-    """Two virtual servers that ask the same of a pod share the answer."""
+    """Two virtual servers of a namespace that ask the same of a pod share the answer."""
 
+    namespace: str
     member: Member
     monitor: Monitor
 
@@ -39,7 +44,7 @@ class Monitoring:
         probe: Callable[[Monitor, Member, float], Awaitable[Result]] = probe,
     ) -> None:
         self._rule, self._changed, self._rand, self._probe = rule, changed, rand, probe
-        self._slots = asyncio.Semaphore(AT_ONCE)
+        self._shares = Shares(AT_ONCE)
         self._tasks: dict[Watched, asyncio.Task[None]] = {}
         self._failed = asyncio.Event()
         self._error: BaseException | None = None
@@ -48,6 +53,7 @@ class Monitoring:
     def follow(self, wanted: Collection[Watched], in_service: Collection[Member]) -> None:
         """Watches these and no others. Those `in_service` that are new count as up until they fail."""
         now = asyncio.get_running_loop().time()
+        self._shares.among(len({key.namespace for key in wanted}))
         for key in self._tasks.keys() - set(wanted):
             self._tasks.pop(key).cancel()
             del self.checks[key]
@@ -57,10 +63,18 @@ class Monitoring:
                 self._tasks[key] = asyncio.create_task(self._repeat(key), name=f"monitor {key.member}")
                 self._tasks[key].add_done_callback(self._ended)
 
-    def of(self, member: Member, monitors: Collection[Monitor]) -> Mapping[Monitor, Check]:
-        """What each of these has found of a pod."""
-        found = ((monitor, self.checks.get(Watched(member, monitor))) for monitor in monitors)
+    def of(self, server: VirtualServer, member: Member) -> Mapping[Monitor, Check]:
+        """What each of its monitors has found of a pod."""
+        found = ((each, self.checks.get(Watched(server.namespace, member, each))) for each in server.monitors)
         return {monitor: check for monitor, check in found if check is not None}
+
+    def problems(self) -> Iterator[str]:
+        """Nothing as long as everybody is tried in time."""
+        for namespace, count in self._shares.late(LATE_S).items():
+            yield (
+                f"{count} monitors of namespace {namespace} wait for their turn: {self._shares.each} tries at a time "
+                "are its share; let its pods answer, or its monitors ask less often"
+            )
 
     async def run(self) -> None:
         """Until cancelled; then nothing is watched any more. An unexpected error of a task ends it."""
@@ -82,11 +96,13 @@ class Monitoring:
         meant_at = loop.time() + min(SPREAD_S, monitor.interval_s) * self._rand()
         while True:
             await asyncio.sleep(max(0.0, meant_at - loop.time()))
-            async with self._slots:
+            async with self._shares.turn(key.namespace):
                 begun_at = loop.time()
                 check = self.checks[key] = delayed(self.checks[key], max(0.0, begun_at - meant_at))
                 due = expires_at(check, monitor)
-                within_s = monitor.timeout_s if due is None else min(monitor.timeout_s, max(0.0, due - begun_at))
+                within_s = min(monitor.timeout_s, LONGEST_TRY_S)
+                if due is not None:
+                    within_s = min(within_s, max(0.0, due - begun_at))
                 result = await self._probe(monitor, key.member, within_s)
             self._note(key, judged(self.checks[key], monitor, self._rule(), loop.time(), *result))
             next_at = begun_at + monitor.interval_s

@@ -49,7 +49,7 @@ class Served:
     why: str = ""
 
 
-Checks = Callable[[Member, Sequence[Monitor]], Mapping[Monitor, Check]]
+Checks = Callable[[VirtualServer, Member], Mapping[Monitor, Check]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,7 @@ def served(pool: Pool, checks: Checks, settings: VirtualServers) -> Served:
     """Who gets connections, as the monitors have it now."""
     if not pool.members:
         return Served(pool, why=pool.lacks)
-    states = {member: state(checks(member, pool.server.monitors), pool.server.monitors) for member in pool.members}
+    states = {member: state(checks(pool.server, member), pool.server.monitors) for member in pool.members}
     healthy = tuple(member for member in pool.members if states[member])
     if healthy:
         down = len(pool.members) - len(healthy)

@@ -101,6 +101,7 @@ class Serving:
         )
         reasons = dict.fromkeys(outcome.reason for outcome in self.loop.trouble.values())
         yield from (f"virtual servers: {reason}" for reason in (*reasons, *filter(None, [self.loop.error])))
+        yield from (f"virtual servers: {problem}" for problem in self.monitoring.problems())
         if self.flows.problem:
             yield f"virtual servers: {self.flows.problem}"
 
@@ -162,7 +163,7 @@ class Serving:
         refused = refusal(self._config.newest.value.config.bgp, nodes.values(), services.values())
         self._pools = pools(servers, Endpoints(services, slices), self._node_name, refused)
         watched = {
-            Watched(member, monitor)
+            Watched(pool.server.namespace, member, monitor)
             for pool in self._pools.values()
             for member in pool.members
             for monitor in pool.server.monitors

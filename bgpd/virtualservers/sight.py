@@ -82,11 +82,11 @@ class Sight:
         return "; ".join(filter(None, (each.why, waits))) or None
 
     def _state(self, server: VirtualServer, member: Member) -> bool | None:
-        return state(self._serving.monitoring.of(member, server.monitors), server.monitors)
+        return state(self._serving.monitoring.of(server, member), server.monitors)
 
     def _member(self, each: Served, member: Member) -> dict[str, Any]:
         server, now = each.pool.server, asyncio.get_running_loop().time()
-        checks = self._serving.monitoring.of(member, server.monitors)
+        checks = self._serving.monitoring.of(server, member)
         return {
             "address": str(member.address),
             "port": member.port,

@@ -14,8 +14,9 @@ import pytest
 
 from bgpd.model.virtualserver import Member, Monitor, MonitorProtocol
 from bgpd.virtualservers.monitor import Check, Rule, delayed, expired, expires_at, grace_s, judged, started
-from bgpd.virtualservers.monitoring import Monitoring, Watched
+from bgpd.virtualservers.monitoring import AT_ONCE, Monitoring, Watched
 from bgpd.virtualservers.probe import ANSWER_BYTES, Result, probe
+from bgpd.virtualservers.shares import Shares
 
 HTTP = Monitor(MonitorProtocol.HTTP, 5, 16, b"GET / HTTP/1.0\r\n\r\n", "ok")
 HERE = ip_address("127.0.0.1")
@@ -182,7 +183,7 @@ def test_a_udp_port_that_is_silent() -> None:
 def test_monitors_follow_what_is_wanted() -> None:
     """Who is wanted no more is asked no more; a change of state is told; who was in service is up from the start."""
     quick = Monitor(MonitorProtocol.TCP, 1, 3)
-    one, other = Watched(Member(HERE, 1), quick), Watched(Member(HERE, 2), quick)
+    one, other = Watched("x", Member(HERE, 1), quick), Watched("x", Member(HERE, 2), quick)
     turns: list[tuple[bool | None, bool | None]] = []
 
     async def refusing(monitor: Monitor, member: Member, within_s: float) -> Result:
@@ -211,7 +212,7 @@ def test_monitors_follow_what_is_wanted() -> None:
 
 def test_a_daemon_that_was_held_up_takes_nobody_out() -> None:
     """It tries again before it judges: a machine may stand still for longer than a pod may be silent."""
-    quick = Watched(Member(HERE, 1), Monitor(MonitorProtocol.TCP, 1, 1))
+    quick = Watched("x", Member(HERE, 1), Monitor(MonitorProtocol.TCP, 1, 1))
     given: list[float] = []
 
     async def well(monitor: Monitor, member: Member, within_s: float) -> Result:
@@ -234,3 +235,72 @@ def test_a_daemon_that_was_held_up_takes_nobody_out() -> None:
 
     asyncio.run(run())
     assert given[1] == 1
+
+
+def test_a_namespace_of_slow_pods_holds_up_no_other() -> None:
+    """It has its share of the tries, and the rest of it waits; a try ends after a minute, whatever the timeout."""
+    slow = Monitor(MonitorProtocol.TCP, 1, 86400)
+    many = [Watched("slow", Member(HERE, port), slow) for port in range(1, 2 * AT_ONCE)]
+    one = Watched("other", Member(HERE, 65535), slow)
+    given: list[float] = []
+
+    async def hanging(monitor: Monitor, member: Member, within_s: float) -> Result:
+        given.append(within_s)
+        if member.port == one.member.port:
+            return Result("")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def run() -> None:
+        up = asyncio.Event()
+        monitoring = Monitoring(Rule, up.set, lambda: 0.0, hanging)
+        running = asyncio.create_task(monitoring.run())
+        monitoring.follow(many, [])
+        while len(given) < AT_ONCE // 2:  # noqa: ASYNC110 - the probe is called, and tells nobody
+            await asyncio.sleep(0)
+        monitoring.follow([*many, one], [])
+        async with asyncio.timeout(10):
+            await up.wait()
+        assert monitoring.checks[one].up is True
+        await asyncio.sleep(1.1)
+        (problem,) = monitoring.problems()
+        assert f"{len(many) - AT_ONCE // 2} monitors of namespace slow wait for their turn" in problem
+        assert "85 tries at a time are its share" in problem
+        monitoring.follow([], [])
+        await asyncio.sleep(0.1)
+        assert [*monitoring.problems()] == []
+        running.cancel()
+
+    asyncio.run(run())
+    assert set(given) == {60.0}
+
+
+def test_shares_are_equal_and_all_are_used_in_turn() -> None:
+    """Whoever ends makes room for the one with fewer; one that is cancelled while it waits takes no place."""
+
+    async def run() -> None:
+        shares, order, ends = Shares(6), list[str](), dict[str, asyncio.Event]()
+
+        async def each(name: str) -> None:
+            ends[name] = asyncio.Event()
+            async with shares.turn(name[0]):
+                order.append(name)
+                await ends[name].wait()
+
+        shares.among(2)
+        assert shares.each == 2
+        tasks = {name: asyncio.create_task(each(name)) for name in ("a1", "a2", "a3", "a4", "b1", "b2", "b3")}
+        await asyncio.sleep(0.01)
+        assert order == ["a1", "a2", "b1", "b2"]
+        tasks["a3"].cancel()
+        ends["a1"].set()
+        ends["b2"].set()
+        await asyncio.sleep(0.01)
+        assert order[4:] == ["a4", "b3"]
+        shares.among(0)
+        for name in ("a2", "a4", "b1", "b3"):
+            ends[name].set()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        assert shares.late(0.0) == {}
+
+    asyncio.run(run())

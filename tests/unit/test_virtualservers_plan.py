@@ -49,7 +49,7 @@ def _checks(up: Mapping[Member, bool | None]) -> dict[Member, Mapping[Monitor, C
 def _served(states: Sequence[bool | None], settings: VirtualServers | None = None) -> Served:
     pool = pools([SERVER], _local(*MEMBERS[: len(states)]), "here")[SERVER.name]
     checks = _checks(dict(zip(MEMBERS, states, strict=False)))
-    return served(pool, lambda member, monitors: checks[member], settings or VirtualServers())
+    return served(pool, lambda server, member: checks[member], settings or VirtualServers())
 
 
 def test_members_are_ready_pods_of_this_node_and_family() -> None:
