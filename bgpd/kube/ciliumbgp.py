@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from bgpd.config.ciliumbgp import AdvertisementSpec, ClusterConfigSpec, NodeConfigOverrideSpec, PeerConfigSpec
 from bgpd.config.parse import problems_of
 from bgpd.config.section import Section
-from bgpd.kube.parse import Kind, RawMeta, RawObject
+from bgpd.kube.parse import Kind, RawDatedMeta, RawObject
 from bgpd.model.custom import Condition, Custom
 from bgpd.model.fault import FieldFault
 
@@ -40,8 +40,7 @@ class RawStatus(msgspec.Struct, frozen=True):
     conditions: list[RawCondition] | None = None
 
 
-class RawCustomMeta(RawMeta, frozen=True, gc=False, rename="camel"):
-    creation_timestamp: str | None = None
+class RawCustomMeta(RawDatedMeta, frozen=True, gc=False, rename="camel"):
     generation: int | None = None
 
 

@@ -56,6 +56,10 @@ class RawObject(msgspec.Struct, frozen=True, gc=False):
     metadata: RawMeta
 
 
+class RawDatedMeta(RawMeta, frozen=True, gc=False, rename="camel"):
+    creation_timestamp: str | None = None
+
+
 class RawNodeSpec(msgspec.Struct, frozen=True, gc=False):
     pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
     pod_cidrs: list[str] | None = msgspec.field(default=None, name="podCIDRs")
@@ -84,6 +88,7 @@ class RawNamespace(RawObject, frozen=True, gc=False):
 
 
 class RawConfigMap(RawObject, frozen=True, gc=False):
+    metadata: RawDatedMeta
     data: dict[str, str] | None = None
 
 
@@ -93,9 +98,8 @@ class RawPodAnnotations(msgspec.Struct, frozen=True, gc=False):
     host_route: str | None = msgspec.field(default=None, name=HOST_ROUTE)
 
 
-class RawPodMeta(RawMeta, frozen=True, gc=False, rename="camel"):
+class RawPodMeta(RawDatedMeta, frozen=True, gc=False, rename="camel"):
     annotations: RawPodAnnotations | None = None
-    creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
 
 
@@ -220,7 +224,7 @@ def node_from(raw: RawNode) -> Node:
 
 def config_map_from(raw: RawConfigMap) -> ConfigMap:
     """What its keys hold is up to whoever asked for it."""
-    return ConfigMap(CONFIG_MAP.key(raw), raw.data or {})
+    return ConfigMap(CONFIG_MAP.key(raw), raw.data or {}, raw.metadata.creation_timestamp or "")
 
 
 def pod_from(raw: RawPod) -> Pod:

@@ -8,7 +8,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class ConfigMap:
-    """`name` is namespace/name. `data` holds texts only: what kubectl finds to be binary is not in it."""
+    """`name` is namespace/name. `data` holds texts only: what kubectl finds to be binary is not in it.
+
+    `created` is RFC 3339 in UTC, as the API writes it, so that the older is the lower; empty in a file.
+    """
 
     name: str
     data: Mapping[str, str] = field(default_factory=dict)
+    created: str = ""

@@ -75,7 +75,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class VirtualServer:
-    """`name` is that of its ConfigMap, and `service` that of its Service: namespace/name."""
+    """`name` is that of its ConfigMap, and `service` that of its Service: namespace/name.
+
+    `created` is when the ConfigMap was, as the API writes it; empty where nobody says.
+    """
 
     name: str
     frontend: Frontend
@@ -83,6 +86,12 @@ class VirtualServer:
     service_port: int
     monitors: tuple[Monitor, ...] = ()
     balance: Balance = Balance.ROUND_ROBIN
+    created: str = ""
+
+    @property
+    def age(self) -> tuple[bool, str, str]:
+        """The oldest is the lowest; one that nobody knows the age of is younger than all others."""
+        return not self.created, self.created, self.name
 
     @property
     def namespace(self) -> str:

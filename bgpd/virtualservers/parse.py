@@ -69,7 +69,7 @@ def parse(source: ConfigMap) -> Reading:
     reader = _Reader(f"ConfigMap {source.name}")
     reader.schema(source.data.get("schema"))
     document = reader.document(source.data.get("data"))
-    server = reader.server(source.name, document) if document is not None else None
+    server = reader.server(source, document) if document is not None else None
     faults = tuple(sorted(reader.faults))
     return Reading(None if faults else server, faults, tuple(sorted(reader.warnings)))
 
@@ -112,12 +112,12 @@ class _Reader:
             return self._mapping(_ROOT, found, ("virtualServer",))
         return None
 
-    def server(self, name: str, document: Mapping[str, Any]) -> VirtualServer | None:
+    def server(self, source: ConfigMap, document: Mapping[str, Any]) -> VirtualServer | None:
         path = (*_ROOT, "virtualServer")
         whole = self._mapping(path, self._required(_ROOT, document, "virtualServer"), ("backend", "frontend"))
         if whole is None:
             return None
-        namespace = name.partition("/")[0]
+        namespace = source.name.partition("/")[0]
         backend = self._mapping(
             (*path, "backend"),
             self._required(path, whole, "backend"),
@@ -128,7 +128,7 @@ class _Reader:
         front, balance = self._frontend((*path, "frontend"), frontend) if frontend is not None else (None, None)
         if service is None or port is None or monitors is None or front is None or balance is None:
             return None
-        return VirtualServer(name, front, f"{namespace}/{service}", port, monitors, balance)
+        return VirtualServer(source.name, front, f"{namespace}/{service}", port, monitors, balance, source.created)
 
     # --- backend ----------------------------------------------------------------------------------------------
 

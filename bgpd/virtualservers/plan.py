@@ -74,20 +74,22 @@ def pools(
     node: str,
     refused: Callable[[Address], str] = lambda address: "",
 ) -> dict[str, Pool]:
-    """By the name of the virtual server. Of two with one frontend the first by name counts.
+    """By the name of the virtual server. Of two with one frontend the older one counts, as with Ingresses: whoever
+    comes later takes nobody's address. Of the same age, or where nobody knows it, the first by name.
 
     `refused` says why an address is not a virtual server's to have; empty when it is.
     """
     found: dict[str, Pool] = {}
-    taken: dict[Frontend, str] = {}
-    for server in sorted(servers, key=lambda server: server.name):
+    taken: dict[Frontend, VirtualServer] = {}
+    for server in sorted(servers, key=lambda server: server.age):
         why = refused(server.frontend.address)
         if why:
             found[server.name] = Pool(server, lacks=why)
             continue
-        first = taken.setdefault(server.frontend, server.name)
-        if first != server.name:
-            lacks = f"{server.frontend} is taken by ConfigMap {first}; give one of them another port or address"
+        first = taken.setdefault(server.frontend, server)
+        if first is not server:
+            why = "the first by name" if first.created == server.created else "which is older"
+            lacks = f"{server.frontend} is ConfigMap {first.name}'s, {why}; give one of them another port or address"
             found[server.name] = Pool(server, lacks=lacks)
         else:
             members, lacks = _members(server, endpoints, node)

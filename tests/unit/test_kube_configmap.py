@@ -40,9 +40,11 @@ metadata:
 
 def test_a_config_map_is_its_texts() -> None:
     """The same from the API server and from a file; what is binary is not in it."""
-    content = {"metadata": {"name": "a", "namespace": "x"}, "data": {"k": "v"}, "binaryData": {"b": "AA=="}}
-    assert CONFIG_MAP.to_model(CONFIG_MAP.convert(content)) == ConfigMap("x/a", {"k": "v"})
-    assert CONFIG_MAP.to_model(CONFIG_MAP.decode(json.dumps(content).encode())) == ConfigMap("x/a", {"k": "v"})
+    at = "2020-10-22T03:43:14Z"
+    metadata = {"name": "a", "namespace": "x", "creationTimestamp": at}
+    content = {"metadata": metadata, "data": {"k": "v"}, "binaryData": {"b": "AA=="}}
+    assert CONFIG_MAP.to_model(CONFIG_MAP.convert(content)) == ConfigMap("x/a", {"k": "v"}, at)
+    assert CONFIG_MAP.to_model(CONFIG_MAP.decode(json.dumps(content).encode())) == ConfigMap("x/a", {"k": "v"}, at)
 
 
 @pytest.mark.parametrize("data", [{}, {"data": None}])

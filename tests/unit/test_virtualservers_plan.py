@@ -103,7 +103,21 @@ def test_what_a_pool_lacks_is_named() -> None:
     second = VirtualServer("shop/xs", FRONTEND, "shop/web", 80)
     found = pools([second, SERVER], _local(*MEMBERS), "here")
     assert found["shop/vs"].members == MEMBERS
-    assert "is taken by ConfigMap shop/vs" in found["shop/xs"].lacks
+    assert "is ConfigMap shop/vs's, the first by name; give one" in found["shop/xs"].lacks
+
+
+def test_whoever_comes_later_takes_nobodys_address() -> None:
+    """Of two ConfigMaps with one frontend the older has it, whatever they are called; a file need not say when."""
+    old = replace(SERVER, name="shop/z", created="2026-01-02T03:04:05Z")
+    late = replace(SERVER, name="other/a", created="2026-01-02T03:04:06Z")
+    unknown = replace(SERVER, name="other/b")
+    found = pools([late, unknown, old], _local(*MEMBERS), "here")
+    assert found["shop/z"].members == MEMBERS
+    for name in ("other/a", "other/b"):
+        assert found[name].members == ()
+        assert "is ConfigMap shop/z's, which is older; give" in found[name].lacks
+    twins = [replace(SERVER, name=name, created=old.created) for name in ("shop/y", "shop/x")]
+    assert "ConfigMap shop/x's, the first by name" in pools(twins, _local(*MEMBERS), "here")["shop/y"].lacks
 
 
 @pytest.mark.parametrize(
