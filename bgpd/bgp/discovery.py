@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Interface, IPv6Address, IPv6Interface
 
-from bgpd.bgp.places import after, interfaces, places
+from bgpd.bgp.places import HOLD_S, after, interfaces, places
 from bgpd.config.bgp import Peer
 from bgpd.config.load import Loaded
 from bgpd.model.prefix import Address, link_local
@@ -52,9 +52,13 @@ SETTLE_S = 15.0  # a peer that is not found by then is not there: FRR advertises
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """One look at the kernel. `indexes` and `macs` are those of `uplinks.links`. `verified`: somebody was asked."""
+    """One look at the kernel. `indexes` and `macs` are those of `uplinks.links`. `verified`: somebody was asked.
+
+    `interfaces`: all there are.
+    """
 
     uplinks: Uplinks
+    interfaces: frozenset[str] = frozenset()
     indexes: Mapping[str, int] = field(default_factory=dict)
     macs: Mapping[str, str] = field(default_factory=dict)
     verified: bool = False
@@ -115,7 +119,7 @@ class Discovery:
 
     async def _observe(self, watch: RtWatch, started: float) -> None:
         while True:
-            await self.look(time.monotonic() - started > SETTLE_S)
+            await self.look(time.monotonic() - started)
             await asyncio.sleep(CALM_S)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(SETTLE_S):
@@ -128,8 +132,8 @@ class Discovery:
             if any(rtuplink.concerns(each, interfaces) for each in news):
                 return
 
-    async def look(self, settled: bool) -> None:
-        """Reads what is there now, and publishes it."""
+    async def look(self, age_s: float) -> None:
+        """Reads what is there now, and publishes it. `age_s`: since when that is done."""
         verify = time.monotonic() - self._verified >= VERIFY_S
         try:
             self._look = await asyncio.to_thread(look, self._interfaces, verify)
@@ -138,11 +142,13 @@ class Discovery:
             return
         self._verified = time.monotonic() if verify and self._look.verified else self._verified
         before = self.uplinks.newest.value
-        found = after(before, replace(self._look.uplinks, problem=self._refused), time.monotonic())
+        new_to = self._look.interfaces if age_s < HOLD_S else None
+        now = replace(self._look.uplinks, problem=self._refused, new_to=new_to)
+        found = after(before, now, time.monotonic())
         peers = self._config.newest.value.config.bgp.peers
         all_found = all(place.address is not None for place in places(peers, found))
         self._tell(before, found)
-        self.uplinks.publish(found, synced=settled or all_found)
+        self.uplinks.publish(found, synced=age_s > SETTLE_S or all_found)
 
     def _tell(self, before: Uplinks, now: Uplinks) -> None:
         for name, link in now.links.items():
@@ -273,4 +279,4 @@ def look(wanted: frozenset[str], verify: bool) -> Look:
         if index in names
     }
     macs = {name: rtlink.link(links[name]).mac for name in there}
-    return Look(Uplinks(there, gateways), indexes, macs, verified=bool(doubtful))
+    return Look(Uplinks(there, gateways), frozenset(links), indexes, macs, verified=bool(doubtful))

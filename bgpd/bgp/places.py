@@ -8,7 +8,8 @@ A gateway's peer is called after its entry and its address ("auto-192.0.2.1", "a
 the same name again after it was away. A gateway that is a peer by itself already is not one twice.
 
 What was there and is not any more stays for a while (`after`): a default route that is replaced is away for a moment
-without any traffic being lost, and its session must not be either.
+without any traffic being lost, and its session must not be either. A daemon that has just started has not seen what
+was there; it takes it from the sessions that the speaker has.
 
 ExaBGP and we know a peer by its address alone. Two links may well have the same one at their far ends; the second
 has to wait, and says so.
@@ -16,16 +17,18 @@ has to wait, and says so.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from bgpd.config.bgp import Peer
+from bgpd.model.bgp import LocalEnd
 from bgpd.model.prefix import Address, family_of
 from bgpd.model.uplink import Gateway, Link, Route, Uplinks
 
 _DOWN = "{} is down, or has no carrier"
-NOTHING_LOADED: Mapping[str, Address] = MappingProxyType({})
+NOTHING_LOADED: Mapping[str, LocalEnd] = MappingProxyType({})
 HOLD_S = 300.0
 """How long a gateway without a default route stays a peer: DHCP and network managers take a minute at worst to put a
 route back, and a session that should have ended does no harm meanwhile."""
@@ -63,12 +66,12 @@ def interfaces(peers: Sequence[Peer]) -> frozenset[str]:
 
 
 def places(
-    peers: Sequence[Peer], uplinks: Uplinks, loaded: Mapping[str, Address] = NOTHING_LOADED
+    peers: Sequence[Peer], uplinks: Uplinks, loaded: Mapping[str, LocalEnd] = NOTHING_LOADED
 ) -> tuple[Place, ...]:
     """In the order of the configuration, gateways in that of their addresses.
 
-    `loaded`: where the speaker has its sessions. A daemon that has just started knows by that who of several routers
-    was there first.
+    `loaded`: our ends of the speaker's sessions. A daemon that has just started knows by that who of several routers
+    was there first, and which gateways were peers that no default route goes by.
     """
     found: list[Place] = []
     given = {peer.peer_address for peer in peers if peer.peer_address is not None}
@@ -79,7 +82,8 @@ def places(
         elif peer.interface is not None:
             found.append(_behind(peer, peer.interface, uplinks, loaded.get(peer.name)))
         else:
-            theirs = [it for it in _gateways(peer, uplinks) if it.address not in given and it.interface not in behind]
+            gateways = _gateways(peer, uplinks, loaded)
+            theirs = [it for it in gateways if it.address not in given and it.interface not in behind]
             found += theirs or [Place(peer.name, peer, None, why=_no_gateway(peer, uplinks))]
     return tuple(_told_apart(found))
 
@@ -109,10 +113,10 @@ def _settled(before: Link | None, link: Link) -> Link:
     return replace(link, peer=next(iter(link.routers)) if len(link.routers) == 1 else known)
 
 
-def _behind(peer: Peer, interface: str, uplinks: Uplinks, loaded: Address | None) -> Place:
+def _behind(peer: Peer, interface: str, uplinks: Uplinks, loaded: LocalEnd | None) -> Place:
     link = uplinks.links.get(interface)
-    if link is not None and link.peer is None:
-        link = replace(link, peer=next((router for router in link.routers if router == loaded), None))
+    if link is not None and link.peer is None and loaded is not None:
+        link = replace(link, peer=next((router for router in link.routers if router == loaded.peer), None))
     place = Place(peer.name, peer, None, interface)
     if link is None:
         return replace(place, why=f"there is no interface {interface}" if uplinks.known else uplinks.problem)
@@ -141,15 +145,25 @@ def _nobody(interface: str, link: Link) -> str:
     return f"nobody on {interface} says that it is a router: does the peer send router advertisements there?"
 
 
-def _gateways(peer: Peer, uplinks: Uplinks) -> Iterator[Place]:
+def _gateways(peer: Peer, uplinks: Uplinks, loaded: Mapping[str, LocalEnd]) -> Iterator[Place]:
     assert peer.auto_discovery is not None
     family = peer.auto_discovery.default_gateway.address_family
-    for gateway, route in sorted(uplinks.gateways.items(), key=_order):
+    gateways = {**dict(_lost_before(peer, uplinks, loaded)), **uplinks.gateways}
+    for gateway, route in sorted(gateways.items(), key=_order):
         if family is not None and family != family_of(gateway.address):
             continue
         remark = "" if route.gone_at is None else "no default route goes by it any more: it is kept for now"
         place = Place(peer.name, peer, gateway.address, gateway.interface, route.local, remark=remark)
         yield replace(place, name=f"{peer.name}-{place.shown}", ours=route.ours)
+
+
+def _lost_before(peer: Peer, uplinks: Uplinks, loaded: Mapping[str, LocalEnd]) -> Iterator[tuple[Gateway, Route]]:
+    """The gateways that the speaker has sessions with and that may have lost their routes before we looked."""
+    for name, end in loaded.items():
+        shown, _, interface = name.removeprefix(f"{peer.name}-").partition("%")
+        is_ours = name.startswith(f"{peer.name}-") and shown == str(end.peer)
+        if is_ours and uplinks.new_to is not None and (not interface or interface in uplinks.new_to):
+            yield Gateway(end.peer, interface), Route(end.address, -math.inf, frozenset({end.address}))
 
 
 def _order(entry: tuple[Gateway, Route]) -> tuple[int, int, str]:

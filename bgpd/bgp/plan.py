@@ -83,7 +83,7 @@ def plan(
     they are, because they carry what is announced, and the withdrawals if the node does not come back. `offers`
     remembers from plan to plan what would be the same, and changes nothing about it.
     """
-    found = _Sessions(places(bgp.peers, uplinks, {name: end.peer for name, end in loaded.items()}))
+    found = _Sessions(places(bgp.peers, uplinks, loaded))
     for place in found.places:
         found.add(place, _neighbor(bgp, place, passwords.get(place.peer.name), node, loaded.get(place.name)))
     silent = "the node is drained; `bgpd undrain` announces again" if drain is Drain.WITHDRAWN else unhealthy

@@ -51,12 +51,17 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Uplinks:
-    """`links` by interface name: those that were asked for and are there. `problem`: why nothing (more) is found."""
+    """`links` by interface name: those that were asked for and are there. `problem`: why nothing (more) is found.
+
+    `new_to`: all interfaces there are, for a daemon that has not looked long enough yet to have seen what went; None:
+    it has.
+    """
 
     links: Mapping[str, Link] = field(default_factory=dict)
     gateways: Mapping[Gateway, Route] = field(default_factory=dict)
     problem: str = ""
     known: bool = True
+    new_to: frozenset[str] | None = None
 
 
 NO_UPLINKS = Uplinks()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
+from bgpd.bgp.discovery import SETTLE_S
 from tests.fabric.bird import Bird
 from tests.fabric.frr import Frr
 from tests.fabric.netns import Lab
 from tests.fabric.node import node_manifest
 from tests.fabric.peer import FAMILIES, IPV4, IPV6, Neighbor, Speaker
+from tests.fabric.process import poll
 from tests.fabric.unnumbered_site import NODE_ASN, POD_CIDRS, PORT, UnnumberedSite, link_local
 
 BOTH = "default nexthop via 10.0.1.1 nexthop via 10.0.2.1"
@@ -41,6 +44,15 @@ def site_of(lab: Lab, *kinds: type[Speaker], peers: Any = "auto") -> UnnumberedS
 
 def states(site: UnnumberedSite) -> dict[str, str]:
     return {row["peer"]: row["state"] for row in site.node.status()["peers"]}
+
+
+def wait_kept(site: UnnumberedSite, names: set[str]) -> None:
+    """Until these peers are told to be gateways no more."""
+
+    def kept() -> set[str]:
+        return {row["peer"] for row in site.node.status()["peers"] if "kept for now" in row["why"]}
+
+    poll(lambda: kept() == names, 20, lambda: f"{kept()} are kept, not {names}")
 
 
 @pytest.mark.needs("bird", *Frr.programs)
@@ -78,6 +90,33 @@ def test_a_default_route_that_goes_for_a_moment_ends_no_session(lab: Lab) -> Non
     site.place.ip(f"route add {SECOND}")
     site.node.wait_status("told", lambda it: not it["peers"][1]["why"] and it["peers"][0]["why"])
     site.place.ip(f"route replace {BOTH}")
+    site.node.wait_healthy()
+    assert {row["peer"]: row["flaps"] for row in site.node.status()["peers"]} == before
+
+
+@pytest.mark.needs("bird")
+def test_a_daemon_that_starts_while_a_default_route_is_away_ends_no_session(lab: Lab) -> None:
+    """One gateway of two is gone, then both, v4 and link-local: the sessions stay, and `peers` tells why."""
+    site = site_of(lab, Bird, Bird)
+    theirs = link_local(site.tors[0].namespace, PORT)
+    site.place.ip(f"route add {BOTH}", f"route add ::/0 via {theirs} dev eth1")
+    site.start()
+    site.node.wait_healthy()
+    names = {"auto-10.0.1.1", "auto-10.0.2.1", f"auto-{theirs}%eth1"}
+    before = {row["peer"]: row["flaps"] for row in site.node.status()["peers"]}
+    assert before == dict.fromkeys(names, 0)
+    for lost, gone in (
+        ([f"route replace {SECOND}", "route del ::/0"], names - {"auto-10.0.2.1"}),
+        (["route del default"], names),
+    ):
+        assert site.node.daemon is not None
+        site.node.daemon.stop()
+        site.place.ip(*lost)
+        site.node.start_daemon()
+        wait_kept(site, gone)
+        time.sleep(SETTLE_S + 2)  # what is not found by then is not waited for
+        assert states(site) == dict.fromkeys(names, "up")
+    site.place.ip(f"route add {BOTH}", f"route add ::/0 via {theirs} dev eth1")
     site.node.wait_healthy()
     assert {row["peer"]: row["flaps"] for row in site.node.status()["peers"]} == before
 

@@ -185,6 +185,44 @@ def test_a_gateway_without_its_default_route_is_kept_for_a_while() -> None:
     assert "no default route with a gateway" in place.why
 
 
+def test_a_gateway_that_lost_its_route_while_the_daemon_was_away_is_kept_for_a_while() -> None:
+    """The speaker has the session: it stays as it is, until this daemon has looked long enough to know itself."""
+    ends = {
+        "auto-192.0.2.1": LocalEnd(ip_address("192.0.2.63"), IPv4Address("10.0.0.1"), GATEWAY.address),
+        "auto-fe80::a%eth1": LocalEnd(OURS, IPv4Address("10.0.0.1"), A),
+        "tor": LocalEnd(ip_address("192.0.2.63"), IPv4Address("10.0.0.1"), ip_address("192.0.2.7")),
+    }
+    young = Uplinks(new_to=frozenset({"lo", "eth1"}))
+    result = plan(bgp("auto"), {}, NODE, Drain.NO, loaded=ends, uplinks=young)
+    kept = {name: neighbor.local_address for name, neighbor in result.neighbors.items()}
+    assert kept == {name: ends[name].address for name in ("auto-192.0.2.1", "auto-fe80::a%eth1")}
+    assert all("no default route goes by it any more" in place.remark for place in result.places)
+    back = replace(young, gateways={GATEWAY: Route(ip_address("192.0.2.63"))})
+    assert places(bgp("auto").peers, back, ends)[0].remark == ""
+    for later in (NO_UPLINKS, after(young, NO_UPLINKS, HOLD_S)):
+        assert [place.address for place in places(bgp("auto").peers, later, ends)] == [None]
+
+
+def test_of_what_the_speaker_has_only_gateways_of_the_entry_are_kept() -> None:
+    """Not behind an interface that is gone, not of another family, not one that is a peer by itself."""
+    ends = {
+        "gw-192.0.2.1": LocalEnd(ip_address("192.0.2.63"), IPv4Address("10.0.0.1"), GATEWAY.address),
+        "gw-fe80::a%eth1": LocalEnd(OURS, IPv4Address("10.0.0.1"), A),
+        "gw-fe80::b%eth9": LocalEnd(OURS, IPv4Address("10.0.0.1"), B),
+        "gw-2-192.0.2.9": LocalEnd(ip_address("192.0.2.63"), IPv4Address("10.0.0.1"), ip_address("192.0.2.9")),
+    }
+    auto: dict[str, Any] = {"name": "gw", "peerASN": 64512, "autoDiscovery": {"mode": "DefaultGateway"}}
+    six = {**auto, "autoDiscovery": {"mode": "DefaultGateway", "defaultGateway": {"addressFamily": "ipv6"}}}
+    tor = {"name": "tor", "peerAddress": "192.0.2.1", "peerASN": 64512}
+    young = Uplinks(new_to=frozenset({"eth1"}))
+    for peers, expected in (
+        ([auto], ["gw-192.0.2.1", "gw-fe80::a%eth1"]),
+        ([six], ["gw-fe80::a%eth1"]),
+        ([auto, tor], ["gw-fe80::a%eth1", "tor"]),
+    ):
+        assert [place.name for place in places(bgp(peers).peers, young, ends)] == expected
+
+
 def test_a_gateway_behind_an_interface_that_is_gone_is_gone() -> None:
     """There is nothing to dial from."""
     there = Uplinks({"eth1": UP}, {LINKED: Route(OURS)})
