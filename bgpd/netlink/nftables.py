@@ -19,7 +19,7 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 
-from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, messages, pack
+from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, messages, of_one_moment, pack
 from bgpd.netlink.nftmessage import NFPROTO_INET, NFPROTO_IPV4, Attributes, Kind, Message, attribute, attributes
 
 _NETLINK_NETFILTER = 12
@@ -92,11 +92,9 @@ class Connection:
         return attributes(answers[0]) if answers else None
 
     def dump(self, kind: Kind, body: bytes = b"", family: int = NFPROTO_INET) -> list[Attributes]:
-        """All objects that `body` selects, as of one moment."""
-        while True:
-            answers = self._ask(_SUBSYSTEM << 8 | kind, REQUEST | ACK | DUMP, family, body)
-            if answers is not None:
-                return [attributes(answer) for answer in answers]
+        """All objects that `body` selects, as of one moment. InterruptedError: they never stood still."""
+        answers = of_one_moment(lambda: self._ask(_SUBSYSTEM << 8 | kind, REQUEST | ACK | DUMP, family, body))
+        return [attributes(answer) for answer in answers]
 
     def has_match(self, name: str, revision: int) -> bool:
         """Whether rules may use this match of xtables; its module is loaded if need be.
@@ -111,8 +109,8 @@ class Connection:
                 return False  # no nft_compat
             raise
 
-    def _ask(self, kind: int, flags: int, family: int, body: bytes) -> list[bytes] | None:
-        """The bodies of all answers; None: a dump was overtaken by a change and says nothing reliable."""
+    def _ask(self, kind: int, flags: int, family: int, body: bytes) -> list[bytes]:
+        """The bodies of all answers. InterruptedError: a dump was overtaken by a change and says nothing reliable."""
         self._sequence += 1
         self._socket.send(_pack(kind, flags, family, body, self._sequence))
         answers: list[bytes] = []
@@ -126,7 +124,9 @@ class Connection:
                     (code,) = struct.unpack_from("=i", content)
                     if code and code != -errno.ENOENT:
                         raise NftablesError(-code, "reading")
-                    return None if interrupted else answers
+                    if interrupted:
+                        raise InterruptedError
+                    return answers
                 answers.append(content[_FAMILY_HEADER.size :])
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:

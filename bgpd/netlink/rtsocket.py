@@ -18,7 +18,18 @@ from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from bgpd.netlink.message import ACK, DONE, DUMP, DUMP_INTERRUPTED, ERROR, REQUEST, Received, messages, pack
+from bgpd.netlink.message import (
+    ACK,
+    DONE,
+    DUMP,
+    DUMP_INTERRUPTED,
+    ERROR,
+    REQUEST,
+    Received,
+    messages,
+    of_one_moment,
+    pack,
+)
 from bgpd.netlink.nftmessage import attributes, text
 
 APPEND, CREATE, EXCLUSIVE, REPLACE = 0x800, 0x400, 0x200, 0x100  # NLM_F_*
@@ -85,12 +96,8 @@ class RtSocket:
         return self._ask(kind, REQUEST | ACK, body)
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """The bodies of everything that is asked for, of one moment."""
-        while True:
-            try:
-                return self._ask(kind, REQUEST | DUMP, body)
-            except InterruptedError:
-                continue  # something was changed meanwhile
+        """The bodies of everything that is asked for, of one moment. InterruptedError: it never stood still."""
+        return of_one_moment(lambda: self._ask(kind, REQUEST | DUMP, body))
 
     def change(self, requests: Sequence[Request]) -> list[Refusal | None]:
         """What became of each, in their order; None: done."""
