@@ -169,9 +169,11 @@ class Builder:
             remove(config.paths.cni_conf)  # or pods would wait for a daemon that serves no plugin
         if not config.policy.enabled:
             if config.paths.bpf.is_dir():
+                from bgpd.cni.journal import namespaces
                 from bgpd.policy.clear import clear
 
-                self._clear("policy", clear, config.paths.bpf)
+                pods = namespaces(config.paths.state)
+                self._clear("policy", lambda directory: clear(directory, pods), config.paths.bpf)
             return None, None
         from bgpd.policy.policing import Policing
         from bgpd.policy.view import Objects

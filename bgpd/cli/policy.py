@@ -102,6 +102,7 @@ def _end(shown: dict[str, Any]) -> str:
 
 
 def _clear(options: argparse.Namespace) -> int:
+    from bgpd.cni.journal import namespaces
     from bgpd.policy.clear import clear  # brings nf_tables
 
-    return cleared(options, lambda paths: clear(paths.bpf))
+    return cleared(options, lambda paths: clear(paths.bpf, namespaces(paths.state)))

@@ -311,7 +311,7 @@ def _is_alive(links: Links, held: _Held, told: bool) -> bool:
 
 def _relinked(held: _Held, now: PodLink) -> _Held:
     try:
-        return replace(held, endpoint=replace(held.endpoint, link=endpoint_link(now)), problem="")
+        return replace(held, endpoint=replace(held.endpoint, link=endpoint_link(held.attachment, now)), problem="")
     except RefusedError as error:
         return replace(held, problem=str(error))
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 from bgpd.cni.attach import Endpoints, Enforced, PodAttacher
 from bgpd.cni.conflist import Settings
-from bgpd.cni.journal import Journal, Queue
+from bgpd.cni.journal import DIRECTORY, Journal, Queue
 from bgpd.cni.publish import Places, Publisher
 from bgpd.cni.server import CniServer
 from bgpd.config.schema import Config
@@ -40,7 +40,7 @@ class Chaining:
         paths, cni = config.paths, config.cni
         assert cni.chaining_mode is not None, "the plugin is off"
         socket, queue = paths.run / "cni.sock", paths.state / "cni-queue"
-        self._journal, self._queue = Journal(paths.state / "endpoints"), Queue(queue)
+        self._journal, self._queue = Journal(paths.state / DIRECTORY), Queue(queue)
         for problem in self._journal.load():
             log.get("cni").warning("an attachment is forgotten", problem=problem)
         self.attacher = PodAttacher(endpoints, self._journal, paths.cni_cache, enforced, unready)

@@ -23,7 +23,7 @@ from typing import Any
 
 from bgpd.cni.protocol import DEADLINE_S, PLUGIN_TYPE, VERSIONS
 from bgpd.cni.result import Json, release
-from bgpd.model.attachment import OWN_FILE, READ_BY_RUNTIMES, ChainingMode, InterfaceKind
+from bgpd.model.attachment import NAMED, OWN_FILE, READ_BY_RUNTIMES, ChainingMode, InterfaceKind
 
 CONFIG_MAP_KEY = "cni-config"
 SOCKET = Path("/run/bgpd/cni.sock")
@@ -202,6 +202,11 @@ def _contradictions(chain: Json, settings: Settings) -> tuple[str, ...]:
     if told not in list(ChainingMode):
         return (*found, f"chaining-mode is {told!r}; give one of {', '.join(ChainingMode)}")
     mode, name = ChainingMode(told), chain["name"]
+    if mode in NAMED and name != mode.value:
+        found.append(
+            f"the network's name is {name}, and chaining-mode {mode}: who chains by that mode finds its network by "
+            "the same name, so they must agree"
+        )
     by_name = ChainingMode(name).kind if name in list(ChainingMode) else None
     if by_name and mode.kind and by_name is not mode.kind:
         found.append(

@@ -2,6 +2,7 @@
 
     veth      judged at its end on the node, which is a port of a bridge or routed
     macvlan   judged at its parent
+    ipvlan    judged at its parent, and in its pod what others of the parent send
 
 Anything else is refused by the name of its kind. A pod with CAP_NET_ADMIN can rename its interfaces, change their MAC
 addresses and make new ones: of a pod that runs, only what the node has of an interface is evidence. While an ADD is
@@ -11,11 +12,22 @@ under way there is no such pod, and what the kernel shows is what the plugins ma
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import TypeAlias
 
-from bgpd.model.attachment import Attachment, AttachmentKey
-from bgpd.model.endpoint import Endpoint, EndpointLink, MacvlanLink, MacvlanMode, VethLink
+from bgpd.model.attachment import NAMED, Attachment, AttachmentKey
+from bgpd.model.endpoint import (
+    Endpoint,
+    EndpointLink,
+    IpvlanLink,
+    IpvlanMode,
+    MacvlanLink,
+    MacvlanMode,
+    VethLink,
+)
 from bgpd.netlink.link import Link, PodLink
+
+_IPVLAN_F_VEPA = 2  # linux/if_link.h
 
 
 class RefusedError(Exception):
@@ -24,8 +36,10 @@ class RefusedError(Exception):
 
 def attached(attachment: Attachment, seen: PodLink) -> Endpoint:
     """What an ADD makes. RefusedError: the interface is unfit, or not what the configuration or the result says."""
-    name, mode = attachment.key.interface, attachment.mode
-    link = endpoint_link(seen)
+    name, mode, network = attachment.key.interface, attachment.mode, attachment.key.network
+    if mode in NAMED and network in NAMED and network != mode.value:
+        raise RefusedError(f'the network is named "{network}" and has chaining-mode "{mode}": give both the same')
+    link = endpoint_link(attachment, seen)
     if mode.kind is not None and mode.kind is not link.kind:
         raise RefusedError(
             f'chaining-mode "{mode}" is for {mode.kind}, and {name} is a {link.kind}: '
@@ -44,7 +58,7 @@ def adopted(attachment: Attachment, seen: PodLink) -> Endpoint:
 
     What the chaining mode says is not asked: the pod is there.
     """
-    return _endpoint(attachment, seen, endpoint_link(seen))
+    return _endpoint(attachment, seen, endpoint_link(attachment, seen))
 
 
 def _endpoint(attachment: Attachment, seen: PodLink, link: EndpointLink) -> Endpoint:
@@ -52,17 +66,19 @@ def _endpoint(attachment: Attachment, seen: PodLink, link: EndpointLink) -> Endp
     return Endpoint(attachment.key, attachment.pod, mac, attachment.addresses, link)
 
 
-def endpoint_link(seen: PodLink) -> EndpointLink:
+def endpoint_link(attachment: Attachment, seen: PodLink) -> EndpointLink:
     """Where traffic of the interface is seen. RefusedError: nowhere that we can judge it."""
     inside, outside = seen.inside, seen.outside
-    if inside.kind not in ("veth", "macvlan"):
+    if inside.kind not in ("veth", "macvlan", "ipvlan"):
         kind = f"of kind {inside.kind}" if inside.kind else "hardware"
-        raise RefusedError(f"{inside.name} is {kind}: traffic can be judged of veth and macvlan only")
+        raise RefusedError(f"{inside.name} is {kind}: traffic can be judged of veth, macvlan and ipvlan only")
     if outside is None:
         what = "other end" if inside.kind == "veth" else "parent"
         raise RefusedError(f"{inside.name} is a {inside.kind} whose {what} is not in the node's network namespace")
     if inside.kind == "macvlan":
         return _macvlan_link(inside, outside, seen.cookie)
+    if inside.kind == "ipvlan":
+        return _ipvlan_link(inside, outside, Path(attachment.netns), seen.cookie)
     return _veth_link(outside, seen.master)
 
 
@@ -71,6 +87,15 @@ def _macvlan_link(inside: Link, parent: Link, netns: int) -> MacvlanLink:
         return MacvlanLink(parent.index, parent.name, MacvlanMode(inside.mode), netns)
     except ValueError:
         raise RefusedError(f"{inside.name} is a macvlan of mode {inside.mode}, which is not known here") from None
+
+
+def _ipvlan_link(inside: Link, parent: Link, place: Path, netns: int) -> IpvlanLink:
+    try:
+        mode = IpvlanMode(inside.mode)
+    except ValueError:
+        raise RefusedError(f"{inside.name} is an ipvlan of mode {inside.mode}, which is not known here") from None
+    reflecting = bool(inside.flags & _IPVLAN_F_VEPA)
+    return IpvlanLink(parent.index, parent.name, mode, place, inside.index, netns, reflecting)
 
 
 def _veth_link(outside: Link, master: Link | None) -> VethLink:
@@ -112,7 +137,7 @@ def differences(endpoint: Endpoint, then: PodLink, now: PodLink | None) -> tuple
 def is_there(then: PodLink, outside: Link | None) -> bool:
     """Whether what the node has of the interface is still the one that it was.
 
-    A macvlan goes with its parent; what else becomes of it, only its pod's namespace knows.
+    A macvlan or ipvlan goes with its parent; what else becomes of it, only its pod's namespace knows.
     """
     if then.inside.kind != "veth" or outside is None:
         return outside is not None
@@ -120,8 +145,9 @@ def is_there(then: PodLink, outside: Link | None) -> bool:
 
 
 def _mode(link: Link) -> str:
+    modes = IpvlanMode if link.kind == "ipvlan" else MacvlanMode
     try:
-        return MacvlanMode(link.mode).name.lower()
+        return modes(link.mode).name.lower()
     except ValueError:
         return str(link.mode)
 
@@ -191,5 +217,5 @@ def _same_name(claim: Attachment, link: PodLink) -> bool:
 
 
 def _sibling(claim: Attachment, link: PodLink) -> bool:
-    """A pod can make macvlans beside its own, and delete that one; it cannot make a veth that leads to the node."""
-    return link.inside.kind == "macvlan"
+    """A pod can make interfaces beside its own, and delete that one; it cannot make a veth that leads to the node."""
+    return link.inside.kind in ("macvlan", "ipvlan")

@@ -20,6 +20,7 @@ from bgpd.cni.protocol import CniError, Request, Verb, attachment, parse
 from bgpd.config.files import UnreadableError, read_limited
 from bgpd.model.attachment import Attachment, AttachmentKey
 
+DIRECTORY = "endpoints"  # of the attachments, below that of our state
 _LONGEST = LONGEST_HEAD + LONGEST_ENVIRONMENT + LONGEST_CONFIGURATION
 
 
@@ -68,6 +69,15 @@ class Journal:
         """Once more does nothing."""
         (self._directory / str(key)).unlink(missing_ok=True)
         self._attachments.pop(key, None)
+
+
+def namespaces(state: Path) -> frozenset[Path]:
+    """Those of pods, as the journal in this directory has them. It may never have been there."""
+    if not (state / DIRECTORY).is_dir():
+        return frozenset()
+    journal = Journal(state / DIRECTORY)
+    journal.load()
+    return frozenset(Path(found.netns) for found in journal.attachments.values())
 
 
 class Queue:

@@ -34,7 +34,7 @@ from bgpd.config.section import PRESENT, Section
 from bgpd.config.services import Services
 from bgpd.config.virtualservers import VirtualServers
 from bgpd.model.attachment import ChainingMode
-from bgpd.model.policy import Overflow
+from bgpd.model.policy import Overflow, Tampering
 
 
 class NodeRoutes(StrEnum):
@@ -125,6 +125,11 @@ class Policy(Section):
     on_overflow: Annotated[Overflow, one_of(Overflow)] = Overflow.KEEP
     """What becomes of pods whose rules do not fit into the kernel's maps: keep their last good rules, or close. keep,
     because an edit that went wrong then breaks nothing that worked. A pod that has no good rules yet is closed."""
+
+    on_tampering: Annotated[Tampering, one_of(Tampering)] = Tampering.RESTORE
+    """What becomes of a pod on an ipvlan that has removed the program it is policed by, which one with CAP_NET_ADMIN
+    can where the kernel has no tcx: put it back, or put it back and let nothing through to or from the pod until it
+    is started anew."""
 
     foreign_mac_addresses: Annotated[tuple[Annotated[str, MAC_ADDRESS], ...], DISTINCT] = ()
     """Of macvlans that are no pods', at parents that pods have macvlans of too: virtual machines', other container

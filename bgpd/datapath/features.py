@@ -93,14 +93,18 @@ def ring_buffer() -> Fact:
 
 
 def tcx() -> Fact:
-    """How programs get to the parents of macvlans."""
+    """How programs get to the parents of macvlans and ipvlans, and into pods on ipvlans."""
     try:
         works = links.has_tcx()
     except DatapathError as error:
         return Fact("tcx", False, str(error), needed=False)
     if works:
-        return Fact("tcx", True, "programs at a macvlan's parent are pinned links, which `tc` cannot remove")
-    text = "missing, programs at a macvlan's parent are filters of clsact, which `tc` can remove; Linux 6.6 has it"
+        text = "programs at a parent, or in a pod on an ipvlan, are pinned links, which `tc` cannot remove"
+        return Fact("tcx", True, text)
+    text = (
+        "missing, programs at a parent are filters of clsact, which `tc` can remove; in a pod on an ipvlan so can "
+        "the pod, with CAP_NET_ADMIN (see policy.onTampering); Linux 6.6 has it"
+    )
     return Fact("tcx", False, text, needed=False)
 
 

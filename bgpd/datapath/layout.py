@@ -41,6 +41,9 @@ STRUCTS: Mapping[str, Mapping[str, str]] = {
     "macvlan_station": {"v4": "16s", "v6": "16s", "netns": "Q", "mac": "6s", "flags": "H"},
     "macvlan_address_key": {"parent": "I", "address": "16s"},
     "macvlan_owner": {"mac": "6s", "pad": "2s"},
+    "ipvlan_address_key": {"parent": "I", "address": "16s"},
+    "ipvlan_owner": {"pod": "Q", "netns": "Q", "flags": "I", "pad": "I"},
+    "ipvlan_pod": {"v4": "16s", "v6": "16s", "parent": "I", "pad": "I"},
     "policy_event": {
         "at_ns": "Q",
         "client": "16s",
@@ -72,6 +75,10 @@ STATION_KEY, STATION, ADDRESS_KEY, OWNER = (
     struct.Struct("".join(STRUCTS[f"macvlan_{name}"].values()))
     for name in ("station_key", "station", "address_key", "owner")
 )
+IPVLAN_ADDRESS_KEY, IPVLAN_OWNER, IPVLAN_POD = (
+    struct.Struct("".join(STRUCTS[f"ipvlan_{name}"].values())) for name in ("address_key", "owner", "pod")
+)
+POD_NUMBER = struct.Struct("Q")  # by which its program finds a pod on an ipvlan
 LINK = struct.Struct("".join(STRUCTS["policy_link"].values()))
 CLASS = IFINDEX = struct.Struct("I")
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
@@ -116,6 +123,7 @@ class MapType(IntEnum):
 
     HASH = 1
     ARRAY = 2
+    PROG_ARRAY = 3
     PERCPU_ARRAY = 6
     LRU_HASH = 9
     LPM_TRIE = 11
@@ -161,6 +169,11 @@ MAPS = {
         MapSpec("policy_fragments", MapType.LRU_HASH, _FRAGMENT_KEY_BYTES, struct.calcsize("HH"), 4096),
         MapSpec("macvlan_stations", MapType.HASH, STATION_KEY.size, STATION.size, 1024, NO_PREALLOC),
         MapSpec("macvlan_addresses", MapType.HASH, ADDRESS_KEY.size, OWNER.size, 4096, NO_PREALLOC),
+        MapSpec(
+            "ipvlan_addresses", MapType.HASH, IPVLAN_ADDRESS_KEY.size, IPVLAN_OWNER.size, 4096, NO_PREALLOC
+        ),
+        MapSpec("ipvlan_pods", MapType.HASH, POD_NUMBER.size, IPVLAN_POD.size, 1024, NO_PREALLOC),
+        MapSpec("ipvlan_jump", MapType.PROG_ARRAY, struct.calcsize("I"), struct.calcsize("I"), 1),
         MapSpec("policy_events", MapType.RINGBUF, 0, 0, 1 << 18),
     )
 }
@@ -206,6 +219,14 @@ class StationFlag(IntFlag):
     PASSTHRU = 2
     BRIDGE = 4
     VEPA = 8
+
+
+class OwnerFlag(IntFlag):
+    """enum ipvlan_owner_flag: the node's, on an ipvlan beside the pods'; a pod that is closed; one of mode L3S."""
+
+    BESIDE = 1
+    CLOSED = 2
+    STACK = 4
 
 
 class Action(IntEnum):

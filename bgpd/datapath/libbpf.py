@@ -60,6 +60,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {  # result, then arguments
     "bpf_obj_pin": (_int, _int, _str),
     "bpf_obj_get": (_int, _str),
     "bpf_prog_load": (_int, _int, _str, _str, _str, ctypes.c_size_t, _ptr),
+    "bpf_prog_get_fd_by_id": (_int, _u32),
     "bpf_prog_query": (_int, _int, _int, _u32, _ptr, _ptr, _ptr),
     "bpf_link_create": (_int, _int, _int, _int, _ptr),
     "bpf_link_detach": (_int, _int),

@@ -48,6 +48,10 @@ class ChainingMode(StrEnum):
         return None
 
 
+NAMED = (ChainingMode.TERWAY_CHAINER, ChainingMode.SPIDERNET_CHAINER)
+"""Those whose networks must have the mode's name, as cilium-chaining has it."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class AttachmentKey:
     """What identifies an attachment (CNI specification, section 2, "Lifecycle & Ordering")."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import TypeAlias
 
 from bgpd.model.attachment import AttachmentKey, InterfaceKind, PodName
@@ -21,6 +22,14 @@ class MacvlanMode(IntEnum):
     BRIDGE = 4
     PASSTHRU = 8
     SOURCE = 16
+
+
+class IpvlanMode(IntEnum):
+    """IPVLAN_MODE_* (linux/if_link.h): how ipvlans of one parent reach each other and the wire."""
+
+    L2 = 0
+    L3 = 1
+    L3S = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +61,27 @@ class MacvlanLink:
         return InterfaceKind.MACVLAN
 
 
-EndpointLink: TypeAlias = VethLink | MacvlanLink
+@dataclass(frozen=True, slots=True)
+class IpvlanLink:
+    """The parent, which every pod behind it shares, and the pod's own interface, where what others of the parent send
+    is judged: its index in the network namespace at `place`. `netns` as of a `MacvlanLink`. `reflecting`: what one
+    pod sends to another leaves for the switch, which is to give it back (IPVLAN_F_VEPA).
+    """
+
+    parent: int
+    name: str
+    mode: IpvlanMode
+    place: Path
+    index: int
+    netns: int = 0
+    reflecting: bool = False
+
+    @property
+    def kind(self) -> InterfaceKind:
+        return InterfaceKind.IPVLAN
+
+
+EndpointLink: TypeAlias = VethLink | MacvlanLink | IpvlanLink
 
 
 def is_bridging(link: EndpointLink) -> bool:

@@ -32,6 +32,13 @@ class Direction(StrEnum):
     EGRESS = "egress"
 
 
+class Tampering(StrEnum):
+    """What becomes of a pod that removes the program it is policed by: it is put back; and nothing passes."""
+
+    RESTORE = "restore"
+    CLOSE = "close"
+
+
 class Overflow(StrEnum):
     """What becomes of a pod whose rules do not fit: the rules that it had stay, or nothing passes."""
 

@@ -7,6 +7,7 @@ the caller to decide; how messages reach the kernel, for `netlink.links`.
 from __future__ import annotations
 
 import struct
+import sys
 from dataclasses import dataclass
 
 from bgpd.netlink.nftmessage import Attributes, attribute, attributes, text
@@ -18,6 +19,7 @@ _ADDRESS, _IFNAME, _LINK, _MASTER, _LINKINFO = 1, 3, 5, 10, 18  # IFLA_*
 _EXT_MASK, _LINK_NETNSID, _TARGET_NETNSID = 29, 37, 46
 _INFO_KIND, _INFO_DATA = 1, 2  # IFLA_INFO_*
 _MACVLAN_MODE = 1  # IFLA_MACVLAN_MODE
+_IPVLAN_MODE, _IPVLAN_FLAGS = 1, 2  # IFLA_IPVLAN_*, of 16 bits
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _NSID, _FD = 1, 3  # NETNSA_*
 _NO_NUMBER = -1  # NETNSA_NSID_NOT_ASSIGNED
@@ -31,7 +33,8 @@ class Link:
 
     `other`: the index of a veth's other end, or of the parent of a macvlan or ipvlan. `other_netns`: the number of
     the network namespace in which that index counts; None: in the interface's own. `master`: the index of the bridge,
-    or whatever else, that it is a port of. `mode`: MACVLAN_MODE_* of a macvlan, else 0.
+    or whatever else, that it is a port of. `mode`: MACVLAN_MODE_* of a macvlan, IPVLAN_MODE_* of an ipvlan, else 0.
+    `flags`: IPVLAN_F_* of an ipvlan.
     """
 
     index: int
@@ -42,6 +45,7 @@ class Link:
     other_netns: int | None = None
     master: int | None = None
     mode: int = 0
+    flags: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +87,7 @@ def link(body: bytes) -> Link:
         other if other and (other != index or _LINK_NETNSID in found) else None,
         _number(found, _LINK_NETNSID),
         _number(found, _MASTER),
-        _macvlan_mode(info) if kind == "macvlan" else 0,
+        *_mode(kind, info),
     )
 
 
@@ -110,9 +114,17 @@ def netns_number(body: bytes) -> int | None:
     return None if number == _NO_NUMBER else number
 
 
-def _macvlan_mode(info: Attributes) -> int:
+def _mode(kind: str, info: Attributes) -> tuple[int, int]:
+    """Mode and flags."""
     data = attributes(info[_INFO_DATA][0]) if _INFO_DATA in info else {}
-    return _number(data, _MACVLAN_MODE) or 0
+    if kind == "ipvlan":
+        return _short(data, _IPVLAN_MODE), _short(data, _IPVLAN_FLAGS)
+    return (_number(data, _MACVLAN_MODE) or 0, 0) if kind == "macvlan" else (0, 0)
+
+
+def _short(found: Attributes, which: int) -> int:
+    """Of 16 bits in the machine's order; 0 where it is missing."""
+    return int.from_bytes(found[which][0], sys.byteorder) if which in found else 0
 
 
 def _number(found: Attributes, which: int) -> int | None:

@@ -26,7 +26,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from bgpd.model.prefix import Address
 from bgpd.netlink import link as rtnetlink
+from bgpd.netlink import route
 from bgpd.netlink.link import Link, PodLink
 from bgpd.netlink.message import Received
 from bgpd.netlink.rtsocket import GROUP_LINK, GROUP_NSID, NEWS_ROOM, RtSocket, RtWatch
@@ -100,6 +102,11 @@ class Links:
     def all_here(self) -> list[Link]:
         """Every interface here."""
         return self._links(None)
+
+    def addresses_here(self) -> list[tuple[int, Address]]:
+        """Every address here, with the index of its interface."""
+        answers = self._socket.dump(route.GETADDR, route.addresses_request())
+        return [found for each in answers if (found := route.any_address(each)) is not None]
 
     def pod(self, netns: Path, name: str) -> PodLink:
         """The interface `name` of the network namespace at `netns`. LinkError: there is no such, of either."""

@@ -207,6 +207,14 @@ def found_address(body: bytes) -> tuple[int, IPv4Interface | IPv6Interface] | No
     return (index, ip_interface((packed[0], length))) if packed else None
 
 
+def any_address(body: bytes) -> tuple[int, Address] | None:
+    """The interface's index, and an address of it, be it good on its link only."""
+    index: int = _ADDRESS.unpack_from(body)[4]
+    found = attributes(body[_ADDRESS.size :])
+    packed = found.get(_IFA_LOCAL, found.get(_IFA_ADDRESS))
+    return (index, _address(packed[0])) if packed else None
+
+
 # --- interfaces -----------------------------------------------------------------------------------------------------
 
 

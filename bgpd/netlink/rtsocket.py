@@ -38,7 +38,7 @@ GROUP_IPV4_ADDRESS, GROUP_IPV4_ROUTE, GROUP_IPV6_ADDRESS, GROUP_IPV6_ROUTE = 5, 
 NEWS_ROOM = 1 << 22  # some thousand changes, while the daemon is busy
 EXT_ACK, STRICT = 11, 12  # NETLINK_*: the kernel says in words what it refuses; it minds all that a request says
 
-_SOL_NETLINK, _ADD_MEMBERSHIP, _CAP_ACK = 270, 1, 10
+_SOL_NETLINK, _ADD_MEMBERSHIP, _LISTEN_ALL_NSID, _CAP_ACK = 270, 1, 8, 10
 _RECEIVE_BUFFER = 33  # SO_RCVBUFFORCE: beyond what unprivileged ones may have
 _CAPPED, _TEXT = 0x100, 1  # NLM_F_CAPPED, NLMSGERR_ATTR_MSG
 _ERROR_SIZE = 4 + 16  # struct nlmsgerr: the code, and the head of what was refused
@@ -145,15 +145,18 @@ class RtSocket:
 
 class RtWatch:
     """Hears of every change of the groups from when it is made on. `room`: bytes of news that wait, before some are
-    lost."""
+    lost. `everywhere`: also in the namespaces that have a number here, which takes CAP_NET_BROADCAST.
+    """
 
-    def __init__(self, groups: Collection[int], room: int = NEWS_ROOM) -> None:
+    def __init__(self, groups: Collection[int], room: int = NEWS_ROOM, *, everywhere: bool = False) -> None:
         self._socket = _open()
         self._socket.setblocking(False)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, _RECEIVE_BUFFER, room)
         except PermissionError:  # less room, and more news lost: whoever only listens needs no CAP_NET_ADMIN
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, room)
+        if everywhere:
+            self._socket.setsockopt(_SOL_NETLINK, _LISTEN_ALL_NSID, 1)
         self._socket.bind((0, 0))
         for group in groups:
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)

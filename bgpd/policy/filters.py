@@ -1,4 +1,4 @@
-"""The programs at the parents of macvlans where the kernel has no tcx: filters of clsact, and which of both it is.
+"""The programs at parents where the kernel has no tcx: filters of clsact, and which of both it is.
 
 To pods and to whoever asks for the kernel's state it is the same as `parents.ParentLinks`. What differs: there is no
 link, so nothing is pinned, and whoever may change the node's interfaces can remove a filter with `tc`. The kernel
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from bgpd.datapath import links, loader
@@ -17,7 +17,7 @@ from bgpd.datapath.links import Hook
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.netlink.clsact import Filters, Side, Watch
 from bgpd.netlink.rtsocket import EXT_ACK, RtSocket
-from bgpd.policy.parents import NAMES, ParentLinks, Programs, programs
+from bgpd.policy.parents import MACVLAN, Kind, ParentLinks, Programs, programs
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
 
@@ -29,19 +29,21 @@ _REMEDY = (
 )
 
 
-def actuator(installed: loader.Installed, directory: Path) -> ParentLinks | ParentFilters:
+def actuator(
+    installed: loader.Installed, directory: Path, kind: Kind = MACVLAN
+) -> ParentLinks | ParentFilters:
     """By what this kernel can do. DatapathError: it cannot be asked."""
-    return ParentLinks(installed, directory) if links.has_tcx() else ParentFilters(installed)
+    return ParentLinks(installed, directory, kind) if links.has_tcx() else ParentFilters(installed, kind)
 
 
 class ParentFilters:
     """The actuator; its objects are parents by their index."""
 
-    def __init__(self, installed: loader.Installed) -> None:
-        self._programs = programs(installed)
+    def __init__(self, installed: loader.Installed, kind: Kind = MACVLAN) -> None:
+        self._programs, self._names = programs(installed, kind), kind.names
 
     async def observe(self) -> Mapping[int, Programs]:
-        return await asyncio.to_thread(_observe)
+        return await asyncio.to_thread(_observe, self._names)
 
     async def apply(self, changes: Sequence[Change[int, Programs]]) -> Sequence[Outcome]:
         return await asyncio.to_thread(lambda: [self._apply(change.key, change.want) for change in changes])
@@ -52,9 +54,9 @@ class ParentFilters:
                 filters = Filters(rtnetlink)
                 for hook in Hook:
                     if want is None:
-                        filters.remove(ifindex, _SIDES[hook], NAMES[hook])
+                        filters.remove(ifindex, _SIDES[hook], self._names[hook])
                     else:
-                        filters.put(ifindex, _SIDES[hook], NAMES[hook], self._programs[hook].fd)
+                        filters.put(ifindex, _SIDES[hook], self._names[hook], self._programs[hook].fd)
         except OSError as error:
             what = f"asking a program at interface {ifindex}: {error.strerror}"
             if error.errno in _REFUSALS:
@@ -75,33 +77,38 @@ async def watch(parents: Callable[[], Collection[int]], suspect: Callable[[], No
         opened.close()
 
 
-def remove() -> list[str]:
+def remove(kinds: Iterable[Kind]) -> list[str]:
     """Takes all filters away; what there was. TargetError: the kernel refuses."""
     try:
         with RtSocket((EXT_ACK,)) as rtnetlink:
             filters = Filters(rtnetlink)
-            found = [(ifindex, hook) for ifindex, hooks in _found(filters).items() for hook in hooks]
-            for ifindex, hook in found:
-                filters.remove(ifindex, _SIDES[hook], NAMES[hook])
+            found = [
+                (ifindex, hook, kind.names[hook])
+                for kind in kinds
+                for ifindex, hooks in _found(filters, kind.names).items()
+                for hook in hooks
+            ]
+            for ifindex, hook, name in found:
+                filters.remove(ifindex, _SIDES[hook], name)
     except OSError as error:
         raise TargetError(f"removing filters of clsact: {error.strerror}; it takes CAP_NET_ADMIN") from error
-    return [f"clsact {NAMES[hook]} at interface {ifindex}" for ifindex, hook in found]
+    return [f"clsact {name} at interface {ifindex}" for ifindex, _, name in found]
 
 
-def _observe() -> dict[int, dict[Hook, int]]:
+def _observe(names: Mapping[Hook, str]) -> dict[int, dict[Hook, int]]:
     try:
         with RtSocket((EXT_ACK,)) as rtnetlink:
-            return _found(Filters(rtnetlink))
+            return _found(Filters(rtnetlink), names)
     except OSError as error:
         raise TargetError(f"the kernel does not tell of filters: {error.strerror}") from error
 
 
-def _found(filters: Filters) -> dict[int, dict[Hook, int]]:
+def _found(filters: Filters, names: Mapping[Hook, str]) -> dict[int, dict[Hook, int]]:
     """A parent whose filters are not all there has only those that are."""
     found: dict[int, dict[Hook, int]] = {}
     for ifindex in filters.interfaces():
         for hook, side in _SIDES.items():
-            program = filters.program(ifindex, side, NAMES[hook])
+            program = filters.program(ifindex, side, names[hook])
             if program is not None:
                 found.setdefault(ifindex, {})[hook] = program
     return found

@@ -31,15 +31,31 @@ from bgpd.netlink.link import Link as Interface
 from bgpd.netlink.links import Links, own_cookie
 from bgpd.runtime.diff import Change
 
-OBJECT = "macvlan"
-NAMES = {Hook.EGRESS: "macvlan_egress", Hook.INGRESS: "macvlan_ingress"}
-_EGRESS_WITHOUT_NETNS = "macvlan_egress_v6_6"
 _ANY_MAC = bytes(6)
 _FLAGS = {
     MacvlanMode.BRIDGE: StationFlag.BRIDGE,
     MacvlanMode.VEPA: StationFlag.VEPA,
     MacvlanMode.PASSTHRU: StationFlag.PASSTHRU,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Of interfaces that are judged at their parents, by the name of their object. `alone` are programs that it has
+    beside those at the parents, and that a kernel may not be able to have.
+    """
+
+    object: str
+    alone: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> Mapping[Hook, str]:
+        """What a program, its pin and its filter are called at each hook."""
+        return {Hook.EGRESS: f"{self.object}_egress", Hook.INGRESS: f"{self.object}_ingress"}
+
+
+MACVLAN = Kind("macvlan")
+_WITHOUT_NETNS = "_v6_6"  # ends the name of a program for kernels that do not tell who sends
 _STATIONS, _ADDRESSES = "macvlan_stations", "macvlan_addresses"
 
 Entry: TypeAlias = tuple[str, bytes]
@@ -66,9 +82,9 @@ def refusal(link: MacvlanLink) -> str:
     return ""
 
 
-def is_installed(directory: Path) -> bool:
+def is_installed(directory: Path, kind: Kind = MACVLAN) -> bool:
     """Whether a parent may have our programs."""
-    return (directory / NAMES[Hook.INGRESS]).exists()
+    return (directory / kind.names[Hook.INGRESS]).exists()
 
 
 def parents_of(endpoints: Iterable[Endpoint]) -> frozenset[int]:
@@ -176,17 +192,21 @@ Programs: TypeAlias = Mapping[Hook, int]
 """At a parent: the id of the program that is asked at each hook."""
 
 
-def install(directory: Path) -> loader.Installed:
-    """The object, with the program for egress that this kernel can have as `macvlan_egress`."""
-    names = (_EGRESS_WITHOUT_NETNS, NAMES[Hook.EGRESS])
-    unfit = names[0] if features.can_tell_netns() else names[1]
-    return loader.install(loader.shipped(OBJECT), directory, without=[unfit])
+def install(directory: Path, kind: Kind = MACVLAN) -> loader.Installed:
+    """The object, without those programs, of each that there are two of, that this kernel is not to have."""
+    names = (kind.names[Hook.EGRESS], *kind.alone)
+    unfit = [name + _WITHOUT_NETNS for name in names] if features.can_tell_netns() else names
+    return loader.install(loader.shipped(kind.object), directory, without=unfit)
 
 
-def programs(installed: loader.Installed) -> Mapping[Hook, loader.Program]:
-    """Those that are to be asked."""
-    egress = installed.programs.get(NAMES[Hook.EGRESS]) or installed.programs[_EGRESS_WITHOUT_NETNS]
-    return {Hook.EGRESS: egress, Hook.INGRESS: installed.programs[NAMES[Hook.INGRESS]]}
+def program(installed: loader.Installed, name: str) -> loader.Program:
+    """The one of this name that the kernel has."""
+    return installed.programs.get(name) or installed.programs[name + _WITHOUT_NETNS]
+
+
+def programs(installed: loader.Installed, kind: Kind = MACVLAN) -> Mapping[Hook, loader.Program]:
+    """Those that are to be asked at a parent."""
+    return {hook: program(installed, name) for hook, name in kind.names.items()}
 
 
 class ParentLinks:
@@ -194,8 +214,8 @@ class ParentLinks:
     its pin is removed it is still in force, and is pinned again.
     """
 
-    def __init__(self, installed: loader.Installed, directory: Path) -> None:
-        self._programs, self._directory = programs(installed), directory
+    def __init__(self, installed: loader.Installed, directory: Path, kind: Kind = MACVLAN) -> None:
+        self._programs, self._directory, self._kind = programs(installed, kind), directory, kind
         self._held: dict[tuple[int, Hook], Link] = {}
 
     async def observe(self) -> Mapping[int, Programs]:
@@ -207,9 +227,9 @@ class ParentLinks:
     def _observe(self) -> dict[int, dict[Hook, int]]:
         """A parent whose links are not all there, and pinned, has only those that are."""
         found: dict[int, dict[Hook, int]] = {ifindex: {} for ifindex, _ in self._held}
-        for path in self._directory.glob(f"{OBJECT}_*_at_*"):
+        for path in self._directory.glob(f"{self._kind.object}_*_at_*"):
             name, _, ifindex = path.name.rpartition("_at_")
-            hook = next((hook for hook, program in NAMES.items() if program == name), None)
+            hook = next((hook for hook, known in self._kind.names.items() if known == name), None)
             if hook is not None and ifindex.isdecimal():
                 self._look(path, int(ifindex), hook, found.setdefault(int(ifindex), {}))
         return found
@@ -249,4 +269,4 @@ class ParentLinks:
             link.close()
 
     def _pin(self, ifindex: int, hook: Hook) -> Path:
-        return self._directory / f"{NAMES[hook]}_at_{ifindex}"
+        return self._directory / f"{self._kind.names[hook]}_at_{ifindex}"

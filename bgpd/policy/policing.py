@@ -23,18 +23,20 @@ from bgpd.config.load import Loaded
 from bgpd.datapath import layout
 from bgpd.datapath.loader import Datapath
 from bgpd.model.attachment import AttachmentKey
-from bgpd.model.endpoint import Endpoint, MacvlanLink, VethLink
+from bgpd.model.endpoint import Endpoint, IpvlanLink, MacvlanLink, VethLink
 from bgpd.model.notice import Notice
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.policy import Snapshot
 from bgpd.model.prefix import Address
 from bgpd.netlink.links import Watch
 from bgpd.netlink.owntables import OwnTables
-from bgpd.policy import filters
+from bgpd.policy import filters, ipvlans
 from bgpd.policy import map as maps
 from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.fit import Fitting, Misfit
+from bgpd.policy.ipvlans import Ipvlans
 from bgpd.policy.map import PodLinks, PolicyMaps, Stages
+from bgpd.policy.ondemand import OnDemand, then
 from bgpd.policy.parents import (
     Entry,
     Own,
@@ -52,7 +54,6 @@ from bgpd.policy.parents import (
 from bgpd.policy.report import notices
 from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table, key
 from bgpd.policy.view import Objects, View
-from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
 
@@ -91,26 +92,27 @@ class Policing:
         self._own_tables = OwnTables(TABLES)
         self._planned: tuple[tuple[Revision, tuple[int, ...]], Mapping[str, Table]] | None = None
         self.maps: Reconciler[str, Stages] = Reconciler(
-            "policy_maps", self._want_maps, _OnDemand(self._open_maps), str, report, resync_s=lambda: LOOK_BACK_S
+            "policy_maps", self._want_maps, OnDemand(self._open_maps), str, report, resync_s=lambda: LOOK_BACK_S
         )
         self.links: Reconciler[int, tuple[bytes, bytes]] = Reconciler(
-            "policy_links", self._want_links, _OnDemand(self._open_links), int, report, resync_s=lambda: LOOK_BACK_S
+            "policy_links", self._want_links, OnDemand(self._open_links), int, report, resync_s=lambda: LOOK_BACK_S
         )
         self._behind: Stations | None = None
         self.stations: Reconciler[Entry, bytes] = Reconciler(
             "policy_stations",
             self._want_stations,
-            _OnDemand(self._open_stations, self._has_macvlans),
+            OnDemand(self._open_stations, self._has_macvlans),
             str,
-            _and(report, lambda: self.parents.kick(stale=True)),
+            then(report, lambda: self.parents.kick(stale=True)),
         )
         self.parents: Reconciler[int, Programs] = Reconciler(
             "policy_parents",
             self._want_parents,
-            _OnDemand(self._open_parents, lambda: self._behind is not None),
+            OnDemand(self._open_parents, lambda: self._behind is not None),
             int,
-            _and(report, lambda: self.stations.kick()),
+            then(report, lambda: self.stations.kick()),
         )
+        self.ipvlans = Ipvlans(config, endpoints, self.datapath, report)
         self.tables: Reconciler[str, Table] = Reconciler(
             "policy_tables", self._want_tables, self._own_tables, str, report
         )
@@ -120,7 +122,7 @@ class Policing:
 
     @property
     def loops(self) -> Sequence[Reconciler[Any, Any]]:
-        return (self.maps, self.links, self.stations, self.parents, self.tables)
+        return (self.maps, self.links, self.stations, self.parents, *self.ipvlans.loops, self.tables)
 
     @property
     def _stores(self) -> tuple[Store[Any], ...]:
@@ -180,6 +182,7 @@ class Policing:
             names = ", ".join(strangers[:10])
             yield f"policy: there is no Namespace {names}, but pods of it: no namespaceSelector selects them"
         yield from (f"policy: {misfit.reason}" for misfit in self.misfits)
+        yield from self.ipvlans.problems()
         for loop in self.loops:
             reasons = dict.fromkeys(outcome.reason for outcome in loop.trouble.values())
             yield from (f"policy: {loop.name}: {reason}" for reason in (*reasons, *filter(None, [loop.error])))
@@ -195,6 +198,11 @@ class Policing:
             group.create_task(
                 filters.watch(lambda: self.parents.have, self.parents.suspect), name="filters at parents"
             )
+            group.create_task(
+                filters.watch(lambda: self.ipvlans.parents.have, self.ipvlans.parents.suspect),
+                name="filters at parents of ipvlans",
+            )
+            group.create_task(self.ipvlans.follow(), name="interfaces and filters of pods on ipvlans")
             group.create_task(self._start_tables(), name="tables after maps")
 
     async def _follow_bridges(self) -> None:
@@ -219,7 +227,7 @@ class Policing:
 
     async def _start_tables(self) -> None:
         """The tables wait for the maps as long as the kernel refuses them; then not for their own next resync."""
-        for loop in (self.maps, self.links, self.stations):
+        for loop in (self.maps, self.links, self.stations, self.ipvlans.neighbors):
             while not loop.ever_settled:
                 await loop.wait_until(loop.kick(), LOOK_S)
         self.tables.kick()
@@ -228,7 +236,8 @@ class Policing:
             loop.suspect()  # the first look took as long as loading the programs did, and put the next one off
 
     def _inputs_changed(self) -> None:
-        for loop in self.loops:
+        self.ipvlans.inputs_changed()
+        for loop in (self.maps, self.links, self.stations, self.parents, self.tables):
             loop.kick(stale=loop in (self.stations, self.parents) and self._has_macvlans())
 
     # --- what the reconcilers ask -------------------------------------------------------------------------
@@ -342,7 +351,12 @@ class Policing:
 
 def unenforceable(endpoint: Endpoint) -> str:
     """Why policy cannot be enforced on such an interface; empty: it can."""
-    return refusal(endpoint.link) if isinstance(endpoint.link, MacvlanLink) else ""
+    match endpoint.link:
+        case MacvlanLink() as link:
+            return refusal(link)
+        case IpvlanLink() as link:
+            return ipvlans.refusal(link)
+    return ""
 
 
 def sources(endpoints: Iterable[Endpoint]) -> tuple[list[Source], list[Source]]:
@@ -372,35 +386,5 @@ def _link(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
     return first.get(4, bytes(16)), first.get(6, bytes(16))
 
 
-def _and(report: Callable[[Round], None], then: Callable[[], Revision]) -> Callable[[Round], None]:
-    """What one loop has done lets another go on."""
-
-    def both(done: Round) -> None:
-        report(done)
-        then()
-
-    return both
-
-
 def _reason(loop: Reconciler[Any, Any]) -> str:
     return loop.error or next((outcome.reason for outcome in loop.trouble.values()), "")
-
-
-class _OnDemand:
-    """An actuator that is made when it is first looked at, so that a node without BPF says so and goes on."""
-
-    def __init__(self, make: Callable[[], Actuator[Any, Any]], needed: Callable[[], bool] = lambda: True) -> None:
-        self._make, self._needed = make, needed
-        self._made: Actuator[Any, Any] | None = None
-
-    async def observe(self) -> Mapping[Any, Any]:
-        if self._made is None and not self._needed():
-            return {}
-        if self._made is None:
-            self._made = await asyncio.to_thread(self._make)
-        return await self._made.observe()
-
-    async def apply(self, changes: Sequence[Change[Any, Any]]) -> Sequence[Outcome]:
-        if self._made is None:  # it was not needed when the loop looked
-            self._made = await asyncio.to_thread(self._make)
-        return await self._made.apply(changes)

@@ -162,7 +162,8 @@ class Sight:
         stages = policing.maps.have.get(KEY)
         there = stages.steps[-1] if stages is not None else Contents()
         others = Counter({"policy_links": len(policing.links.have), "macvlan_stations": 0, "macvlan_addresses": 0})
-        others.update(name for name, _ in policing.stations.have)
+        others.update({"ipvlan_addresses": 0, "ipvlan_pods": 0})
+        others.update(name for name, _ in (*policing.stations.have, *policing.ipvlans.neighbors.have))
         return Policy(
             endpoints=self._states(),
             policies=len(self._counting()),

@@ -190,10 +190,12 @@ def test_every_object_loads_with_what_the_unit_grants(directory: Path, name: str
     (granted,) = re.findall(r"^CapabilityBoundingSet=(.+)$", unit, re.MULTILINE)
     caps = ",".join(f"+{each.removeprefix('CAP_').lower()}" for each in granted.split())
     program = (
-        "import sys; from pathlib import Path; from bgpd.datapath import loader; from bgpd.policy import parents\n"
+        "import sys; from pathlib import Path\n"
+        "from bgpd.datapath import loader; from bgpd.policy import ipvlans, parents\n"
         "name, place = sys.argv[1], Path(sys.argv[2])\n"
-        "is_macvlan = name == parents.OBJECT\n"
-        "done = parents.install(place) if is_macvlan else loader.install(loader.shipped(name), place)\n"
+        "kinds = {each.object: each for each in (parents.MACVLAN, ipvlans.KIND)}\n"
+        "known = name in kinds\n"
+        "done = parents.install(place, kinds[name]) if known else loader.install(loader.shipped(name), place)\n"
         "print(*done.programs)"
     )
     command = ["setpriv", f"--bounding-set=-all,{caps}", sys.executable, "-c", program, name, str(directory)]

@@ -125,12 +125,12 @@ def test_a_program_that_is_not_the_wanted_one_is_replaced(node: MacvlanNode) -> 
 
 
 def test_taking_it_away_leaves_nothing_of_ours(node: MacvlanNode) -> None:
-    removed = node.node.call(filters.remove)
+    removed = node.node.call(lambda: filters.remove([parents.MACVLAN]))
     assert sorted(removed) == [
         f"clsact {name} at interface {node.parent}" for name in ("macvlan_egress", "macvlan_ingress")
     ]
     assert (node.observe(), closed(node)) == ({}, [False, False])
-    assert node.node.call(filters.remove) == []
+    assert node.node.call(lambda: filters.remove([parents.MACVLAN])) == []
     assert list(node.apply(None)) == [DONE]
 
 

@@ -30,6 +30,10 @@ FILES = (
     "tests/fabric/test_policy_filters.py::test_a_removal_is_noticed_and_mended_at_once_and_counts_as_drift",
     "tests/fabric/test_policy_kernels.py",
     "tests/kernel/test_faults.py",
+    # of ipvlan, which the machine's own kernel need not have
+    "tests/fabric/test_policy_ipvlan.py",
+    "tests/fabric/test_ipvlan_escapes.py",
+    "tests/fabric/test_policy_ipvlan_site.py",
 )
 LACKING: dict[str, dict[str, str]] = {}
 """What a kernel cannot do, and why."""

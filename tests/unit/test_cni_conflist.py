@@ -204,6 +204,10 @@ def test_what_an_operator_wrote_wrongly_leaves_ours_as_it_was(text: str | None, 
          "they must agree"),
         ("generic-veth", {"name": "cbr0"}, None),
         ("auto", {"name": "terway-chainer"}, None),
+        ("terway-chainer", {"name": "terway-chainer"}, None),
+        ("terway-chainer", {"name": "ipvlan-ens192"},
+         "the network's name is ipvlan-ens192, and chaining-mode terway-chainer: who chains by that mode finds its "
+         "network by the same name, so they must agree"),
         ("macvlan", {"name": "x", "plugins": [{"type": "sriov"}]}, None),
     ],
 )  # fmt: skip

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import ip_address
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 
 from bgpd.cni.interface import RefusedError, adopted, assign, attached, differences, endpoint_link, is_there
 from bgpd.model.attachment import Attachment, AttachmentKey, ChainingMode, InterfaceKind, PodName
-from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode, VethLink
+from bgpd.model.endpoint import Endpoint, EndpointLink, IpvlanLink, IpvlanMode, MacvlanLink, MacvlanMode, VethLink
 from bgpd.netlink.link import Link, PodLink
 
 MAC, OTHER_MAC = "02:00:00:00:00:0a", "02:00:00:00:00:0b"
@@ -21,6 +22,7 @@ HOST_END = Link(7, "veth3f", "veth", "02:00:00:00:00:02", 3, POD, CNI0.index)
 VETH = PodLink(POD, Link(3, "eth0", "veth", MAC, HOST_END.index, NODE), HOST_END, CNI0)
 ROUTED = replace(VETH, outside=replace(HOST_END, master=None), master=None)
 MACVLAN = PodLink(POD, Link(5, "eth0", "macvlan", MAC, UPLINK.index, NODE, mode=4), UPLINK, None)
+IPVLAN = PodLink(POD, Link(5, "eth0", "ipvlan", MAC, UPLINK.index, NODE, mode=0), UPLINK, None, cookie=9)
 LOOPBACK = PodLink(POD, Link(1, "lo", "", "00:00:00:00:00:00"), None, None)
 
 
@@ -45,9 +47,21 @@ def renamed(seen: PodLink, name: str, mac: str = MAC, index: int | None = None) 
         pytest.param(VETH, VethLink(7, "veth3f", 4), InterfaceKind.VETH, id="bridged"),
         pytest.param(ROUTED, VethLink(7, "veth3f", None), InterfaceKind.VETH, id="routed"),
         pytest.param(MACVLAN, MacvlanLink(2, "enp1s0", MacvlanMode.BRIDGE), InterfaceKind.MACVLAN, id="macvlan"),
+        pytest.param(
+            IPVLAN,
+            IpvlanLink(2, "enp1s0", IpvlanMode.L2, Path("/run/netns/x"), 5, 9),
+            InterfaceKind.IPVLAN,
+            id="ipvlan",
+        ),
+        pytest.param(
+            replace(IPVLAN, inside=replace(IPVLAN.inside, mode=2, flags=2)),
+            IpvlanLink(2, "enp1s0", IpvlanMode.L3S, Path("/run/netns/x"), 5, 9, reflecting=True),
+            InterfaceKind.IPVLAN,
+            id="ipvlan with flag vepa",
+        ),
     ],
 )
-def test_where_traffic_is_seen(seen: PodLink, link: VethLink | MacvlanLink, kind: InterfaceKind) -> None:
+def test_where_traffic_is_seen(seen: PodLink, link: EndpointLink, kind: InterfaceKind) -> None:
     given = attachment()
     assert attached(given, seen) == Endpoint(given.key, given.pod, MAC, given.addresses, link)
     assert attached(given, seen).link.kind is kind
@@ -58,15 +72,15 @@ def test_where_traffic_is_seen(seen: PodLink, link: VethLink | MacvlanLink, kind
     [
         pytest.param(
             PodLink(POD, Link(3, "eth0", "tun"), None, None),
-            "eth0 is of kind tun: traffic can be judged of veth and macvlan only", id="kind",
+            "eth0 is of kind tun: traffic can be judged of veth, macvlan and ipvlan only", id="kind",
         ),
         pytest.param(
-            replace(MACVLAN, inside=replace(MACVLAN.inside, kind="ipvlan")),
-            "eth0 is of kind ipvlan: traffic can be judged of veth and macvlan only", id="ipvlan",
+            replace(IPVLAN, inside=replace(IPVLAN.inside, mode=3)),
+            "eth0 is an ipvlan of mode 3, which is not known here", id="ipvlan mode",
         ),
         pytest.param(
             PodLink(POD, Link(3, "eth0"), None, None),
-            "eth0 is hardware: traffic can be judged of veth and macvlan only", id="hardware",
+            "eth0 is hardware: traffic can be judged of veth, macvlan and ipvlan only", id="hardware",
         ),
         pytest.param(
             replace(VETH, outside=None, master=None),
@@ -105,6 +119,9 @@ def test_what_cannot_be_judged_is_refused_by_name(seen: PodLink, text: str) -> N
         (ChainingMode.MACVLAN, MACVLAN, True),
         (ChainingMode.MACVLAN, VETH, False),
         (ChainingMode.IPVLAN, VETH, False),
+        (ChainingMode.IPVLAN, IPVLAN, True),
+        (ChainingMode.MACVLAN, IPVLAN, False),
+        (ChainingMode.TERWAY_CHAINER, IPVLAN, True),
         (ChainingMode.TERWAY_CHAINER, MACVLAN, True),
         (ChainingMode.SPIDERNET_CHAINER, VETH, True),
     ],
@@ -112,15 +129,28 @@ def test_what_cannot_be_judged_is_refused_by_name(seen: PodLink, text: str) -> N
 def test_the_chaining_mode_must_be_what_is_there(mode: ChainingMode, seen: PodLink, fits: bool) -> None:
     """At an ADD. A pod that runs is there, whatever the mode says."""
     given = attachment(mode=mode)
-    assert adopted(given, seen).link == endpoint_link(seen)
+    assert adopted(given, seen).link == endpoint_link(given, seen)
     if fits:
-        assert attached(given, seen).link == endpoint_link(seen)
+        assert attached(given, seen).link == endpoint_link(given, seen)
         return
     with pytest.raises(RefusedError) as raised:
         attached(given, seen)
     assert str(raised.value).startswith(
         f'chaining-mode "{mode}" is for {mode.kind}, and eth0 is a {seen.inside.kind}: set'
     )
+
+
+def test_a_network_that_is_named_after_a_mode_has_that_mode() -> None:
+    """As cilium-chaining wants it; a pod that runs is there, whatever they say."""
+    given = attachment(mode=ChainingMode.TERWAY_CHAINER, network="spidernet-chainer")
+    with pytest.raises(RefusedError) as raised:
+        attached(given, IPVLAN)
+    assert str(raised.value) == (
+        'the network is named "spidernet-chainer" and has chaining-mode "terway-chainer": give both the same'
+    )
+    assert adopted(given, IPVLAN).link.kind is InterfaceKind.IPVLAN
+    same = attachment(mode=ChainingMode.TERWAY_CHAINER, network="terway-chainer")
+    assert attached(same, IPVLAN).link.kind is InterfaceKind.IPVLAN
 
 
 def test_an_add_whose_result_lies_is_refused() -> None:

@@ -146,7 +146,7 @@ enum policy_verdict {
 	POLICY_BAD_HEADER = 10,	 /* dropped: the IP header is cut off, or contradicts the protocol or itself */
 	POLICY_NOT_IP = 11,	 /* dropped: neither IPv4 nor IPv6 */
 	POLICY_SPOOFED = 12,	 /* dropped: not an address of whoever sends it */
-	POLICY_STRANGER = 13,	 /* dropped: sent by a macvlan that nobody has told of */
+	POLICY_STRANGER = 13,	 /* dropped: of a macvlan that nobody has told of, or of a pod that is closed */
 	POLICY_VERDICTS,
 };
 
@@ -270,5 +270,39 @@ _Static_assert(sizeof(struct macvlan_address_key) == 20, "no padding");
 
 #define MACVLAN_STATIONS 1024 /* gone through for every frame to a group: no more than needed */
 #define MACVLAN_ADDRESSES 4096
+
+/* Whose address it is, of those that may be behind an interface that ipvlans are made on: see ipvlan.bpf.c. */
+struct ipvlan_address_key {
+	__u32 parent; /* ifindex */
+	struct policy_address address;
+};
+
+struct ipvlan_owner {
+	__u64 pod;   /* as struct ipvlan_pod is found by; 0: the node */
+	__u64 netns; /* the cookie of the namespace that its packets come from; 0: not known */
+	__u32 flags; /* enum ipvlan_owner_flag */
+	__u32 pad;
+};
+
+enum ipvlan_owner_flag {
+	IPVLAN_BESIDE = 1 << 0, /* the node's, of an ipvlan of its own on this parent: it can send to pods here */
+	IPVLAN_CLOSED = 1 << 1, /* a pod that has meddled: nothing from it, nothing to it */
+	IPVLAN_STACK = 1 << 2,	/* a pod whose packets from the wire come by the node's stack: mode L3S */
+};
+
+/* A pod's interface, by a number of which its own program knows. */
+struct ipvlan_pod {
+	struct policy_address v4; /* of a family that it has no address of, zero */
+	struct policy_address v6;
+	__u32 parent;
+	__u32 pad;
+};
+
+_Static_assert(sizeof(struct ipvlan_address_key) == 20, "no padding");
+_Static_assert(sizeof(struct ipvlan_owner) == 24, "no padding");
+_Static_assert(sizeof(struct ipvlan_pod) == 40, "no padding");
+
+#define IPVLAN_ADDRESSES 4096
+#define IPVLAN_PODS 1024
 
 #endif /* BGPD_LAYOUT_H */

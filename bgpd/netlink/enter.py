@@ -1,0 +1,52 @@
+"""Calls something in another network namespace. A shell.
+
+What can be asked about a pod's interfaces from outside is (`netlink.links`); a program can be put at one only from
+within. It takes CAP_SYS_ADMIN. The caller stays where it is: a thread enters, and ends there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+_CLONE_NEWNET = 0x40000000  # linux/sched.h
+_REMEDY = "bgpd needs CAP_SYS_ADMIN, and RestrictNamespaces=net in its unit"
+
+
+def within(netns: Path, function: Callable[[], T]) -> T:
+    """What it returns, or raises. OSError: the namespace cannot be entered; ENOENT: it is no more."""
+    returned: list[T] = []
+    raised: list[BaseException] = []
+
+    def enter_and_call() -> None:
+        try:
+            _enter(netns)
+            returned.append(function())
+        except BaseException as problem:  # noqa: BLE001 - raised again where it was called
+            raised.append(problem)
+
+    visitor = threading.Thread(target=enter_and_call, name=f"in {netns.name}")
+    visitor.start()
+    visitor.join()
+    if raised:
+        raise raised[0]
+    return returned[0]
+
+
+def _enter(netns: Path) -> None:
+    opened = os.open(netns, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if ctypes.CDLL(None, use_errno=True).setns(opened, _CLONE_NEWNET):
+            code = ctypes.get_errno()
+            if code == errno.EINVAL:  # a file, where it was mounted
+                raise FileNotFoundError(errno.ENOENT, "it is no network namespace any more", str(netns))
+            remedy = f"; {_REMEDY}" if code == errno.EPERM else ""
+            raise OSError(code, f"it cannot be entered: {os.strerror(code)}{remedy}", str(netns))
+    finally:
+        os.close(opened)

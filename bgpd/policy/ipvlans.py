@@ -1,0 +1,329 @@
+"""Pods on ipvlans: who is behind their parents, and the programs that are asked there and in the pods.
+
+What one pod of a parent sends to another never meets the parent, and a sender with CAP_NET_RAW bypasses whatever is
+asked where it sends. So both ends' rules are asked where the receiver gets it (`podhooks`), those of the outside at
+the parent (`parents`, `filters`). All share the parent's MAC address: what tells one from another is its address, and
+an address that nobody behind a parent has does not leave by it.
+
+Three loops, in this order: the maps that tell whose address it is, the programs in the pods, those at the parents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import struct
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bgpd.config.load import Loaded
+from bgpd.datapath import jump, layout, loader
+from bgpd.datapath.layout import OwnerFlag
+from bgpd.datapath.loader import Datapath
+from bgpd.model.attachment import AttachmentKey
+from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode
+from bgpd.model.outcome import DONE, Outcome
+from bgpd.model.policy import Tampering
+from bgpd.model.prefix import Address
+from bgpd.netlink.links import Links, own_cookie
+from bgpd.netlink.rtsocket import GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, GROUP_TC, RtWatch
+from bgpd.policy import filters, parents, podhooks
+from bgpd.policy.ondemand import OnDemand, then
+from bgpd.policy.parents import Entry, Kind, Programs
+from bgpd.policy.podhooks import FILTER, Place
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
+from bgpd.runtime.store import Store
+
+KIND = Kind("ipvlan", alone=(FILTER,))
+LOOK_S = 1.0  # how long a pod may go without its program where it can remove it, should the kernel not tell of it
+_ADDRESSES, _PODS = "ipvlan_addresses", "ipvlan_pods"
+_NOBODY = bytes(16)  # the address that stands for the node itself
+
+Endpoints: TypeAlias = Store[Mapping[AttachmentKey, Endpoint]]
+
+
+# --- who is behind a parent -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What the node has: by the index of a parent the addresses on ipvlans of its own there; all its addresses; the
+    parents that there are; and the cookie of its network namespace, 0 where the kernel has none.
+    """
+
+    beside: Mapping[int, frozenset[Address]]
+    addresses: frozenset[Address]
+    interfaces: frozenset[int]
+    netns: int
+
+
+def refusal(link: IpvlanLink) -> str:
+    """Why policy cannot be enforced on it; empty: it can."""
+    if link.reflecting:
+        return (
+            "an ipvlan with the flag vepa sends to other pods of the node by the switch, and nobody can tell what it "
+            "gives back from what somebody forges; use the flag bridge"
+        )
+    return ""
+
+
+def on_ipvlans(endpoints: Iterable[Endpoint]) -> list[tuple[Endpoint, IpvlanLink]]:
+    return [(each, each.link) for each in endpoints if isinstance(each.link, IpvlanLink)]
+
+
+def parents_of(endpoints: Iterable[Endpoint]) -> frozenset[int]:
+    """The interfaces that these are on."""
+    return frozenset(link.parent for _, link in on_ipvlans(endpoints))
+
+
+def number_of(endpoint: Endpoint, link: IpvlanLink) -> int:
+    """By which its program finds a pod: no two of a parent have one address, and a pod keeps its own."""
+    told = b"".join(sorted(map(layout.policy_address, endpoint.addresses)))
+    (number,) = struct.unpack("=Q", hashlib.sha256(struct.pack("=I", link.parent) + told).digest()[:8])
+    return int(number) or 1
+
+
+def places(endpoints: Iterable[Endpoint]) -> dict[int, Place]:
+    """Where each pod's program is to be, by its number."""
+    return {number_of(each, link): Place(link.place, link.index) for each, link in on_ipvlans(endpoints)}
+
+
+def entries(
+    endpoints: Iterable[Endpoint], own: Own, at: Collection[int], closed: Collection[int] = ()
+) -> dict[Entry, bytes]:
+    """What the maps are to hold; `at` are the parents, `closed` the numbers of pods that are cut off."""
+    want: dict[Entry, bytes] = {}
+    for parent in at:
+        want[_address_key(parent, _NOBODY)] = layout.IPVLAN_OWNER.pack(0, own.netns, 0, 0)
+        for address in own.addresses:
+            flags = OwnerFlag.BESIDE if address in own.beside.get(parent, ()) else OwnerFlag(0)
+            node = layout.IPVLAN_OWNER.pack(0, own.netns, flags, 0)
+            want[_address_key(parent, layout.policy_address(address))] = node
+    for endpoint, link in on_ipvlans(endpoints):
+        want.update(_pod(endpoint, link, number_of(endpoint, link) in closed))
+    return want
+
+
+def _pod(endpoint: Endpoint, link: IpvlanLink, closed: bool) -> Iterator[tuple[Entry, bytes]]:
+    number = number_of(endpoint, link)
+    first = {address.version: layout.policy_address(address) for address in reversed(endpoint.addresses)}
+    v4, v6 = first.get(4, bytes(16)), first.get(6, bytes(16))
+    yield (_PODS, layout.POD_NUMBER.pack(number)), layout.IPVLAN_POD.pack(v4, v6, link.parent, 0)
+    flags = OwnerFlag.CLOSED if closed else OwnerFlag(0)
+    if link.mode is IpvlanMode.L3S:
+        flags |= OwnerFlag.STACK
+    owner = layout.IPVLAN_OWNER.pack(number, link.netns, flags, 0)
+    for address in endpoint.addresses:
+        yield _address_key(link.parent, layout.policy_address(address)), owner
+
+
+def _address_key(parent: int, address: bytes) -> Entry:
+    return _ADDRESSES, layout.IPVLAN_ADDRESS_KEY.pack(parent, address)
+
+
+def _told_at(have: Iterable[Entry]) -> frozenset[int]:
+    """The parents of which the programs know."""
+    return frozenset(layout.IPVLAN_ADDRESS_KEY.unpack(key)[0] for name, key in have if name == _ADDRESSES)
+
+
+def _closed_in(have: Mapping[Entry, bytes]) -> frozenset[int]:
+    """The numbers of pods that are closed."""
+    owners = (layout.IPVLAN_OWNER.unpack(value) for (name, _), value in have.items() if name == _ADDRESSES)
+    return frozenset(number for number, _, flags, _ in owners if flags & OwnerFlag.CLOSED)
+
+
+class Neighbors:
+    """The actuator of both maps. `own` is what the node had when they were last read: read them when it changes."""
+
+    def __init__(self, installed: loader.Installed, directory: Path) -> None:
+        self.installed, self._directory = installed, directory
+        self.own = Own({}, frozenset(), frozenset(), 0)
+
+    async def observe(self) -> Mapping[Entry, bytes]:
+        return await asyncio.to_thread(self._observe)
+
+    async def apply(self, changes: Sequence[Change[Entry, bytes]]) -> Sequence[Outcome]:
+        for change in changes:
+            name, key = change.key
+            if change.want is None:
+                self.installed.maps[name].delete([key])
+            else:
+                self.installed.maps[name].update({key: change.want})
+        return [DONE] * len(changes)
+
+    def _observe(self) -> dict[Entry, bytes]:
+        loader.restore(self.installed, self._directory)
+        self.own = _own()
+        return {
+            (name, key): value
+            for name in (_ADDRESSES, _PODS)
+            for key, value in self.installed.maps[name].entries().items()
+        }
+
+
+def _own() -> Own:
+    with Links() as found:
+        interfaces, addresses = found.all_here(), found.addresses_here()
+    ipvlans = {each.index: each.other for each in interfaces if each.kind == "ipvlan" and each.other_netns is None}
+    beside: dict[int, set[Address]] = {}
+    for index, address in addresses:
+        if (parent := ipvlans.get(index)) is not None:
+            beside.setdefault(parent, set()).add(address)
+    return Own(
+        {parent: frozenset(each) for parent, each in beside.items()},
+        frozenset(address for _, address in addresses if not address.is_loopback),
+        frozenset(each.index for each in interfaces),
+        own_cookie(),
+    )
+
+
+def _watch() -> RtWatch:
+    """Without the right to hear of pods' namespaces, looking by ourselves has to do."""
+    groups = (GROUP_LINK, GROUP_TC, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS)
+    try:
+        return RtWatch(groups, everywhere=True)
+    except PermissionError:
+        return RtWatch(groups)
+
+
+def install(directory: Path) -> loader.Installed:
+    """The object, its programs in pods going on with the one of this release."""
+    installed = parents.install(directory, KIND)
+    shared = parents.program(installed, FILTER)
+    installed.maps["ipvlan_jump"].update({jump.FIRST: struct.pack("=I", shared.fd)})
+    return installed
+
+
+# --- put together ---------------------------------------------------------------------------------------------------
+
+
+class Ipvlans:
+    """Keeps maps and programs as planned. On a node without such pods nothing is loaded for them.
+
+    `removed` counts the times that somebody has taken a pod's program away.
+    """
+
+    def __init__(
+        self, config: Store[Loaded], endpoints: Endpoints, datapath: Datapath, report: Callable[[Round], None]
+    ) -> None:
+        self._config, self._endpoints, self._datapath = config, endpoints, datapath
+        self._behind: Neighbors | None = None
+        self._meddled: set[int] = set()
+        self.removed = 0
+        self.neighbors: Reconciler[Entry, bytes] = Reconciler(
+            "policy_ipvlans",
+            self._want_neighbors,
+            OnDemand(self._open_neighbors, self._has_ipvlans),
+            str,
+            then(report, self._neighbors_written),
+        )
+        self.pods: Reconciler[int, Place] = Reconciler(
+            "policy_ipvlan_pods",
+            self._want_pods,
+            OnDemand(self._open_pods, lambda: self._behind is not None),
+            int,
+            report,
+            resync_s=lambda: LOOK_S,
+        )
+        self.parents: Reconciler[int, Programs] = Reconciler(
+            "policy_ipvlan_parents",
+            self._want_parents,
+            OnDemand(self._open_parents, lambda: self._behind is not None),
+            int,
+            then(report, lambda: self.neighbors.kick()),
+        )
+        config.on_change(self.neighbors.kick)
+
+    @property
+    def loops(self) -> tuple[Reconciler[Any, Any], ...]:
+        return (self.neighbors, self.pods, self.parents)
+
+    def inputs_changed(self) -> None:
+        for loop in self.loops:
+            loop.kick(stale=self._has_ipvlans())
+
+    def problems(self) -> Iterator[str]:
+        """Pods that have meddled with what polices them."""
+        for each, link in on_ipvlans(self._endpoints.newest.value.values()):
+            if number_of(each, link) in self._meddled:
+                closed = "; it is closed until it is started anew" if self._closes else "; it was put back"
+                yield f"policy: somebody in {each} removed the program that it is policed by{closed}"
+
+    async def follow(self) -> None:
+        """Whatever changes of interfaces, addresses and filters, here and in pods' namespaces, until cancelled."""
+        watch = _watch()
+        try:
+            while True:
+                await watch.news()
+                if self._has_ipvlans():
+                    self.neighbors.kick(stale=True)
+                    self.pods.suspect()
+        finally:
+            watch.close()
+
+    # --- what the reconcilers ask -------------------------------------------------------------------------
+
+    @property
+    def _closes(self) -> bool:
+        return self._config.newest.value.config.policy.on_tampering is Tampering.CLOSE
+
+    def _has_ipvlans(self) -> bool:
+        pods = self._endpoints.newest.value.values()
+        return bool(parents_of(pods)) or parents.is_installed(self._datapath.directory, KIND)
+
+    def _want_neighbors(self) -> Desired[Entry, bytes]:
+        """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
+        pods, closed = self._endpoints.newest.value.values(), _closed_in(self.neighbors.have)
+        if self._closes:
+            closed |= self._meddled
+        own = self._behind.own if self._behind else Own({}, frozenset(), frozenset(), 0)
+        want = entries(pods, own, parents_of(pods) | self.parents.have.keys(), closed if self._closes else ())
+        return Desired(want, complete=self._endpoints.newest.synced and self.parents.ever_settled)
+
+    def _want_pods(self) -> Desired[int, Place]:
+        """Only pods that the maps know: a program that finds nothing there lets nothing through."""
+        if self._behind is None or not (self.neighbors.ever_settled and self._endpoints.newest.synced):
+            return Desired({}, complete=self._behind is None and not self._has_ipvlans())
+        known = self.neighbors.have
+        wanted = places(self._endpoints.newest.value.values())
+        there = {number: at for number, at in wanted.items() if (_PODS, layout.POD_NUMBER.pack(number)) in known}
+        return Desired(there, complete=True)
+
+    def _want_parents(self) -> Desired[int, Programs]:
+        """Only where the maps have been written. One that is gone loses its last pod by itself."""
+        if self._behind is None or not (self.neighbors.ever_settled and self._endpoints.newest.synced):
+            return Desired({}, complete=self._behind is None and not self._has_ipvlans())
+        asked = {hook: each.id for hook, each in parents.programs(self._behind.installed, KIND).items()}
+        told, there = _told_at(self.neighbors.have), self._behind.own.interfaces
+        wanted = parents_of(self._endpoints.newest.value.values())
+        return Desired(dict.fromkeys(wanted & told & there, asked), complete=True)
+
+    def _neighbors_written(self) -> None:
+        self.pods.kick(stale=True)
+        self.parents.kick(stale=True)
+
+    def _removed(self, number: int) -> None:
+        """Called in a thread, by the loop of pods."""
+        self.removed += 1
+        self._meddled.add(number)
+
+    def _open_neighbors(self) -> Neighbors:
+        self._datapath.installed()  # the maps of both objects are the same, and it has made them
+        self._behind = Neighbors(install(self._datapath.directory), self._datapath.directory)
+        return self._behind
+
+    def _open_pods(self) -> podhooks.PodHooks:
+        assert self._behind is not None, "nothing is wanted in a pod before it is known"
+        return podhooks.actuator(
+            self._behind.installed,
+            self._datapath.directory,
+            lambda: places(self._endpoints.newest.value.values()),
+            self._removed,
+        )
+
+    def _open_parents(self) -> Actuator[int, Programs]:
+        assert self._behind is not None, "nothing is wanted at a parent before the pods are known"
+        return filters.actuator(self._behind.installed, self._datapath.directory, KIND)

@@ -1,0 +1,274 @@
+"""The programs that are asked in pods on ipvlans, at the ingress of their interfaces (bpf/ipvlan.bpf.c).
+
+An interface in a pod's network namespace can have a program only from within: the daemon enters for that. Where the
+kernel has tcx it is a pinned link, which is the node's and which no pod can remove. Without tcx it is a filter of
+clsact, which a pod with CAP_NET_ADMIN can remove: so it is looked for, put back, and whoever asks is told of the pod.
+
+A pod that deletes its interface gets nothing by it any more: that is as good as a program.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from bgpd.datapath import jump, links, loader, pins
+from bgpd.datapath.jump import Jump
+from bgpd.datapath.libbpf import DatapathError
+from bgpd.datapath.links import Hook, Link
+from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
+from bgpd.netlink.clsact import Filters, Side
+from bgpd.netlink.enter import within
+from bgpd.netlink.rtsocket import EXT_ACK, RtSocket
+from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import TargetError
+
+PREFIX = "ipvlan_pod_at_"  # of the pins of links, followed by the pod's number
+FILTER = "ipvlan_pod"
+_NOT_BY_ITSELF = (errno.ENOENT, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
+_REMEDY = "; without tcx (Linux 6.6) this takes the modules sch_ingress and cls_bpf"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """An interface of a pod: of this index in the network namespace at this path."""
+
+    netns: Path
+    index: int
+
+
+_NOWHERE = Place(Path(), 0)  # as the kernel has the index of an interface that is gone
+
+
+class PodHooks(Protocol):
+    """An actuator; its objects are pods by their number. Done: no packet comes to the pod unasked."""
+
+    async def observe(self) -> Mapping[int, Place]: ...
+
+    async def apply(self, changes: Sequence[Change[int, Place]]) -> Sequence[Outcome]: ...
+
+
+def actuator(
+    installed: loader.Installed,
+    directory: Path,
+    wanted: Callable[[], Mapping[int, Place]],
+    removed: Callable[[int], object],
+) -> PodHooks:
+    """By what this kernel can do. `removed` is called for a pod whose program somebody took away. DatapathError: the
+    kernel cannot be asked.
+    """
+    programs = _Programs(installed)
+    return _Links(programs, directory, wanted) if links.has_tcx() else _Filters(programs, wanted, removed)
+
+
+class _Programs:
+    """One for each pod. Those of the daemon before do the same, unless the map that they jump through is new."""
+
+    def __init__(self, installed: loader.Installed) -> None:
+        self._table = installed.maps["ipvlan_jump"]
+        self._loaded: dict[int, Jump] = {}
+
+    def of(self, number: int) -> Jump:
+        if number not in self._loaded:
+            self._loaded[number] = jump.load(number, self._table)
+        return self._loaded[number]
+
+    def is_it(self, number: int, program: int) -> bool:
+        """Whether the program of this id does what the pod's is to do."""
+        ours = self.of(number)
+        if program == ours.id:
+            return True
+        known = jump.known(program)
+        return known is not None and (known.tag, known.maps) == (ours.tag, ours.maps)
+
+
+class _Links:
+    """By tcx. What is wanted tells where a link is that was there before us: it knows an index, and no namespace."""
+
+    def __init__(self, programs: _Programs, directory: Path, wanted: Callable[[], Mapping[int, Place]]) -> None:
+        self._programs, self._directory, self._wanted = programs, directory, wanted
+        self._held: dict[int, Link] = {}
+        self._places: dict[int, Place] = {}
+
+    async def observe(self) -> Mapping[int, Place]:
+        return await asyncio.to_thread(self._observe)
+
+    async def apply(self, changes: Sequence[Change[int, Place]]) -> Sequence[Outcome]:
+        return [await asyncio.to_thread(self._apply, change.key, change.want) for change in changes]
+
+    def _observe(self) -> dict[int, Place]:
+        for path in self._directory.glob(f"{PREFIX}*"):
+            number = int(path.name.removeprefix(PREFIX), 16)
+            if number not in self._held and (link := links.pinned(path)) is not None:
+                self._held[number] = link
+        wanted = self._wanted()
+        for number in self._held.keys() - self._places.keys() & wanted.keys():
+            if self._is_at(number, wanted[number]):
+                self._places[number] = wanted[number]
+        found = dict.fromkeys(self._held, _NOWHERE) | self._places
+        return found | {number: _NOWHERE for number in self._held if not self._is_in_force(number)}
+
+    def _is_at(self, number: int, place: Place) -> bool:
+        program = self._held[number].program_at(place.index, Hook.INGRESS)
+        return program is not None and self._programs.is_it(number, program)
+
+    def _is_in_force(self, number: int) -> bool:
+        """And goes on to be when we end. Where the interface is gone there is nothing to be asked about."""
+        place = self._places.get(number, _NOWHERE)
+        return self._path(number).exists() and (self._is_at(number, place) or self._is_at(number, _NOWHERE))
+
+    def _apply(self, number: int, want: Place | None) -> Outcome:
+        if want is None:
+            self._detach(number)
+            return DONE
+        try:
+            link = self._held.get(number)
+            if link is None or self._places.get(number) != want:
+                self._detach(number)
+                program = self._programs.of(number)
+                link = within(want.netns, lambda: links.attach(program.fd, want.index, Hook.INGRESS))
+            pins.substitute(link.fd, self._path(number))
+        except (DatapathError, OSError) as error:
+            if _is_gone(error):
+                self._places[number] = want
+            return _outcome(error)
+        self._held[number], self._places[number] = link, want
+        return DONE
+
+    def _detach(self, number: int) -> None:
+        self._path(number).unlink(missing_ok=True)
+        self._places.pop(number, None)
+        link = self._held.pop(number, None)
+        if link is not None:
+            link.detach()
+            link.close()
+
+    def _path(self, number: int) -> Path:
+        return self._directory / f"{PREFIX}{number:016x}"
+
+
+class _Filters:
+    """By clsact. Only those of pods that are known can be found."""
+
+    def __init__(
+        self,
+        programs: _Programs,
+        wanted: Callable[[], Mapping[int, Place]],
+        removed: Callable[[int], object],
+    ) -> None:
+        self._programs, self._wanted, self._removed = programs, wanted, removed
+        self._placed: dict[int, Place] = {}
+
+    async def observe(self) -> Mapping[int, Place]:
+        return await asyncio.to_thread(self._observe)
+
+    async def apply(self, changes: Sequence[Change[int, Place]]) -> Sequence[Outcome]:
+        return await asyncio.to_thread(lambda: [self._apply(change.key, change.want) for change in changes])
+
+    def _observe(self) -> dict[int, Place]:
+        found = {}
+        for number, place in {**self._wanted(), **self._placed}.items():
+            if self._is_there(number, place):
+                found[number] = self._placed[number] = place
+            elif self._placed.pop(number, None) is not None:
+                self._removed(number)
+        return found
+
+    def _is_there(self, number: int, place: Place) -> bool:
+        """Its filter; or the interface is not, and there is nothing to be asked about."""
+        try:
+            program = _filter_at(place)
+        except OSError as error:
+            return _is_gone(error)
+        return program is not None and self._programs.is_it(number, program)
+
+    def _apply(self, number: int, want: Place | None) -> Outcome:
+        before = self._placed.pop(number, None)
+        if before is not None and before != want:
+            removed = _tried(lambda: _remove(before))
+            if removed != DONE:
+                self._placed[number] = before
+                return removed
+        if want is None:
+            return DONE
+        put = _tried(lambda: _put(want, self._programs.of(number).fd))
+        if put == DONE:
+            self._placed[number] = want
+        return put
+
+
+def remove(namespaces: Iterable[Path]) -> list[str]:
+    """Takes the filters away; what there was. Links go with their pins. TargetError: it cannot be done."""
+    removed: list[str] = []
+    for netns in namespaces:
+        try:
+            removed += [f"clsact {FILTER} at interface {index} of {netns}" for index in within(netns, _remove_all)]
+        except FileNotFoundError:
+            continue  # its pod has ended
+        except OSError as error:
+            raise TargetError(f"{error.filename or netns}: {error.strerror}") from error
+    return removed
+
+
+def _remove_all() -> list[int]:
+    with RtSocket((EXT_ACK,)) as rtnetlink:
+        filters = Filters(rtnetlink)
+        found = [each for each in filters.interfaces() if filters.program(each, Side.INGRESS, FILTER) is not None]
+        for index in found:
+            filters.remove(index, Side.INGRESS, FILTER)
+    return found
+
+
+def _filter_at(place: Place) -> int | None:
+    def look() -> int | None:
+        with RtSocket() as rtnetlink:
+            return Filters(rtnetlink).program(place.index, Side.INGRESS, FILTER)
+
+    return within(place.netns, look)
+
+
+def _put(place: Place, program: int) -> None:
+    def put() -> None:
+        with RtSocket((EXT_ACK,)) as rtnetlink:
+            Filters(rtnetlink).put(place.index, Side.INGRESS, FILTER, program)
+
+    within(place.netns, put)
+
+
+def _remove(place: Place) -> None:
+    def remove() -> None:
+        with RtSocket((EXT_ACK,)) as rtnetlink:
+            Filters(rtnetlink).remove(place.index, Side.INGRESS, FILTER)
+
+    within(place.netns, remove)
+
+
+def _tried(change: Callable[[], None]) -> Outcome:
+    try:
+        change()
+    except (DatapathError, OSError) as error:
+        return _outcome(error)
+    return DONE
+
+
+def _is_gone(error: DatapathError | OSError) -> bool:
+    """The interface, or its namespace, which is a file; nothing else that is not found is."""
+    if isinstance(error, DatapathError):
+        return error.code == errno.ENODEV
+    return error.errno == errno.ENODEV or (error.errno == errno.ENOENT and error.filename is not None)
+
+
+def _outcome(error: DatapathError | OSError) -> Outcome:
+    if _is_gone(error):
+        return DONE
+    if isinstance(error, DatapathError):
+        code, text = error.code, str(error)
+    else:
+        code, text = error.errno or 0, f"{error.filename or 'a filter of clsact'}: {error.strerror}"
+    remedy = _REMEDY if code == errno.ENOENT else ""
+    what = f"a program in a pod on an ipvlan: {text}{remedy}"
+    return Blocked(what) if code in _NOT_BY_ITSELF else Retry(what)

@@ -1,0 +1,217 @@
+"""A node whose pods have ipvlans of its uplink, and an outside on the same wire.
+
+This decides how the pieces are wired, and how rules are written into the maps by hand. What should become of packets
+is for the tests to say. Maps and programs are those of `bgpd.policy.ipvlans`, the shipped ones in a bpffs that goes
+with the lab. Few kernels have ipvlan; in a virtual machine a node is a minute's work, so a module has one.
+
+    pod-a, pod-b, pod-c === eth0 of the node --- outside
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from bgpd.datapath import layout, loader
+from bgpd.datapath.layout import Action, Peer, PolicyVerdict, Port, Rule, RuleFlag
+from bgpd.model.attachment import AttachmentKey
+from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode
+from bgpd.model.outcome import DONE
+from bgpd.netlink.links import Links
+from bgpd.policy import filters, ipvlans, parents, podhooks
+from bgpd.runtime.diff import Change, diff
+from tests.fabric import frames
+from tests.fabric.macvlan_node import CLASS, PLANS
+from tests.fabric.netns import Lab, Namespace, missing
+from tests.fabric.policy_node import link, verdicts
+
+T = TypeVar("T")
+NAMES = ("a", "b", "c")
+PROBE = "bgpdt-ipvlan"
+
+
+def lacking() -> str:
+    """What this machine lacks for ipvlans; empty: nothing."""
+    if reason := missing("mount", "tc"):
+        return reason
+    with Lab() as lab:
+        probe = lab.namespace("probe")
+        lab.link(probe, "eth0", lab.namespace("peer"), "eth0")
+        made = probe.run(["ip", "link", "add", PROBE, "link", "eth0", "type", "ipvlan", "mode", "l2"], check=False)
+    return f"this kernel has no ipvlan: {made.stderr.strip()}" if made.returncode else ""
+
+
+@contextlib.contextmanager
+def mounted(lab: Lab) -> Iterator[Path]:
+    """A bpffs that goes with the lab."""
+    place = lab.directory / "bpf"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@contextlib.contextmanager
+def ipvlan_node(mode: IpvlanMode) -> Iterator[IpvlanNode]:
+    """For a fixture; skips what asks for it where it cannot be."""
+    if reason := lacking():
+        pytest.skip(reason)
+    with Lab() as lab, mounted(lab) as bpffs:
+        yield IpvlanNode(lab, bpffs, mode)
+
+
+def ipvlan(node: Namespace, owner: Namespace, mode: IpvlanMode, name: str = "eth0") -> None:
+    """One of the uplink, in another namespace, up. As the plugin makes it."""
+    node.ip(
+        f"link add link eth0 name new type ipvlan mode {mode.name.lower()}",
+        f"link set new netns {owner.netns_name} name {name}",
+    )
+    owner.link_up(name)
+
+
+class IpvlanPlace:
+    """Namespaces and what joins them. In mode L3 the outside has routes to the pods by the node."""
+
+    def __init__(self, lab: Lab, mode: IpvlanMode) -> None:
+        self.lab, self.mode = lab, mode
+        self.node, self.outside = lab.namespace("node"), lab.namespace("outside")
+        self.pods = {name: lab.namespace(f"pod-{name}") for name in NAMES}
+        lab.link(self.node, "eth0", self.outside, "eth0")
+        for namespace, name in ((self.node, "node"), (self.outside, "outside")):
+            namespace.add_address("eth0", *(f"{plan.of(name)}/{plan.length}" for plan in PLANS))
+        for name, pod in self.pods.items():
+            ipvlan(self.node, pod, mode)
+            for plan in PLANS:
+                if mode is IpvlanMode.L2:
+                    pod.add_address("eth0", f"{plan.of(name)}/{plan.length}")
+                    continue
+                alone = 32 if plan.version == 4 else 128
+                pod.add_address("eth0", f"{plan.of(name)}/{alone}")
+                pod.add_route("default" if plan.version == 4 else "::/0", dev="eth0")
+                self.outside.add_route(f"{plan.of(name)}/{alone}", via=plan.node)
+        self.parent = link(self.node, "eth0")[0]
+
+    def namespace(self, name: str) -> Namespace:
+        return {"outside": self.outside, "node": self.node, **self.pods}[name]
+
+    def mac(self, name: str) -> bytes:
+        return link(self.namespace(name), "eth0")[1]
+
+    def here(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """What it returns, run as the daemon of this node would."""
+        return self.node.call(lambda: asyncio.run(function()))
+
+    def inject(self, name: str, frame: bytes, *, protocol: int = 0, interface: str = "eth0") -> None:
+        frames.send(self.namespace(name), interface, frame, protocol)
+
+
+class IpvlanNode(IpvlanPlace):
+    """Everything open until `isolate`; programs are asked from the beginning on."""
+
+    def __init__(self, lab: Lab, bpffs: Path, mode: IpvlanMode) -> None:
+        super().__init__(lab, mode)
+        self.directory = bpffs / "bgpd"
+        self.policy = loader.install(loader.shipped("policy"), self.directory)
+        self.endpoints = {name: self._endpoint(name) for name in NAMES}
+        self.numbers = {name: ipvlans.number_of(each, each.link) for name, each in self.endpoints.items()}
+        self.removed: list[int] = []
+        self.restarted()
+        self._peers = {name: Peer(number) for name, number in CLASS.items()}
+        for name in CLASS:
+            self._write(name)
+        self.tell()
+        self.hook()
+        self.watch_parent()
+
+    def _endpoint(self, name: str) -> Any:
+        def look() -> IpvlanLink:
+            with Links() as links:
+                found = links.pod(self.pods[name].path, "eth0")
+                return IpvlanLink(
+                    self.parent, "eth0", self.mode, self.pods[name].path, found.inside.index, found.cookie
+                )
+
+        addresses = tuple(ip_address(plan.of(name)) for plan in PLANS)
+        key = AttachmentKey("net", name, "eth0")
+        return Endpoint(key, None, self.mac(name).hex(":"), addresses, self.node.call(look))
+
+    def restarted(self) -> None:
+        """What one daemon had open is gone, and another knows what the kernel has."""
+        self.installed = ipvlans.install(self.directory)
+        self.hooks = self.node.call(
+            lambda: podhooks.actuator(
+                self.installed, self.directory, lambda: ipvlans.places(self.endpoints.values()), self.removed.append
+            )
+        )
+        self.links = self.node.call(lambda: filters.actuator(self.installed, self.directory, ipvlans.KIND))
+
+    # --- maps and programs ------------------------------------------------------------------------------------------
+
+    def tell(self, closed: Collection[str] = ()) -> None:
+        """Writes who is behind the parent."""
+        neighbors = ipvlans.Neighbors(self.installed, self.directory)
+
+        async def write() -> None:
+            have = await neighbors.observe()
+            numbers = [self.numbers[name] for name in closed]
+            want = ipvlans.entries(self.endpoints.values(), neighbors.own, {self.parent}, numbers)
+            await neighbors.apply(diff(want, have, str, prune=True))
+
+        self.here(write)
+
+    def hook(self) -> None:
+        """The programs in the pods, as the loop does it: what is not there is put there."""
+        want = ipvlans.places(self.endpoints.values())
+
+        async def put() -> None:
+            have = await self.hooks.observe()
+            outcomes = await self.hooks.apply(diff(want, have, int, prune=True))
+            assert all(each == DONE for each in outcomes), outcomes
+
+        self.here(put)
+
+    def watch_parent(self) -> None:
+        asked = {hook: each.id for hook, each in parents.programs(self.installed, ipvlans.KIND).items()}
+        outcomes = self.here(lambda: self.links.apply([Change(self.parent, asked, None)]))
+        assert list(outcomes) == [DONE], outcomes
+
+    # --- rules ------------------------------------------------------------------------------------------------------
+
+    def isolate(self, name: str, *, egress: int = 0, ingress: int = 0, flags: int = 0) -> None:
+        """Sets of rules, 0: not isolated; see `allow`."""
+        self._peers[name] = Peer(CLASS[name], egress, ingress, flags)
+        self._write(name)
+
+    def open(self) -> None:
+        """Nobody is isolated any more."""
+        for name in NAMES:
+            self.isolate(name)
+
+    def _write(self, name: str) -> None:
+        value = layout.PEER.pack(*self._peers[name])
+        keys = [layout.policy_address(ip_address(plan.of(name))) for plan in PLANS]
+        self.policy.maps["policy_peers"].update(dict.fromkeys(keys, value))
+
+    def allow(self, number: int, *names: str, ports: Iterable[tuple[int, int]] = ()) -> None:
+        """The set `number` allows these ends: everything, or only (protocol, port)."""
+        pairs = list(ports)
+        rule = Rule(number, Action.DENY if pairs else Action.ALLOW, RuleFlag.HAS_PORTS if pairs else 0, 0, number)
+        one = layout.PORT.pack(*Port(Action.ALLOW, 0, 0, number))
+        self.policy.maps["policy_ports"].update({layout.port_key(number, *pair): one for pair in pairs})
+        keys = [layout.rule_key(number, CLASS[name]) for name in names]
+        self.policy.maps["policy_rules"].update(dict.fromkeys(keys, layout.RULE.pack(*rule)))
+
+    def forbid(self, number: int, *names: str) -> None:
+        self.policy.maps["policy_rules"].delete([layout.rule_key(number, CLASS[name]) for name in names])
+
+    def verdicts(self) -> dict[PolicyVerdict, int]:
+        return verdicts(self.policy.maps["policy_verdicts"])

@@ -1,0 +1,80 @@
+"""Pods on ipvlans through the runtime's chain, the plugin and the daemon's parts, on two nodes of one wire."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from bgpd.datapath import links
+from bgpd.model.attachment import InterfaceKind
+from bgpd.policy.clear import clear
+from tests.fabric.ipvlan_node import lacking, mounted
+from tests.fabric.ipvlan_site import DENY_ALL, EVERYTHING, PODS, SOON_S, Site, addresses, lacking_plugins
+from tests.fabric.netns import Lab
+from tests.fabric.process import poll
+from tests.fabric.reach import ping
+
+SILENCE_S = 0.6
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    if reason := lacking() or lacking_plugins():
+        pytest.skip(reason)
+    with Lab() as lab, mounted(lab) as bpffs:
+        yield Site(lab, bpffs)
+
+
+def test_deny_all_stops_pings_and_connections_on_a_node_and_between_nodes(site: Site) -> None:
+    """In both directions, and while no daemon runs; the next one goes on with what there is. Then a pod goes, and all
+    of it."""
+    one, other = site.workers
+    with other.running():
+        with one.running():
+            runtime = site.attach()[one.name]
+            assert {each.link.kind for each in one.endpoints.newest.value.values()} == {InterfaceKind.IPVLAN}
+            assert site.reached() == EVERYTHING
+            for worker in site.workers:
+                worker.apply(DENY_ALL)
+            assert site.reached() == set()
+        pins = {path.name: path.stat().st_ino for path in one.pins.glob("ipvlan_*_at_*")}
+        assert site.reached() == set(), "nobody runs"
+        with one.running():
+            poll(lambda: len(one.policing.ipvlans.pods.have) == 2, SOON_S, lambda: "\n".join(one.problems()))
+            assert {path.name: path.stat().st_ino for path in one.pins.glob("ipvlan_*_at_*")} == pins
+            one.apply({})
+            other.apply({})
+            assert site.reached() == EVERYTHING
+            runtime.check("test-2", site.pods["test-2"].path, but=["tuning"])
+            runtime.delete("test-2", site.pods["test-2"].path)
+            poll(lambda: len(one.policing.ipvlans.pods.have) == 1, SOON_S, lambda: "\n".join(one.problems()))
+            one.apply(DENY_ALL)
+    pods = [site.pods[name].path for name, node in PODS.items() if node == one.name]
+    one.host.call(lambda: clear(one.pins, pods))
+    assert not one.pins.exists()
+    assert ping(site.pods["test-1"], "10.6.0.2", timeout_s=2), "nothing is asked any more"
+
+
+def test_a_pod_that_removes_its_filter_has_it_back_and_may_be_closed(site: Site) -> None:
+    """Within a second of the daemon's being told, which the kernel does."""
+    one, other = site.workers
+    if one.host.call(links.has_tcx):
+        pytest.skip("this kernel has tcx: no pod can remove its program")
+    pod, address = site.pods["test-2"], addresses("test-2")[0]
+    with other.running(), one.running(onTampering="close"):
+        site.attach()
+        assert ping(site.pods["test-1"], address, timeout_s=2)
+        drift = one.policing.ipvlans.removed
+        pod.run(["tc", "filter", "del", "dev", "eth0", "ingress"])
+        removed = time.monotonic()
+        poll(lambda: one.policing.ipvlans.removed > drift, SOON_S, lambda: "\n".join(one.problems()), 0.01)
+        print(f"noticed after {time.monotonic() - removed:.2f} s")
+        poll(lambda: "bpf" in pod.run(["tc", "filter", "show", "dev", "eth0", "ingress"]).stdout, SOON_S, str, 0.01)
+        assert any("removed the program" in each for each in one.problems())
+        closed = lambda: not ping(site.pods["test-3"], address, timeout_s=SILENCE_S)  # noqa: E731
+        poll(closed, SOON_S, lambda: "\n".join(one.problems()))
+        assert not ping(site.pods["test-1"], address, timeout_s=SILENCE_S)
+        assert not ping(pod, addresses("test-3")[0], timeout_s=SILENCE_S)
+        assert ping(site.pods["test-1"], addresses("test-3")[0], timeout_s=2), PODS

@@ -1,0 +1,96 @@
+"""Who is behind the parents of ipvlans, as the programs there and in the pods are told."""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bgpd.datapath import layout
+from bgpd.datapath.layout import OwnerFlag
+from bgpd.model.attachment import AttachmentKey
+from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode, VethLink
+from bgpd.policy.ipvlans import Own, entries, number_of, parents_of, places, refusal
+from bgpd.policy.podhooks import Place
+
+PARENT, OTHER = 2, 3
+NODE, BESIDE = ip_address("192.0.2.1"), ip_address("192.0.2.9")
+OWN = Own({PARENT: frozenset({BESIDE})}, frozenset({NODE, BESIDE}), frozenset({PARENT, OTHER}), netns=77)
+VETH = Endpoint(AttachmentKey("net", "v", "eth0"), None, "02:00:00:00:00:0b", (NODE,), VethLink(9, "veth9", None))
+
+
+def pod(*addresses: str, parent: int = PARENT, mode: IpvlanMode = IpvlanMode.L2, index: int = 5) -> Endpoint:
+    link = IpvlanLink(parent, "eth0", mode, Path(f"/run/netns/{addresses[0]}"), index, netns=8)
+    key = AttachmentKey("net", addresses[0], "eth0")
+    return Endpoint(key, None, "02:00:00:00:00:0a", tuple(map(ip_address, addresses)), link)
+
+
+def number(endpoint: Endpoint) -> int:
+    assert isinstance(endpoint.link, IpvlanLink)
+    return number_of(endpoint, endpoint.link)
+
+
+def owner(found: dict[tuple[str, bytes], bytes], address: str, parent: int = PARENT) -> tuple[int, int, int]:
+    key = layout.IPVLAN_ADDRESS_KEY.pack(parent, layout.policy_address(ip_address(address)))
+    pod, netns, flags, _ = layout.IPVLAN_OWNER.unpack(found["ipvlan_addresses", key])
+    return pod, netns, flags
+
+
+def test_addresses_are_the_pod_s_and_the_node_s() -> None:
+    """The node's are everywhere; by an ipvlan of its own it can send to pods of that parent."""
+    one = pod("198.51.100.10", "fd50::10")
+    found = entries([one, VETH], OWN, [PARENT, OTHER])
+    assert owner(found, "198.51.100.10") == owner(found, "fd50::10") == (number(one), 8, 0)
+    assert owner(found, "192.0.2.1") == owner(found, "192.0.2.1", OTHER) == (0, 77, 0)
+    assert owner(found, "192.0.2.9") == (0, 77, OwnerFlag.BESIDE)
+    assert owner(found, "192.0.2.9", OTHER) == owner(found, "::") == (0, 77, 0)
+    v4, v6, parent, _ = layout.IPVLAN_POD.unpack(found["ipvlan_pods", layout.POD_NUMBER.pack(number(one))])
+    assert (v4, v6) == tuple(map(layout.policy_address, one.addresses))
+    assert parent == PARENT
+
+
+def test_a_pod_s_address_is_not_the_node_s() -> None:
+    """Whoever has given it to both."""
+    found = entries([pod("192.0.2.1")], OWN, [PARENT])
+    assert owner(found, "192.0.2.1") == (number(pod("192.0.2.1")), 8, 0)
+
+
+@pytest.mark.parametrize(
+    ("mode", "flag"), [(IpvlanMode.L2, 0), (IpvlanMode.L3, 0), (IpvlanMode.L3S, OwnerFlag.STACK)]
+)
+def test_what_is_special_of_a_pod_is_told(mode: IpvlanMode, flag: int) -> None:
+    one = pod("198.51.100.10", mode=mode)
+    assert owner(entries([one], OWN, [PARENT]), "198.51.100.10")[2] == flag
+    assert owner(entries([one], OWN, [PARENT], [number(one)]), "198.51.100.10")[2] == flag | OwnerFlag.CLOSED
+
+
+def test_a_pod_is_where_its_interface_is() -> None:
+    """Other kinds of interfaces are nobody's here."""
+    pods = [pod("198.51.100.10"), pod("198.51.100.11", index=6), VETH]
+    assert places(pods) == {
+        number(pods[0]): Place(Path("/run/netns/198.51.100.10"), 5),
+        number(pods[1]): Place(Path("/run/netns/198.51.100.11"), 6),
+    }
+    assert parents_of(pods) == {PARENT}
+
+
+ADDRESSES = st.ip_addresses(v=4) | st.ip_addresses(v=6, network="2001:db8::/32")
+
+
+@given(st.lists(ADDRESSES, min_size=2, max_size=9, unique=True))
+def test_a_pod_has_its_number_for_its_addresses(addresses: list[object]) -> None:
+    """In whatever order they are told, and no other pod has it; nor is it the node's."""
+    texts = list(map(str, addresses))
+    assert number(pod(*texts)) == number(pod(*reversed(texts))) != 0
+    assert len({number(pod(each)) for each in texts} | {number(pod(texts[0], parent=OTHER))}) == len(texts) + 1
+
+
+def test_what_a_switch_is_to_give_back_is_refused() -> None:
+    link = pod("198.51.100.10").link
+    assert isinstance(link, IpvlanLink)
+    assert refusal(link) == ""
+    reflecting = IpvlanLink(link.parent, link.name, link.mode, link.place, link.index, reflecting=True)
+    assert refusal(reflecting).startswith("an ipvlan with the flag vepa")
