@@ -20,7 +20,7 @@ from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.loader import Installed
 from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import parse_prefix
-from bgpd.policy import parents
+from bgpd.policy import ipvlans, parents, podhooks
 from tests.bpf.packets import packet
 from tests.bpf.program import run
 from tests.bpf.source import ROOT, Source
@@ -54,14 +54,17 @@ def test_objects_are_pinned_whole(directory: Path) -> None:
     """Between them every map that the layout knows, and their programs; nothing else."""
     masq, policy = install(directory), loader.install(loader.shipped("policy"), directory)
     macvlan = parents.install(directory)  # of its two programs for egress the one that this kernel can have
-    programs = {*masq.programs, *policy.programs, *macvlan.programs}
+    ipvlan = ipvlans.install(directory)
+    programs = {*masq.programs, *policy.programs, *macvlan.programs, *ipvlan.programs}
     assert {path.name for path in directory.iterdir()} == {*MAPS, *programs}
-    maps = {**masq.maps, **policy.maps, **macvlan.maps}
+    maps = {**masq.maps, **policy.maps, **macvlan.maps, **ipvlan.maps}
     assert pinned(directory) == {name: each.id for name, each in maps.items()}
     assert programs == {
         "masquerade",
         *("policy", "policy_reply", "policy_bridge", "policy_astray"),
         *(program.pin.name for program in parents.programs(macvlan).values()),
+        *(program.pin.name for program in parents.programs(ipvlan, ipvlans.KIND).values()),
+        parents.program(ipvlan, podhooks.FILTER).pin.name,
     }
     assert masq.programs["masquerade"].replaced
 

@@ -62,9 +62,8 @@ class Worker:
     def __init__(self, host: Namespace, bpffs: Path, directory: Path) -> None:
         self.host, self.name, self.directory = host, host.name, directory
         self.pins = bpffs / host.name
-        self.policies: Store[Mapping[str, NetworkPolicy]] = Store({})
-        self.endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
-        self.policies.publish({})
+        self.policies: Store[Mapping[str, NetworkPolicy]] = _told({})
+        self._forget()
 
     def configured(self, **policy: object) -> Loaded:
         places = {name: self.directory / name for name in ("run", "state", "cniConf", "cniBin", "cniCache")}
@@ -105,9 +104,15 @@ class Worker:
             self.loop.call_soon_threadsafe(self._stop.set)
             ended.join()
             del self.policing, self.chaining
+            self._forget()
             with warnings.catch_warnings():  # a process closes what owns the tables by ending
                 warnings.simplefilter("ignore", ResourceWarning)
                 gc.collect()
+
+    def _forget(self) -> None:
+        """Stores know who listens to them: those of another daemon are others."""
+        self.endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
+        self.policies = _told(self.policies.newest.value)
 
     async def _run(self, policy: dict[str, object], ready: Future[asyncio.AbstractEventLoop]) -> None:
         config: Store[Loaded] = Store(self.configured(**policy))
@@ -115,7 +120,6 @@ class Worker:
         pods = {f"shop/{name}": Pod("shop", name, node=node, ips=_ips(name)) for name, node in PODS.items()}
         nodes: Store[Mapping[str, Node]] = _told({name: Node(name) for name in NODES})
         objects = Objects(nodes, _told(pods), _told({"shop": PodNamespace("shop")}), self.policies)
-        self.endpoints = Store({})
         self.policing = Policing(self.name, config, objects, self.endpoints, lambda done: None)
         self.chaining = Chaining(
             config.newest.value.config,

@@ -132,7 +132,7 @@ def test_what_is_stale_is_ignored_and_says_why(node: Node) -> None:
         f"{results}/directory: it is a directory; give a file",
         f"cluster,gone,eth0: there is no network namespace {gone.path}",
         f"cluster,empty,eth0: {empty.path} has no interface eth0 that leads to this node",
-        "cluster,unfit,eth0: eth0 is of kind bridge: traffic can be judged of veth and macvlan only",
+        "cluster,unfit,eth0: eth0 is of kind bridge: traffic can be judged of veth, macvlan and ipvlan only",
     ]
     assert [file.exists() for file in files] == [True] * 4  # they are the runtime's
 

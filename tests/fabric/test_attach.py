@@ -79,11 +79,14 @@ def attach_once(node: Node, pod: Namespace, **changes: str) -> Outcome:
     return node.run(scenario)
 
 
+JUDGED = "traffic can be judged of veth, macvlan and ipvlan only"
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        ("link add eth0 type bridge", "eth0 is of kind bridge: traffic can be judged of veth and macvlan only"),
-        ("tuntap add eth0 mode tun", "eth0 is of kind tun: traffic can be judged of veth and macvlan only"),
+        ("link add eth0 type bridge", f"eth0 is of kind bridge: {JUDGED}"),
+        ("tuntap add eth0 mode tun", f"eth0 is of kind tun: {JUDGED}"),
         (
             "link add eth0 type veth peer name eth1",
             "eth0 is a veth whose other end is not in the node's network namespace",
