@@ -44,6 +44,7 @@ class Bfd:
         self.state: Store[BfdState] = Store(BfdState(reason=""))
         self.loop: Reconciler[str, Wanted] = Reconciler("bfd", self._want, self._bird, str, report)
         self._wanted_some = asyncio.Event()
+        self._before: Mapping[str, Wanted] = {}
         self._log = log.get("bfd")
         routing.on_plan(self._inputs_changed)
 
@@ -73,11 +74,23 @@ class Bfd:
 
     def _inputs_changed(self) -> None:
         self.loop.kick()
+        before, self._before = self._before, self.wanted
+        self._tell_taken_away(before)
         if self.wanted:
             self._wanted_some.set()
         else:
             self._wanted_some.clear()
             self.state.publish(BfdState(reason=""))
+
+    def _tell_taken_away(self, before: Mapping[str, Wanted]) -> None:
+        """BIRD leaves without AdminDown. Saying it in BIRD's place was tried: BIRD 2.0 and FRR 8.4, as peers, know the
+        session by its discriminators and then say "neighbor signaled session down", but end BGP's session as well.
+        """
+        sessions = self.state.newest.value.sessions
+        for name in (before.keys() - self.wanted.keys()) & self._routing.plan.neighbors.keys():
+            if _up(sessions.get(before[name].peer_address)):
+                what = "BFD is taken away here while it is up: a peer that still has it resets its session once"
+                self._log.warning(what, peer=name)
 
     async def _watch(self, group: asyncio.TaskGroup) -> None:
         watch = WriteWatch(self._files.directory)

@@ -25,6 +25,8 @@ SLACK_MS = 700  # for a busy machine; the hold time is 90 s
 CEASE_BFD_DOWN = (6, 10)  # RFC 9384
 FAR = [link.ours for link in LINKS if not link.near]
 
+TAKEN_AWAY = "BFD is taken away"
+
 AT_MOST_S = 0.1  # BIRD counts from its start, and prints the time of day
 
 
@@ -91,6 +93,41 @@ def test_bfd_that_is_shut_down_at_the_peer_ends_nothing(lab: Lab) -> None:
     site.tor.speaker.shut_bfd_down(False)
     site.wait_up()
     assert [site.node.peer(it.name)["flaps"] for it in LINKS] == flaps
+
+
+@pytest.mark.needs("bird", *Frr.programs)
+def test_bfd_that_is_shut_down_at_the_peer_can_be_taken_away_here(lab: Lab) -> None:
+    """The order that ends nothing: first AdminDown there; what is taken away here then is not missed."""
+    site = BfdSite(lab, Frr, INTERVAL_MS).start()
+    assert isinstance(site.tor.speaker, Frr)
+    site.tor.speaker.shut_bfd_down(True)
+    site.node.wait_status("BFD stays up", lambda it: all(row["bfd"]["state"] == "down" for row in it["peers"]), 5)
+    take_away(site)
+    time.sleep(4 * 3 * INTERVAL_MS / 1000)
+    assert site.held() == {it.name for it in LINKS}
+    assert [site.node.peer(it.name)["flaps"] for it in LINKS] == [0] * len(LINKS)
+    assert site.node.daemon is not None
+    assert TAKEN_AWAY not in site.node.daemon.log()
+
+
+@each_peer
+def test_bfd_that_is_taken_away_here_first_resets_the_session_once(lab: Lab, kind: type[Speaker]) -> None:
+    """BIRD falls silent, and the ToR takes that for a dead path. The log says so; sessions and routes come back."""
+    site, names = BfdSite(lab, kind, INTERVAL_MS).start(), {it.name for it in LINKS}
+    take_away(site)
+    site.node.wait_status("not once", lambda it: all(row["flaps"] == 1 for row in it["peers"]))
+    poll(lambda: site.held() == names, 20, lambda: str(site.tor.speaker.paths()))
+    assert site.node.daemon is not None
+    site.node.daemon.wait_log(TAKEN_AWAY, times=len(names))
+
+
+def take_away(site: BfdSite) -> None:
+    """All sessions, by reload."""
+    for peer in site.node.config["bgp"]["peers"]:
+        del peer["bfd"]
+    site.node.write_config()
+    site.node.bgpd("reload")
+    poll(lambda: not any(row["bfd"] for row in site.node.status()["peers"]), 5, lambda: "BFD is kept")
 
 
 @pytest.mark.needs("bird")
