@@ -83,8 +83,10 @@ class Bfd:
             self.state.publish(BfdState(reason=""))
 
     def _tell_taken_away(self, before: Mapping[str, Wanted]) -> None:
-        """BIRD leaves without AdminDown. Saying it in BIRD's place was tried: BIRD 2.0 and FRR 8.4, as peers, know the
-        session by its discriminators and then say "neighbor signaled session down", but end BGP's session as well.
+        """BIRD leaves without AdminDown.
+
+        Saying it in BIRD's place was tried, with the session's discriminators: BIRD 2.0 and FRR 8.4, as peers,
+        understand it and end BGP's session as well.
         """
         sessions = self.state.newest.value.sessions
         for name in (before.keys() - self.wanted.keys()) & self._routing.plan.neighbors.keys():
