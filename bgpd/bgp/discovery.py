@@ -71,6 +71,7 @@ class Discovery:
         self._config, self.uplinks = config, uplinks
         self._look = Look(NO_UPLINKS)
         self._verified = -VERIFY_S
+        self._joined = asyncio.Event()
         self._sender: Sender | None = None
         self._refused = ""
         self._log = log.get("discovery")
@@ -148,6 +149,8 @@ class Discovery:
         peers = self._config.newest.value.config.bgp.peers
         all_found = all(place.address is not None for place in places(peers, found))
         self._tell(before, found)
+        if _sendable(found).keys() - _sendable(before).keys():
+            self._joined.set()
         self.uplinks.publish(found, synced=age_s > SETTLE_S or all_found)
 
     def _tell(self, before: Uplinks, now: Uplinks) -> None:
@@ -170,11 +173,14 @@ class Discovery:
     # --- who we are ---------------------------------------------------------------------------------------
 
     async def _advertise(self) -> None:
-        """Tells the links where peers are expected that we are there, and asks who else is."""
+        """Tells the links where peers are expected that we are there, and asks who else is. A new link at once."""
         try:
             while True:
+                self._joined.clear()
                 self._send()
-                await asyncio.sleep(random.uniform(*ADVERTISE_S))  # noqa: S311 - so that nodes do not keep step
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(random.uniform(*ADVERTISE_S)):  # noqa: S311 - nodes do not keep step
+                        await self._joined.wait()
         finally:
             if self._sender is not None:
                 self._sender.close()
@@ -188,9 +194,10 @@ class Discovery:
             self._refused = f"router advertisements cannot be sent: {error.strerror}{remedy}"
             return
         self._refused = ""
-        for name, link in self.uplinks.newest.value.links.items():
-            if link.is_up and link.local is not None and name in self._look.indexes:
-                self._send_on(self._sender, name, link.local, ask=not link.routers)
+        for name, local in _sendable(self.uplinks.newest.value).items():
+            if name in self._look.indexes:
+                ask = not self.uplinks.newest.value.links[name].routers
+                self._send_on(self._sender, name, local, ask=ask)
 
     def _send_on(self, sender: Sender, name: str, source: IPv6Address, *, ask: bool) -> None:
         """A link that takes nothing is nothing to the others."""
@@ -203,6 +210,11 @@ class Discovery:
             self._refused = f"router advertisements cannot be sent on {name}: a firewall of this node drops them"
         except OSError as error:  # the link has gone since
             self._log.debug("router advertisement", interface=name, error=str(error))
+
+
+def _sendable(uplinks: Uplinks) -> dict[str, IPv6Address]:
+    """The links that something can be sent on, and from where."""
+    return {name: link.local for name, link in uplinks.links.items() if link.is_up and link.local is not None}
 
 
 @dataclass(frozen=True, slots=True)

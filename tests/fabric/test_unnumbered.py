@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import time
+from datetime import datetime
 from typing import Any
 
 import pytest
 
+from bgpd.bgp.discovery import ADVERTISE_S
 from tests.fabric.bird import Bird
 from tests.fabric.frr import Frr
 from tests.fabric.netns import Lab, Namespace
@@ -14,6 +19,7 @@ from tests.fabric.peer import Speaker
 from tests.fabric.process import poll
 from tests.fabric.unnumbered_site import NODE_ASN, POD_CIDRS, PORT, UnnumberedSite, link_local
 
+ROUTER_ADVERTISEMENT = 134  # RFC 4861 section 4.2
 SILENCE = "add table inet silence; " + "; ".join(
     f"add chain inet silence {hook} {{ type filter hook {hook} priority 0; }}; "
     f"add rule inet silence {hook} meta l4proto {{ tcp, udp }} {way} eth1 drop"
@@ -198,6 +204,26 @@ def test_of_several_routers_those_that_do_not_answer_are_left_out(lab: Lab, stat
     site.start()
     site.node.wait_status("not found", lambda it: it["peers"][0]["address"] == f"{theirs}%eth1", 20)
     site.wait_routes(site.tors[0])
+
+
+@pytest.mark.needs("bird")
+def test_a_link_is_told_of_the_node_at_once(lab: Lab) -> None:
+    """Not only when a second advertisement would be due: a switch that is found by it waits for that."""
+    site = UnnumberedSite(lab, Bird)
+    tor = site.tors[0].namespace
+    with contextlib.closing(tor.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)) as raw:
+        site.node.start()
+        raw.settimeout(2 * ADVERTISE_S[1])
+        while raw.recv(1500)[0] != ROUTER_ADVERTISEMENT:
+            pass
+        assert time.time() - event_at(site, "started") < ADVERTISE_S[0]
+
+
+def event_at(site: UnnumberedSite, event: str) -> float:
+    """The first such line of the daemon's log."""
+    assert site.node.daemon is not None
+    lines = map(json.loads, filter(None, site.node.daemon.log().splitlines()))
+    return next(datetime.fromisoformat(line["ts"]).timestamp() for line in lines if line["event"] == event)
 
 
 @pytest.mark.needs("bird")
