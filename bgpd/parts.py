@@ -242,8 +242,8 @@ class Builder:
 
         mark.touch()
         objects = Objects(cluster.virtual_servers, cluster.services, cluster.slices, self._inputs.nodes)
-        offered = cluster.virtual_addresses
-        return Serving(config.node.name, self._inputs.config, objects, offered, self._report, self._noted)
+        offered, has_own = cluster.virtual_addresses, config.source.kubernetes is not None
+        return Serving(config.node.name, self._inputs.config, objects, offered, self._report, self._noted, has_own)
 
     def _clear(self, what: str, clear: Callable[[Path], list[str]], directory: Path) -> None:
         """It is not ours now: what an earlier life has left in the kernel would go on doing its work."""

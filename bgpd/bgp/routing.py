@@ -227,7 +227,7 @@ class Routing:
         return Desired(
             want,
             complete=not self.undecided,
-            emptied=bool(neighbors) and not has_routes and not empty and self._has_always_some,
+            emptied=bool(neighbors) and not empty and (self.node is None or (not has_routes and self._has_always_some)),
             at=max(nodes.at, drain.at, health.at, *(store.newest.at for store in self._inputs.candidates)),
         )
 
@@ -235,7 +235,7 @@ class Routing:
     def _has_always_some(self) -> bool:
         """Whether a node that announces nothing is odd: one has pod CIDRs, and need not have a pod or a service."""
         bgp = self._inputs.config.newest.value.config.bgp
-        return self.node is None or bgp.announces(AdvertisementType.POD_CIDR) or not bgp.advertisements
+        return bgp.announces(AdvertisementType.POD_CIDR) or not bgp.advertisements
 
     # --- wake-ups -----------------------------------------------------------------------------------------
 

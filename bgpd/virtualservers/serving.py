@@ -28,8 +28,10 @@ from bgpd.model.node import Node
 from bgpd.model.service import EndpointSlice, Service
 from bgpd.model.virtualserver import MARK, Balance, Frontend, Member
 from bgpd.netlink.owntables import OwnTables, remove, taking_out
+from bgpd.observe import log
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Store
+from bgpd.virtualservers.believed import Believed, Known
 from bgpd.virtualservers.claim import refusal
 from bgpd.virtualservers.flows import Flows
 from bgpd.virtualservers.monitor import Rule
@@ -53,7 +55,10 @@ class Objects:
 
 
 class Serving:
-    """Keeps the table as planned. `served` is how each virtual server stands, by the name of its ConfigMap."""
+    """Keeps the table as planned. `served` is how each virtual server stands, by the name of its ConfigMap.
+
+    `never_empty`: the source is an API server, which has objects of its own.
+    """
 
     def __init__(
         self,
@@ -63,11 +68,15 @@ class Serving:
         candidates: Store[tuple[Candidate, ...]],
         report: Callable[[Round], None],
         noted: Callable[[], None],
+        never_empty: bool,
     ) -> None:
         self._node_name, self._config, self._objects, self._candidates = node_name, config, objects, candidates
         self._report, self._noted = report, noted
         self._read: dict[str, tuple[ConfigMap, Reading]] = {}
         self._pools: Mapping[str, Pool] = {}
+        self._believed, self._awake = Believed(never_empty), asyncio.Event()
+        self._due: asyncio.TimerHandle | None = None
+        self._log = log.get(NAME)
         self._begun = self._offering = False
         self._told: Mapping[Frontend, frozenset[Member]] | None = None
         self.served: Mapping[str, Served] = {}
@@ -93,6 +102,8 @@ class Serving:
 
     def problems(self) -> Iterator[str]:
         """Everything about virtual servers that an operator should know; nothing on a healthy node."""
+        if self._believed.held:
+            yield f"virtual servers: {self._believed.held}"
         faults = [fault for reading in self.readings.values() for fault in reading.faults]
         yield from brief(faults, lambda fault: f"virtual servers: {fault}")
         yield from brief(
@@ -122,11 +133,13 @@ class Serving:
             group.create_task(self._begin(), name="virtual servers begin")
 
     async def _begin(self) -> None:
-        """Monitors begin once it is known who was in service before."""
+        """Monitors begin once it is known who was in service before, and once the source is to be believed."""
         for store in (*self._sources, self._objects.nodes):
             while not store.newest.synced:
                 await store.newer_than(store.newest.revision)
         await self.loop.wait_until(self.loop.kick(), LOOK_S)
+        while self._holds(served=bool(self._led())):
+            await self._awake.wait()
         self._begun = True
         self._changed()
         await self.loop.wait_until(self.loop.kick(), LOOK_S)
@@ -148,20 +161,22 @@ class Serving:
         return Rule(self._settings.rise, self._settings.fall)
 
     def _changed(self) -> None:
-        """Objects or configuration are others now."""
+        """Objects or configuration are others now, or those of before have counted on for long enough."""
         if not self._begun:
+            self._awake.set()
             return
-        maps = self._objects.config_maps.newest.value
+        self._holds()
+        maps, services, slices = self._believed.known
         known = self._read
         self._read = {
             name: known[name] if name in known and known[name][0] == each else (each, parse(each))
             for name, each in sorted(maps.items())
         }
         servers = [reading.server for _, reading in self._read.values() if reading.server is not None]
-        slices = by_service(self._objects.slices.newest.value.values())
-        services, nodes = self._objects.services.newest.value, self._objects.nodes.newest.value
+        nodes = self._objects.nodes.newest.value
         refused = refusal(self._config.newest.value.config.bgp, nodes.values(), services.values())
-        self._pools = pools(servers, Endpoints(services, slices), self._node_name, refused)
+        endpoints = Endpoints(services, by_service(slices.values()))
+        self._pools = pools(servers, endpoints, self._node_name, refused)
         watched = {
             Watched(pool.server.namespace, member, monitor)
             for pool in self._pools.values()
@@ -170,6 +185,20 @@ class Serving:
         }
         self.monitoring.follow(watched, self._members_in_kernel())
         self._checked()
+
+    def _holds(self, *, served: bool = False) -> bool:
+        """Whether something counts that the source does not show any more."""
+        self._awake.clear()
+        objects, now, before = self._objects, asyncio.get_running_loop().time(), self._believed.held
+        newest = Known(objects.config_maps.newest.value, objects.services.newest.value, objects.slices.newest.value)
+        self._believed.take(newest, objects.nodes.newest.value, now, served=served)
+        if self._due is not None:
+            self._due.cancel()
+        due, held = self._believed.due, self._believed.held
+        self._due = None if due is None else asyncio.get_running_loop().call_at(due, self._changed)
+        if held and held != before:
+            self._log.warning("the source became empty", held=held)
+        return bool(held)
 
     def _checked(self) -> None:
         """A monitor has found something else."""

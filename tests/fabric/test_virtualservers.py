@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from bgpd.runtime.reconcile import EMPTY_GRACE_S
 from tests.fabric.bgp_wire import BgpType
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import poll
@@ -173,3 +174,34 @@ def test_a_udp_flow_leaves_a_pod_that_is_down(fabric: TwoTorFabric) -> None:
         other = "c" if first == "a" else "a"
         poll(lambda: echoed(opened) == other, 20, site.told)
     echoes[other].close()
+
+
+def test_a_source_that_suddenly_shows_nothing(fabric: TwoTorFabric) -> None:
+    """Without the ConfigMap it is served for a while, without a Node until there is one again, restart or not."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a")
+    site.serve()
+    site.start().wait_answering("a")
+    files = [each for each in site.node.manifests.iterdir() if each.suffix == ".yaml"]
+    away = site.fabric.lab.directory / "away"
+    away.mkdir()
+    for each in files:
+        each.rename(away / each.name)
+    site.node.wait_problem("lacks every Node: is it right?")
+    for tor in fabric.tors:
+        tor.speaker.wait_route(site.place.pod_cidrs[0], 1.0)  # its pods' routes wait as they would without it
+    time.sleep(EMPTY_GRACE_S + 1)
+    assert site.ask()[0] == "a"
+    site.node.restart_daemon()
+    site.node.wait_problem("lacks every Node: is it right?")
+    assert site.ask()[0] == "a"
+    site.wait_announced()
+    for each in files:
+        (away / each.name).rename(each)
+    site.node.wait_healthy()
+    assert site.answering(2) == ["a", "a"]
+    (site.node.manifests / "cm-nginx-vs-http.yaml").unlink()
+    site.node.wait_problem("shows no ConfigMap of a virtual server any more: those of before count on for 10 s")
+    assert site.ask()[0] == "a"
+    site.wait_withdrawn()
+    assert site.servers() == {}
