@@ -227,15 +227,16 @@ class Routing:
         return Desired(
             want,
             complete=not self.undecided,
-            emptied=bool(neighbors) and not empty and (self.node is None or (not has_routes and self._has_always_some)),
+            emptied=bool(neighbors) and not empty and self._is_odd(has_routes),
             at=max(nodes.at, drain.at, health.at, *(store.newest.at for store in self._inputs.candidates)),
         )
 
-    @property
-    def _has_always_some(self) -> bool:
-        """Whether a node that announces nothing is odd: one has pod CIDRs, and need not have a pod or a service."""
+    def _is_odd(self, has_routes: bool) -> bool:
+        """Whether a source may have lied: a node has pod CIDRs to announce, and need not have a pod or a service.
+        One that does not exist announces what others still know of it, and no pod CIDRs."""
         bgp = self._inputs.config.newest.value.config.bgp
-        return bgp.announces(AdvertisementType.POD_CIDR) or not bgp.advertisements
+        has_always_some = bgp.announces(AdvertisementType.POD_CIDR) or not bgp.advertisements
+        return self.node is None or (not has_routes and has_always_some)
 
     # --- wake-ups -----------------------------------------------------------------------------------------
 

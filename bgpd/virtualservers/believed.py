@@ -57,7 +57,12 @@ class Believed:
             self._since = self.due = None
             self.known, self.held = newest, ""
             return
-        self.known = Known(*(each or was for each, was in zip(newest, self.known, strict=True)))
+        before = self.known
+        self.known = Known(
+            newest.config_maps or before.config_maps,
+            newest.services or before.services,
+            newest.slices or before.slices,
+        )
         self.held = f"the source shows no {' and no '.join(gone)} any more" + (
             f", and lacks {lost}: is it right? What was served is served on until then; to let it go, end bgpd, and "
             "`bgpd virtualservers clear`"

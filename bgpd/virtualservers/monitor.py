@@ -22,7 +22,8 @@ class Rule:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """`up` None: there was no result yet. `since` is when that began, `good_at` when the last success was.
+    """`up` None: there was no result yet, or no failure and fewer successes than it takes. `since` is when that
+    began, `good_at` when the last success was.
 
     `streak` counts equal results. `reason` is what the last failure said, `note` what is strange about the last
     success.
@@ -48,7 +49,7 @@ def judged(check: Check, monitor: Monitor, rule: Rule, now: float, failure: str,
     streak = check.streak + 1 if failing == check.failing else 1
     if not failing:
         check = replace(check, streak=streak, failing=False, good_at=now, note=note)
-        return _turned(check, now, up=True) if streak >= rule.rise else _turned(check, now, up=bool(check.up))
+        return _turned(check, now, up=True) if streak >= rule.rise else check  # it has not failed for that
     check = replace(check, streak=streak, failing=True, reason=failure)
     if not check.up or (rule.fall is not None and streak >= rule.fall):
         return _turned(check, now, up=False)

@@ -3,7 +3,8 @@
 Members of a virtual server are the ready endpoints of its Service that run on this node and have an address of the
 frontend's family. In service are those that pass all monitors. When none does, `whenDown` says whether the address is
 withdrawn, or announced as a last resort and served by those that have failed: then a ToR takes this way only if no
-other node has a better one.
+other node has a better one. A pod of which nothing is known yet, or that has not risen yet and never failed, is
+neither: it gets nothing, and no address is announced for it.
 
 An address is announced while any of its virtual servers is in service here (BIG-IP's route advertisement "any"), and
 only once the kernel leads its traffic to pods.
@@ -24,7 +25,7 @@ from bgpd.virtualservers.deal import by_connections, in_turn
 from bgpd.virtualservers.monitor import Check
 from bgpd.virtualservers.table import Slots
 
-NOT_CHECKED = "no monitor of a local pod has a result yet"
+NOT_CHECKED = "the monitors of the local pods have not decided yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,13 +107,19 @@ def served(pool: Pool, checks: Checks, settings: VirtualServers) -> Served:
     if healthy:
         down = len(pool.members) - len(healthy)
         return Served(pool, healthy, why=f"{down} of {len(pool.members)} local pods are down" if down else "")
-    if None in states.values():
+    failed = tuple(member for member in pool.members if states[member] is False)
+    if not failed:
         return Served(pool, why=NOT_CHECKED)
-    count = len(pool.members)
-    why = "the only local pod is down" if count == 1 else f"all {count} local pods are down"
+    why = _down(len(failed), len(pool.members))
     if settings.when_down is WhenDown.WITHDRAW:
         return Served(pool, why=why)
-    return Served(pool, pool.members, last_resort=True, why=f"{why}: served as a last resort")
+    return Served(pool, failed, last_resort=True, why=f"{why}: served as a last resort")
+
+
+def _down(failed: int, members: int) -> str:
+    if failed < members:
+        return f"{failed} of {members} local pods are down, and of the others nothing is known yet"
+    return "the only local pod is down" if members == 1 else f"all {members} local pods are down"
 
 
 def state(found: Mapping[Monitor, Check], monitors: Sequence[Monitor]) -> bool | None:

@@ -80,7 +80,7 @@ class Serving:
         self._begun = self._offering = False
         self._told: Mapping[Frontend, frozenset[Member]] | None = None
         self.served: Mapping[str, Served] = {}
-        self.monitoring = Monitoring(self._rule, self._checked)
+        self.monitoring = Monitoring(self.rule, self._checked)
         self.flows = Flows()
         self._tables = OwnTables(TABLES)
         self.loop: Reconciler[str, Table] = Reconciler(NAME, self._desired, self._tables, str, self._reconciled)
@@ -157,7 +157,8 @@ class Serving:
     def _settings(self) -> VirtualServers:
         return self._config.newest.value.config.virtual_servers
 
-    def _rule(self) -> Rule:
+    def rule(self) -> Rule:
+        """How many results in a row count, now."""
         return Rule(self._settings.rise, self._settings.fall)
 
     def _changed(self) -> None:

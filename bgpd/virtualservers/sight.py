@@ -12,6 +12,7 @@ from typing import Any
 from bgpd.model.virtualserver import Member, VirtualServer
 from bgpd.observe.control import Handler, Progress
 from bgpd.observe.samples.virtualservers import Server, VirtualServers
+from bgpd.virtualservers.monitor import Check
 from bgpd.virtualservers.plan import Served, state
 from bgpd.virtualservers.serving import Serving
 
@@ -84,6 +85,11 @@ class Sight:
     def _state(self, server: VirtualServer, member: Member) -> bool | None:
         return state(self._serving.monitoring.of(server, member), server.monitors)
 
+    def _rising(self, check: Check) -> str:
+        """How far a new pod has come, of which too little is known yet."""
+        rise = self._serving.rule().rise
+        return "" if check.up is not None or check.failing else f"{check.streak} of {rise} successes so far"
+
     def _member(self, each: Served, member: Member) -> dict[str, Any]:
         server, now = each.pool.server, asyncio.get_running_loop().time()
         checks = self._serving.monitoring.of(server, member)
@@ -100,7 +106,7 @@ class Sight:
                     "for_s": round(now - check.since, 1),
                     "lastFailure": check.reason or None,
                     "failing": check.failing,
-                    "note": check.note or None,
+                    "note": check.note or self._rising(check) or None,
                 }
                 for monitor, check in checks.items()
             ],

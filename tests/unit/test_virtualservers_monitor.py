@@ -51,6 +51,14 @@ def test_rise_counts_successes_in_a_row() -> None:
     assert _after("no", "", "no", "", "", rule=rule).up is True
 
 
+def test_a_new_pod_that_has_not_risen_has_not_failed() -> None:
+    """It is unknown until it has, and down with its first failure."""
+    rule = Rule(rise=3)
+    assert _after("", "", rule=rule).up is None
+    assert _after("", "", "", rule=rule).up is True
+    assert _after("", "no", "", "", rule=rule).up is False
+
+
 def test_fall_counts_failures_in_a_row() -> None:
     """Sooner than the timeout, if it says so."""
     rule = Rule(fall=2)

@@ -126,7 +126,8 @@ def test_whoever_comes_later_takes_nobodys_address() -> None:
         ((True, True), MEMBERS[:2], ""),
         ((True, False, None), MEMBERS[:1], "2 of 3 local pods are down"),
         ((False, False), (), "all 2 local pods are down"),
-        ((False, None), (), "no monitor of a local pod has a result yet"),
+        ((False, None), (), "1 of 2 local pods are down, and of the others nothing is known yet"),
+        ((None, None), (), "the monitors of the local pods have not decided yet"),
     ],
 )
 def test_who_is_in_service(
@@ -146,6 +147,16 @@ def test_announced_once_the_kernel_leads_there() -> None:
     assert offer.withheld == "not yet"
     (offer,) = candidates([down], lambda frontend: "", VirtualServers())
     assert offer.withheld == "the only local pod is down"
+
+
+def test_nobody_is_a_last_resort_before_it_has_failed() -> None:
+    """Nor is one taken away from those that have because a new pod comes."""
+    new = _served((None,), FAILED)
+    assert (new.in_service, new.last_resort) == ((), False)
+    (offer,) = candidates([new], lambda frontend: "", FAILED)
+    assert offer.withheld == "the monitors of the local pods have not decided yet"
+    mixed = _served((False, None), FAILED)
+    assert (mixed.in_service, mixed.last_resort) == (MEMBERS[:1], True)
 
 
 def test_as_a_last_resort() -> None:
