@@ -7,6 +7,7 @@ test may be as rude as it likes. What the bridge withstands is in `test_bridge_f
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -196,9 +197,8 @@ def shown(talk: Talk, peer: str = TOR) -> dict[str, Any]:
 
 
 def guardian(talk: Talk) -> int:
-    """The process that ExaBGP started: the parent of the bridge that greeted this client."""
-    status = Path(f"/proc/{talk.hello['pid']}/stat").read_text()
-    return int(status.rpartition(")")[2].split()[1])
+    """The process that ExaBGP started: the parent of the bridge that greeted this client; `ProcessLookupError`."""
+    return int(_status(talk.hello["pid"])[1])
 
 
 def announce(talk: Talk, count: int = 1, peer: str = TOR) -> list[str]:
@@ -217,16 +217,25 @@ def end_of_rib(talk: Talk, peer: str = TOR) -> None:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL; returns when the process is dead."""
+    """SIGKILL; returns when the process is dead. `ProcessLookupError`: there was none."""
     os.kill(pid, signal.SIGKILL)
 
     def dead() -> bool:
         try:
-            return " Z " in Path(f"/proc/{pid}/stat").read_text()
-        except FileNotFoundError:
+            return _status(pid)[0] == "Z"
+        except ProcessLookupError:
             return True
 
     poll(dead, 5, lambda: f"{pid} survives SIGKILL")
+
+
+def _status(pid: int) -> list[str]:
+    """A process's state, its parent and so on (proc(5)); `ProcessLookupError`."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()  # one that goes after it was opened is a ProcessLookupError too
+    except FileNotFoundError:
+        raise ProcessLookupError(errno.ESRCH, f"there is no process {pid}") from None
+    return text.rpartition(")")[2].split()
 
 
 @pytest.fixture
