@@ -241,7 +241,10 @@ class Builder:
         from bgpd.virtualservers.serving import Objects, Serving
 
         mark.touch()
-        objects = Objects(cluster.virtual_servers, cluster.services, cluster.slices, self._inputs.nodes)
+        inputs = self._inputs
+        objects = Objects(
+            cluster.virtual_servers, cluster.services, cluster.slices, inputs.nodes, inputs.uplinks
+        )
         offered, has_own = cluster.virtual_addresses, config.source.kubernetes is not None
         return Serving(config.node.name, self._inputs.config, objects, offered, self._report, self._noted, has_own)
 

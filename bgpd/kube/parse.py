@@ -212,13 +212,15 @@ def node_from(raw: RawNode) -> Node:
     """The Node with every valid pod CIDR, in the order of the object; the rest becomes `problems`."""
     name = raw.metadata.name
     pod_cidrs, cidr_problems = _pod_cidrs(raw.spec or RawNodeSpec())
-    internal_ips, address_problems = _internal_ips(raw.status or RawNodeStatus())
+    internal_ips, address_problems = _addresses(raw.status or RawNodeStatus(), "InternalIP")
+    external_ips, more_problems = _addresses(raw.status or RawNodeStatus(), "ExternalIP")
     return Node(
         name=name,
         pod_cidrs=pod_cidrs,
         internal_ips=internal_ips,
         labels=raw.metadata.labels or {},
-        problems=tuple(f"node {name}{problem}" for problem in (*cidr_problems, *address_problems)),
+        problems=tuple(f"node {name}{problem}" for problem in (*cidr_problems, *address_problems, *more_problems)),
+        external_ips=external_ips,
     )
 
 
@@ -305,11 +307,11 @@ def _cidr_texts(spec: RawNodeSpec) -> Iterator[tuple[str, str]]:
         yield "spec.podCIDR", spec.pod_cidr
 
 
-def _internal_ips(status: RawNodeStatus) -> tuple[tuple[Address, ...], list[str]]:
+def _addresses(status: RawNodeStatus, kind: str) -> tuple[tuple[Address, ...], list[str]]:
     kept: list[Address] = []
     problems: list[str] = []
     for index, entry in enumerate(status.addresses or ()):
-        if entry.type != "InternalIP":
+        if entry.type != kind:
             continue
         try:
             address = parse_address(entry.address)

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import msgspec
 
-from bgpd.kube.parse import Kind, RawObject
+from bgpd.kube.parse import Kind, RawDatedMeta, RawObject
 from bgpd.model.fault import FieldFault, FieldPath
 from bgpd.model.policy import Protocol
 from bgpd.model.prefix import Address, PrefixError, parse_address
@@ -57,6 +57,7 @@ class RawServiceStatus(msgspec.Struct, frozen=True, gc=False, rename="camel"):
 
 
 class RawService(RawObject, frozen=True, gc=False):
+    metadata: RawDatedMeta
     spec: RawServiceSpec | None = None
     status: RawServiceStatus | None = None
 
@@ -67,10 +68,15 @@ class RawConditions(msgspec.Struct, frozen=True, gc=False):
     terminating: bool | None = None
 
 
+class RawReference(msgspec.Struct, frozen=True, gc=False):
+    kind: str | None = None
+
+
 class RawEndpoint(msgspec.Struct, frozen=True, gc=False, rename="camel"):
     addresses: list[str] | None = None
     conditions: RawConditions | None = None
     node_name: str | None = None
+    target_ref: RawReference | None = None
 
 
 class RawEndpointSlice(RawObject, frozen=True, gc=False, rename="camel"):
@@ -104,6 +110,7 @@ def service_from(raw: RawService) -> Service:
         external_local=spec.external_traffic_policy == "Local",
         internal_local=spec.internal_traffic_policy == "Local",
         ports=ports,
+        created=raw.metadata.creation_timestamp or "",
         faults=tuple(reader.faults),  # arguments are evaluated in this order: all has been read
     )
 
@@ -124,6 +131,7 @@ def endpoint_slice_from(raw: RawEndpointSlice) -> EndpointSlice:
                     ready,
                     ready if conditions.serving is None else conditions.serving,
                     bool(conditions.terminating),
+                    entry.target_ref is not None and entry.target_ref.kind == "Pod",
                 )
             )
     return EndpointSlice(

@@ -20,3 +20,4 @@ class Node:
     internal_ips: tuple[Address, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    external_ips: tuple[Address, ...] = ()

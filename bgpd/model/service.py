@@ -37,7 +37,8 @@ class Service:
 
     `external_local`: what comes in by external addresses goes to endpoints of the node where it came in only
     (externalTrafficPolicy: Local); `internal_local` says the same of the cluster IPs. `proxied` are addresses of a
-    load balancer in front that no node answers (`ipMode: Proxy`). `faults` name what could not be used.
+    load balancer in front that no node answers (`ipMode: Proxy`). `created` is RFC 3339 in UTC, as the API writes it;
+    empty in a file. `faults` name what could not be used.
     """
 
     namespace: str
@@ -51,6 +52,7 @@ class Service:
     external_local: bool = False
     internal_local: bool = False
     ports: tuple[ServicePort, ...] = ()
+    created: str = ""
     faults: tuple[FieldFault, ...] = ()
 
     @property
@@ -62,7 +64,8 @@ class Service:
 class ServiceEndpoint:
     """One of those that serve. `node` empty: nobody says where it runs.
 
-    `ready`: it takes new connections. `serving`: it answers, be it on its way out (`terminating`).
+    `ready`: it takes new connections. `serving`: it answers, be it on its way out (`terminating`). `is_pod`: its
+    slice says so (targetRef).
     """
 
     address: Address
@@ -70,6 +73,7 @@ class ServiceEndpoint:
     ready: bool = True
     serving: bool = True
     terminating: bool = False
+    is_pod: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,9 @@
 """Decides which pods serve which virtual server on this node, and what is announced of it. Pure.
 
-Members of a virtual server are the ready endpoints of its Service that run on this node and have an address of the
-frontend's family. In service are those that pass all monitors. When none does, `whenDown` says whether the address is
-withdrawn, or announced as a last resort and served by those that have failed: then a ToR takes this way only if no
-other node has a better one. A pod of which nothing is known yet, or that has not risen yet and never failed, is
-neither: it gets nothing, and no address is announced for it.
+Who is a member on this node is decided in `members`. In service are those that pass all monitors. When none does,
+`whenDown` says whether the address is withdrawn, or announced as a last resort and served by those that have failed:
+then a ToR takes this way only if no other node has a better one. A pod of which nothing is known yet, or that has not
+risen yet and never failed, is neither: it gets nothing, and no address is announced for it.
 
 An address is announced while any of its virtual servers is in service here (BIG-IP's route advertisement "any"), and
 only once the kernel leads its traffic to pods.
@@ -13,15 +12,16 @@ only once the kernel leads its traffic to pods.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from bgpd.config.virtualservers import VirtualServers, WhenDown
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.candidate import Candidate
 from bgpd.model.prefix import Address, host_prefix
-from bgpd.model.service import EndpointSlice, Service
 from bgpd.model.virtualserver import Balance, Frontend, Member, Monitor, VirtualServer
+from bgpd.virtualservers.claim import Claims
 from bgpd.virtualservers.deal import by_connections, in_turn
+from bgpd.virtualservers.members import Endpoints, members
 from bgpd.virtualservers.monitor import Check
 from bgpd.virtualservers.table import Slots
 
@@ -30,11 +30,15 @@ NOT_CHECKED = "the monitors of the local pods have not decided yet"
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A virtual server and its members here. `lacks` is why there are none; empty when there are."""
+    """A virtual server and its members here. `lacks` is why there are none; empty when there are.
+
+    `refused` names endpoints that a slice has here and that are no pods of this node.
+    """
 
     server: VirtualServer
     members: tuple[Member, ...] = ()
     lacks: str = ""
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,37 +57,14 @@ class Served:
 Checks = Callable[[VirtualServer, Member], Mapping[Monitor, Check]]
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoints:
-    """Services and their slices, as Kubernetes has them, by namespace/name; a slice is found by its Service."""
-
-    services: Mapping[str, Service] = field(default_factory=dict)
-    slices: Mapping[str, Sequence[EndpointSlice]] = field(default_factory=dict)
-
-
-def by_service(slices: Iterable[EndpointSlice]) -> dict[str, list[EndpointSlice]]:
-    """Each Service's slices."""
-    found: dict[str, list[EndpointSlice]] = {}
-    for each in slices:
-        found.setdefault(each.service, []).append(each)
-    return found
-
-
-def pools(
-    servers: Iterable[VirtualServer],
-    endpoints: Endpoints,
-    node: str,
-    refused: Callable[[Address], str] = lambda address: "",
-) -> dict[str, Pool]:
+def pools(servers: Iterable[VirtualServer], endpoints: Endpoints, claims: Claims) -> dict[str, Pool]:
     """By the name of the virtual server. Of two with one frontend the older one counts, as with Ingresses: whoever
     comes later takes nobody's address. Of the same age, or where nobody knows it, the first by name.
-
-    `refused` says why an address is not a virtual server's to have; empty when it is.
     """
     found: dict[str, Pool] = {}
     taken: dict[Frontend, VirtualServer] = {}
     for server in sorted(servers, key=lambda server: server.age):
-        why = refused(server.frontend.address)
+        why = claims.refused(server)
         if why:
             found[server.name] = Pool(server, lacks=why)
             continue
@@ -93,13 +74,18 @@ def pools(
             lacks = f"{server.frontend} is ConfigMap {first.name}'s, {why}; give one of them another port or address"
             found[server.name] = Pool(server, lacks=lacks)
         else:
-            members, lacks = _members(server, endpoints, node)
-            found[server.name] = Pool(server, members, lacks)
+            here = members(server, endpoints, claims)
+            found[server.name] = Pool(server, here.members, here.lacks, here.refused)
     return found
 
 
 def served(pool: Pool, checks: Checks, settings: VirtualServers) -> Served:
     """Who gets connections, as the monitors have it now."""
+    found = _served(pool, checks, settings)
+    return replace(found, why="; ".join(filter(None, (found.why, pool.refused)))) if pool.refused else found
+
+
+def _served(pool: Pool, checks: Checks, settings: VirtualServers) -> Served:
     if not pool.members:
         return Served(pool, why=pool.lacks)
     states = {member: state(checks(pool.server, member), pool.server.monitors) for member in pool.members}
@@ -168,27 +154,3 @@ def _candidate(
         med=settings.med if by_med else None,
         communities=() if by_med else settings.communities,
     )
-
-
-def _members(server: VirtualServer, endpoints: Endpoints, node: str) -> tuple[tuple[Member, ...], str]:
-    service = endpoints.services.get(server.service)
-    if service is None:
-        return (), f"there is no Service {server.service}"
-    protocol, version = server.frontend.protocol, server.frontend.address.version
-    names = [each.name for each in service.ports if (each.port, each.protocol) == (server.service_port, protocol)]
-    if not names:
-        ports = ", ".join(f"{each.port}/{each.protocol.name}" for each in service.ports) or "none"
-        return (), f"Service {server.service} has no port {server.service_port}/{protocol.name}; it has {ports}"
-    found = {
-        Member(endpoint.address, port.port): endpoint.ready
-        for part in endpoints.slices.get(server.service, ())
-        for port in part.ports
-        if port.name == names[0] and port.protocol is protocol
-        for endpoint in part.endpoints
-        if endpoint.node == node and endpoint.address.version == version
-    }
-    ready = sorted((member for member, is_ready in found.items() if is_ready), key=lambda member: member.order)
-    unready = f": {len(found)} not ready" if found else ""
-    return tuple(
-        ready
-    ), "" if ready else f"Service {server.service} has no ready IPv{version} pod on this node{unready}"

@@ -26,18 +26,20 @@ from bgpd.model.configmap import ConfigMap
 from bgpd.model.fault import Fault
 from bgpd.model.node import Node
 from bgpd.model.service import EndpointSlice, Service
+from bgpd.model.uplink import Uplinks
 from bgpd.model.virtualserver import MARK, Balance, Frontend, Member
 from bgpd.netlink.owntables import OwnTables, remove, taking_out
 from bgpd.observe import log
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Store
 from bgpd.virtualservers.believed import Believed, Known
-from bgpd.virtualservers.claim import refusal
+from bgpd.virtualservers.claim import API_SERVER, claims
 from bgpd.virtualservers.flows import Flows
+from bgpd.virtualservers.members import Endpoints, by_service
 from bgpd.virtualservers.monitor import Rule
 from bgpd.virtualservers.monitoring import Monitoring, Watched
 from bgpd.virtualservers.parse import Reading, parse
-from bgpd.virtualservers.plan import Endpoints, Pool, Served, by_service, candidates, pools, served, slots
+from bgpd.virtualservers.plan import Pool, Served, candidates, pools, served, slots
 from bgpd.virtualservers.table import KEY, TABLES, Table
 
 NAME = "virtual_servers"
@@ -46,12 +48,13 @@ LOOK_S = 5.0  # how long the first look at the kernel may take before monitors b
 
 @dataclass(frozen=True, slots=True)
 class Objects:
-    """What Kubernetes has, by namespace/name."""
+    """What Kubernetes has, by namespace/name. `uplinks` is what the node has found of its gateways."""
 
     config_maps: Store[Mapping[str, ConfigMap]]
     services: Store[Mapping[str, Service]]
     slices: Store[Mapping[str, EndpointSlice]]
     nodes: Store[Mapping[str, Node]]
+    uplinks: Store[Uplinks]
 
 
 class Serving:
@@ -77,6 +80,7 @@ class Serving:
         self._believed, self._awake = Believed(never_empty), asyncio.Event()
         self._due: asyncio.TimerHandle | None = None
         self._log = log.get(NAME)
+        self._own = Node(node_name)  # as it was last seen: pods outlive its object
         self._begun = self._offering = False
         self._told: Mapping[Frontend, frozenset[Member]] | None = None
         self.served: Mapping[str, Served] = {}
@@ -84,7 +88,7 @@ class Serving:
         self.flows = Flows()
         self._tables = OwnTables(TABLES)
         self.loop: Reconciler[str, Table] = Reconciler(NAME, self._desired, self._tables, str, self._reconciled)
-        for store in (config, objects.config_maps, objects.services, objects.slices, objects.nodes):
+        for store in (config, objects.config_maps, objects.services, objects.slices, objects.nodes, objects.uplinks):
             store.on_change(self._changed)
 
     @property
@@ -175,9 +179,13 @@ class Serving:
         }
         servers = [reading.server for _, reading in self._read.values() if reading.server is not None]
         nodes = self._objects.nodes.newest.value
-        refused = refusal(self._config.newest.value.config.bgp, nodes.values(), services.values())
+        self._own = nodes.get(self._node_name, self._own)
+        others = [node for name, node in nodes.items() if name != self._node_name]
         endpoints = Endpoints(services, by_service(slices.values()))
-        self._pools = pools(servers, endpoints, self._node_name, refused)
+        bgp, api_server = self._config.newest.value.config.bgp, endpoints.slices.get(API_SERVER, ())
+        uplinks = self._objects.uplinks.newest.value
+        taken = claims(self._node_name, bgp, [self._own, *others], services.values(), api_server, uplinks)
+        self._pools = pools(servers, endpoints, taken)
         watched = {
             Watched(pool.server.namespace, member, monitor)
             for pool in self._pools.values()

@@ -133,6 +133,15 @@ def test_conditions(conditions: Any, expected: ServiceEndpoint) -> None:
     assert endpoint_slice(given).endpoints == (expected,)
 
 
+@pytest.mark.parametrize(
+    ("reference", "is_pod"), [({"kind": "Pod", "name": "web-0"}, True), ({"kind": "Node"}, False), (None, False)]
+)
+def test_an_endpoint_may_be_a_pod(reference: Any, is_pod: bool) -> None:
+    """Its slice says so."""
+    (found,) = endpoint_slice({"addresses": ["10.1.2.3"], "nodeName": "w1", "targetRef": reference}).endpoints
+    assert found.is_pod is is_pod
+
+
 def test_a_slice_belongs_to_the_service_of_its_label() -> None:
     """In its own namespace; without the label it belongs to none."""
     assert endpoint_slice().service == "shop/web"

@@ -12,16 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgpd.config.bgp import Bgp
+from bgpd.config.bgp import Bgp, Export
 from bgpd.config.virtualservers import VirtualServers
 from bgpd.model.node import Node
 from bgpd.model.policy import Protocol
 from bgpd.model.service import EndpointSlice, Service, ServiceEndpoint, ServicePort
+from bgpd.model.uplink import Gateway, Route, Uplinks
 from bgpd.model.virtualserver import Frontend, Member, Monitor, MonitorProtocol, VirtualServer
-from bgpd.virtualservers.claim import refusal
+from bgpd.virtualservers.claim import Claims, claims
 from bgpd.virtualservers.deal import by_connections, in_turn
+from bgpd.virtualservers.members import Endpoints
 from bgpd.virtualservers.monitor import Check
-from bgpd.virtualservers.plan import Endpoints, Served, candidates, pools, served
+from bgpd.virtualservers.plan import Served, candidates, pools, served
 from bgpd.virtualservers.table import SLOTS, Table, update
 
 MONITOR = Monitor(MonitorProtocol.TCP, 5, 16)
@@ -29,6 +31,8 @@ FRONTEND = Frontend(ip_address("192.0.2.1"), Protocol.TCP, 80)
 SERVER = VirtualServer("shop/vs", FRONTEND, "shop/web", 80, (MONITOR,))
 PORT = ServicePort("http", Protocol.TCP, 8080)
 MEMBERS = tuple(Member(ip_address(f"10.0.0.{last}"), 8080) for last in (1, 2, 3))
+PODS = Node("here", (ip_network("10.0.0.0/24"), ip_network("fd00::/64")), (ip_address("192.168.1.5"),))
+HERE = claims("here", Bgp.model_construct(peers=(), export=Export()), [PODS], [])
 FAILED = VirtualServers.model_validate({"whenDown": "med", "med": 900})
 
 
@@ -47,7 +51,7 @@ def _checks(up: Mapping[Member, bool | None]) -> dict[Member, Mapping[Monitor, C
 
 
 def _served(states: Sequence[bool | None], settings: VirtualServers | None = None) -> Served:
-    pool = pools([SERVER], _local(*MEMBERS[: len(states)]), "here")[SERVER.name]
+    pool = pools([SERVER], _local(*MEMBERS[: len(states)]), HERE)[SERVER.name]
     checks = _checks(dict(zip(MEMBERS, states, strict=False)))
     return served(pool, lambda server, member: checks[member], settings or VirtualServers())
 
@@ -61,8 +65,8 @@ def test_members_are_ready_pods_of_this_node_and_family() -> None:
         ServiceEndpoint(unready, "here", ready=False),
         ServiceEndpoint(six, "here"),
     )
-    assert pools([SERVER], endpoints, "here")[SERVER.name].members == (Member(here, 8080),)
-    lacks = pools([SERVER], endpoints, "nowhere")[SERVER.name].lacks
+    assert pools([SERVER], endpoints, HERE)[SERVER.name].members == (Member(here, 8080),)
+    lacks = pools([SERVER], endpoints, Claims("nowhere"))[SERVER.name].lacks
     assert lacks.startswith("Service shop/web has no ready IPv4 pod")
 
 
@@ -71,8 +75,15 @@ def test_members_are_ready_pods_of_this_node_and_family() -> None:
     [
         ("10.96.0.1", "10.96.0.1 is a cluster IP of Service default/kubernetes; give"),
         ("192.168.1.5", "192.168.1.5 is an address of node here; give"),
+        ("192.168.2.5", "192.168.2.5 is an address of node here; give"),
         ("10.244.1.7", "10.244.1.7 is in the pod CIDR 10.244.1.0/24 of node here; give"),
         ("192.168.1.1", "192.168.1.1 is the address of peer tor; give"),
+        ("192.168.1.254", "192.168.1.254 is the gateway of a default route; give"),
+        ("192.168.1.9", "192.168.1.9 is an address of the API server; give"),
+        ("192.0.2.7", "192.0.2.7 is an external IP of Service shop/old; give"),
+        ("192.0.2.8", "192.0.2.8 is a load balancer IP of Service shop/old; give"),
+        ("192.0.2.9", ""),  # of a younger Service
+        ("192.0.2.10", ""),  # of the Service that it leads to
         ("198.51.100.1", "198.51.100.1 is outside export.allow"),
         ("192.0.2.1", ""),
     ],
@@ -87,21 +98,78 @@ def test_nobody_takes_the_address_of_somebody_else(address: str, why: str) -> No
             "export": {"allow": ["192.0.2.0/24", "10.0.0.0/8", "192.168.0.0/16"]},
         }
     )
-    node = Node("here", (ip_network("10.244.1.0/24"),), (ip_address("192.168.1.5"),))
-    services = [Service("default", "kubernetes", cluster_ips=(ip_address("10.96.0.1"),))]
-    server = replace(SERVER, frontend=replace(FRONTEND, address=ip_address(address)))
-    pool = pools([server], _local(*MEMBERS), "here", refusal(bgp, [node], services))[SERVER.name]
+    cidrs = ip_network("10.244.1.0/24"), ip_network("10.0.0.0/24")
+    outside = (ip_address("192.168.2.5"),)
+    node = Node("here", cidrs, (ip_address("192.168.1.5"),), external_ips=outside)
+    old, late = "2026-01-01T00:00:00Z", "2026-01-03T00:00:00Z"
+    services = [
+        Service("default", "kubernetes", cluster_ips=(ip_address("10.96.0.1"),)),
+        Service("shop", "old", external_ips=(ip_address("192.0.2.7"),), created=old,
+                load_balancer_ips=(ip_address("192.0.2.8"),)),
+        Service("evil", "late", external_ips=(ip_address("192.0.2.9"),), created=late),
+        Service("shop", "web", load_balancer_ips=(ip_address("192.0.2.10"),), created=old),
+    ]  # fmt: skip
+    api_server = [EndpointSlice("default", "kubernetes", endpoints=(ServiceEndpoint(ip_address("192.168.1.9")),))]
+    uplinks = Uplinks(gateways={Gateway(ip_address("192.168.1.254")): Route(None)})
+    server = replace(SERVER, frontend=replace(FRONTEND, address=ip_address(address)), created="2026-01-02T00:00:00Z")
+    pool = pools([server], _local(*MEMBERS), claims("here", bgp, [node], services, api_server, uplinks))[SERVER.name]
     assert pool.lacks.startswith(why)
     assert bool(pool.members) is not bool(why)
 
 
+@pytest.mark.parametrize(
+    ("address", "is_pod", "why"),
+    [
+        ("10.0.0.1", False, ""),
+        ("fd00::7", False, ""),
+        ("203.0.113.7", True, ""),  # a fixed IP
+        ("192.168.1.5", True, ""),  # a pod with hostNetwork
+        ("203.0.113.7", False, "it is outside the node's pod CIDRs, and no targetRef says that it is a Pod's"),
+        ("192.168.1.5", False, "it is outside the node's pod CIDRs"),
+        ("169.254.169.254", True, "no pod has such an address"),
+        ("fe80::1", True, "no pod has such an address"),
+        ("127.0.0.1", True, "no pod has such an address"),
+        ("10.96.0.1", True, "it is a cluster IP of Service default/kubernetes"),
+        ("192.168.1.9", True, "it is an address of the API server"),
+        ("192.168.1.6", True, "it is an address of node far"),
+        ("10.0.1.7", True, "it is in the pod CIDR 10.0.1.0/24 of node far"),
+    ],
+)
+def test_only_pods_of_this_node_are_members(address: str, is_pod: bool, why: str) -> None:
+    """Whoever may write a slice may name any address in it, and the node would send there what a monitor says."""
+    far = Node("far", (ip_network("10.0.1.0/24"),), (ip_address("192.168.1.6"),))
+    services = [Service("default", "kubernetes", cluster_ips=(ip_address("10.96.0.1"),))]
+    api_server = [EndpointSlice("default", "kubernetes", endpoints=(ServiceEndpoint(ip_address("192.168.1.9")),))]
+    taken = claims("here", Bgp.model_construct(peers=(), export=Export()), [PODS, far], services, api_server)
+    named = ip_address(address)
+    frontend = replace(FRONTEND, address=ip_address("192.0.2.1" if named.version == 4 else "2001:db8::1"))
+    server = replace(SERVER, frontend=frontend, monitors=())
+    pool = pools([server], _endpoints(ServiceEndpoint(named, "here", is_pod=is_pod)), taken)[server.name]
+    assert pool.members == (() if why else (Member(named, 8080),))
+    assert pool.refused.startswith(f"{named} of EndpointSlice shop/x is no pod of this node: {why}" if why else "")
+    assert (pool.refused in served(pool, lambda server, member: {}, VirtualServers()).why) is True
+    assert bool(pool.refused) is bool(why)
+
+
+@pytest.mark.parametrize("order", [(True, False), (False, True)])
+def test_an_endpoint_in_two_slices_is_ready_if_one_says_so(order: tuple[bool, bool]) -> None:
+    """Its controller has moved it, and only one of the slices is up to date: whichever comes last."""
+    first, second = (
+        EndpointSlice("shop", name, "shop/web", (ServiceEndpoint(MEMBERS[0].address, "here", ready=ready),), (PORT,))
+        for name, ready in zip("xy", order, strict=True)
+    )
+    services = {"shop/web": Service("shop", "web", ports=(ServicePort("http", Protocol.TCP, 80),))}
+    pool = pools([SERVER], Endpoints(services, {"shop/web": [first, second]}), HERE)[SERVER.name]
+    assert pool.members == MEMBERS[:1]
+
+
 def test_what_a_pool_lacks_is_named() -> None:
     """No Service, no such port, a frontend that is taken."""
-    assert pools([SERVER], Endpoints(), "here")[SERVER.name].lacks == "there is no Service shop/web"
+    assert pools([SERVER], Endpoints(), HERE)[SERVER.name].lacks == "there is no Service shop/web"
     other = VirtualServer("shop/vs", FRONTEND, "shop/web", 443)
-    assert "has no port 443/TCP; it has 80/TCP" in pools([other], _local(*MEMBERS), "here")["shop/vs"].lacks
+    assert "has no port 443/TCP; it has 80/TCP" in pools([other], _local(*MEMBERS), HERE)["shop/vs"].lacks
     second = VirtualServer("shop/xs", FRONTEND, "shop/web", 80)
-    found = pools([second, SERVER], _local(*MEMBERS), "here")
+    found = pools([second, SERVER], _local(*MEMBERS), HERE)
     assert found["shop/vs"].members == MEMBERS
     assert "is ConfigMap shop/vs's, the first by name; give one" in found["shop/xs"].lacks
 
@@ -111,13 +179,13 @@ def test_whoever_comes_later_takes_nobodys_address() -> None:
     old = replace(SERVER, name="shop/z", created="2026-01-02T03:04:05Z")
     late = replace(SERVER, name="other/a", created="2026-01-02T03:04:06Z")
     unknown = replace(SERVER, name="other/b")
-    found = pools([late, unknown, old], _local(*MEMBERS), "here")
+    found = pools([late, unknown, old], _local(*MEMBERS), HERE)
     assert found["shop/z"].members == MEMBERS
     for name in ("other/a", "other/b"):
         assert found[name].members == ()
         assert "is ConfigMap shop/z's, which is older; give" in found[name].lacks
     twins = [replace(SERVER, name=name, created=old.created) for name in ("shop/y", "shop/x")]
-    assert "ConfigMap shop/x's, the first by name" in pools(twins, _local(*MEMBERS), "here")["shop/y"].lacks
+    assert "ConfigMap shop/x's, the first by name" in pools(twins, _local(*MEMBERS), HERE)["shop/y"].lacks
 
 
 @pytest.mark.parametrize(
