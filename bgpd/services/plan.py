@@ -72,7 +72,7 @@ def plan(
         for reach in found
     }
     others = {key: each for key, each in memory.items() if each.state is not State.ANNOUNCED}
-    memory |= _kept(others, len(memory) - len(others), before, settings.max_withdrawn_percent, now)
+    memory |= _kept(memory, others, before, settings.max_withdrawn_percent, now)
     settling = [each.since for each in others.values() if each.state is State.SETTLING]
     return ServicesPlan(
         tuple(
@@ -110,30 +110,35 @@ def _fit(was: Memory, stable_s: float, now: float) -> Memory:
 
 
 def _kept(
+    memory: Mapping[AddressKey, Memory],
     others: Mapping[AddressKey, Memory],
-    announced: int,
     before: Mapping[AddressKey, Memory] | None,
     percent: int,
     now: float,
 ) -> dict[AddressKey, Memory]:
-    """The brake: of `others`, which are not announced, what would be withdrawn above the share. That is what was lost
-    last, and by name where that is the same."""
-    going: list[tuple[float, AddressKey]] = []
-    gone = 0
-    for key, each in others.items():
-        if each.state is State.WITHDRAWN:
-            was = before[key] if before is not None else Memory(State.ANNOUNCED, now)
-            if was.state in ANNOUNCED:
-                going.append((was.since if was.state is State.KEPT else now, key))
-            else:
-                gone += 1
-    counted = announced + sum(each.state in COUNTED for each in others.values())
-    allowed = max(counted * percent // 100, 1 if percent else 0)
-    going.sort()
+    """The brake: of `others`, those in `memory` that are not announced, what would be withdrawn above the share. That
+    is what was lost last, and by name where that is the same. An address of several Services counts once."""
+    lost = [key for key, each in others.items() if each.state is State.WITHDRAWN]
+    if not lost:
+        return {}
+    announced = {key.prefix for key in memory.keys() - others.keys()}
+    going: dict[str, list[tuple[float, AddressKey]]] = {}
+    gone = set()
+    for key in lost:
+        if key.prefix in announced:
+            continue  # for another Service
+        was = before[key] if before is not None else Memory(State.ANNOUNCED, now)
+        if was.state in ANNOUNCED:
+            going.setdefault(key.prefix, []).append((was.since if was.state is State.KEPT else now, key))
+        else:
+            gone.add(key.prefix)
+    counted = announced | {key.prefix for key, each in others.items() if each.state in COUNTED}
+    allowed = max(len(counted) * percent // 100, 1 if percent else 0)
     kept = {}
-    for since, key in going[max(allowed - gone, 0) :]:
-        flaps = before[key].flaps if before is not None else False  # nobody sees it go
-        kept[key] = replace(others[key], state=State.KEPT, since=since, flaps=flaps)
+    for entries in sorted(going.values(), key=max)[max(allowed - len(gone - going.keys()), 0) :]:
+        for since, key in entries:
+            flaps = before[key].flaps if before is not None else False  # nobody sees it go
+            kept[key] = replace(others[key], state=State.KEPT, since=since, flaps=flaps)
     return kept
 
 

@@ -19,7 +19,7 @@ from bgpd.model.candidate import Candidate
 from bgpd.model.service import EndpointSlice, Service
 from bgpd.observe import log
 from bgpd.runtime.store import Store
-from bgpd.services.plan import ServicesPlan, State, plan
+from bgpd.services.plan import ANNOUNCED, ServicesPlan, State, plan
 from bgpd.services.reach import Reaches, Rules
 
 T = TypeVar("T")
@@ -67,15 +67,23 @@ class Servicing:
             yield f"services: there is no Service {gone}"
         if self._believed[1] and not self._slices.newest.value:
             yield f"services: there is no EndpointSlice {gone}"
-        kept = [each.since for each in self.plan.memory.values() if each.state is State.KEPT]
+        kept = {key.prefix: each.since for key, each in self.plan.memory.items() if each.state is State.KEPT}
         if kept:
-            withdrawn, age_s = self.states[State.WITHDRAWN], self._clock() - min(kept)
+            withdrawn, age_s = len(self._withdrawn()), self._clock() - min(kept.values())
             percent = self._config.newest.value.config.services.max_withdrawn_percent
             yield (
                 f"services: {len(kept)} addresses stay announced without a ready endpoint, one for {age_s:.0f} s, "
                 f"because {withdrawn} are withdrawn for that already (services.maxWithdrawnPercent: {percent}; 100 "
                 "lets them go): are they down, or is the cluster wrong about them?"
             )
+
+    def _withdrawn(self) -> set[str]:
+        """Addresses that no Service has announced."""
+        found: dict[bool, set[str]] = {True: set(), False: set()}
+        for key, each in self.plan.memory.items():
+            if each.state is State.WITHDRAWN or each.state in ANNOUNCED:
+                found[each.state in ANNOUNCED].add(key.prefix)
+        return found[False] - found[True]
 
     async def run(self) -> None:
         """Until cancelled."""

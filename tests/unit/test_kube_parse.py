@@ -67,8 +67,8 @@ def test_pod_cidrs(spec: Any, kept: tuple[str, ...], problems: list[str]) -> Non
         assert problem.startswith(f"node worker1{begin}")
 
 
-def test_internal_ips_are_the_only_addresses_that_count() -> None:
-    """Host names and external addresses are left out; the order stays and repetitions go."""
+def test_internal_and_external_ips_are_apart() -> None:
+    """Host names are left out; the order stays and repetitions go."""
     addresses = [
         {"type": "Hostname", "address": "worker1"},
         {"type": "InternalIP", "address": "192.0.2.1"},
@@ -78,7 +78,7 @@ def test_internal_ips_are_the_only_addresses_that_count() -> None:
     ]
     found = node({"podCIDR": A}, {"addresses": addresses})
     assert found.internal_ips == (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
-    assert found.problems == ()
+    assert (found.external_ips, found.problems) == ((ip_address("198.51.100.1"),), ())
 
 
 def test_bad_internal_ip_is_a_problem() -> None:

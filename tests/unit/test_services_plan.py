@@ -21,7 +21,8 @@ FIT, UNREADY, ABSENT, FOREIGN = Standing.FIT, Standing.UNREADY, Standing.ABSENT,
 
 
 def reach(name: str, standing: Standing) -> Reach:
-    prefix = ip_network(f"203.0.113.{ord(name)}/32")
+    """Of a Service; those whose names begin with the same letter have the same address."""
+    prefix = ip_network(f"203.0.113.{ord(name[0])}/32")
     offer = Candidate(AdvertisementType.SERVICE, prefix, f"Service shop/{name}")
     withheld = Candidate(AdvertisementType.SERVICE, prefix, offer.owner, withheld=f"{name} is {standing}")
     key = AddressKey(f"shop/{name}", ServiceAddress.LOAD_BALANCER_IP, str(prefix))
@@ -130,6 +131,23 @@ def test_the_brake_keeps_those_that_were_lost_last() -> None:
     assert [each.remark for each in node.plan.candidates if each.remark] == [
         "a is unready; kept: too many are without (services.maxWithdrawnPercent: 50)"
     ]
+
+
+def test_the_brake_counts_an_address_once() -> None:
+    """However many Services have it: a quarter of four is one, and one with an endpoint left is not lost."""
+    several = {"a1": FIT, "a2": FIT, "a3": FIT, "b": FIT, "c": FIT, "d": FIT}
+    node = settled(25, **several)
+    assert node.sees(a1=UNREADY, a2=UNREADY)["a1"] == "withdrawn"
+    assert node.after(1, b=UNREADY)["b"] == "withdrawn", "a is announced for a3"
+    assert node.after(1, c=UNREADY)["c"] == "kept"
+    node = settled(25, **several)
+    found = node.sees(a1=UNREADY, a2=UNREADY, a3=UNREADY)
+    assert {found[name] for name in ("a1", "a2", "a3")} == {"withdrawn"}
+    assert node.after(1, b=UNREADY)["b"] == "kept"
+    node = settled(0, **several)
+    found = node.sees(a1=UNREADY, a2=UNREADY)
+    found = node.after(1, a3=UNREADY)
+    assert found["a3"] == "kept"
 
 
 def test_kept_for_ever_if_it_lasts() -> None:

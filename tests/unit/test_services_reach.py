@@ -66,6 +66,8 @@ IN_LOCAL = " on this node (externalTrafficPolicy: Local)"
         ((unready(HERE),), ("unready", "no ready endpoint"), ("unready", "no ready endpoint")),
         ((unready(THERE),), ("unready", "no ready endpoint"), ("absent", "no endpoint")),
         ((unready(HERE), unready(THERE)), ("unready", "no ready endpoint"), ("unready", "no ready endpoint")),
+        ((ready(HERE), unready(HERE)), ("fit", ""), ("fit", "")),
+        ((unready(HERE), ready(HERE)), ("fit", ""), ("fit", "")),
         ((leaving(HERE),), ("fit", ""), ("fit", "")),
         ((leaving(THERE),), ("fit", ""), ("absent", "no endpoint")),
         ((leaving(HERE), ready(THERE)), ("fit", ""), ("absent", "no ready endpoint")),
