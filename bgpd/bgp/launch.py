@@ -11,6 +11,7 @@ speaker is its child. The files:
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import pwd
 import sys
@@ -49,10 +50,24 @@ class SpeakerFiles:
         """ExaBGP's own settings file. It stays empty; without one ExaBGP gives advice at every start."""
         return self.directory / "exabgp.env"
 
-    def prepare(self, header: str) -> None:
+    @property
+    def prepared(self) -> Path:
+        """What `prepare` was last done for, and the header it gave."""
+        return self.directory / "prepared"
+
+    def is_prepared(self, settings: bytes) -> bool:
+        """Whether `prepare` was done for these settings, by this release, and the header is still that one."""
+        try:
+            mark, head = self.prepared.read_text().split("\n", 1)
+            return mark == self._mark(settings) and self.configuration.read_text().startswith(head)
+        except (OSError, ValueError):
+            return False
+
+    def prepare(self, header: str, settings: bytes | None = None) -> None:
         """Creates what is missing, and gives the configuration this header; its neighbors stay. Idempotent.
 
         An ExaBGP that runs reads it at its next start or reload, and a reload leaves a running helper alone.
+        `settings`: the configuration file that the header was made from, for `is_prepared`.
         """
         if not self.directory.is_dir():
             self.directory.mkdir(parents=True, mode=0o700)
@@ -64,6 +79,12 @@ class SpeakerFiles:
         text = render.document(header, render.blocks_of(before or ""))
         if text != before:
             _put(self.configuration, text)
+        if settings is not None and not self.is_prepared(settings):
+            _put(self.prepared, f"{self._mark(settings)}\n{header}")
+
+    def _mark(self, settings: bytes) -> str:
+        """Another one for other settings, and for a release that makes another header."""
+        return hashlib.sha256(header(self, 0).encode() + settings).hexdigest()
 
 
 def _put(file: Path, text: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import NOT_REACHABLE, Exit
-from bgpd.cli.settings import run_directory
+from bgpd.cli.rundirectory import run_directory
 from bgpd.config.files import UnreadableError, read_limited
 from bgpd.config.parse import LIMITS
 
@@ -26,7 +26,7 @@ def ask(
     on_progress: Callable[[str], object] = to_stderr,
 ) -> dict[str, Any]:
     """The daemon's answer."""
-    socket = run_directory(options) / "status.sock"
+    socket = run_directory(options.config) / "status.sock"
     try:
         return request(socket, command, arguments or {}, on_progress)
     except NotReachable as error:

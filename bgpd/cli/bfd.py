@@ -8,7 +8,7 @@ import sys
 
 from bgpd.bgp.bird import MISSING, BirdFiles, program
 from bgpd.cli.exits import FAILED
-from bgpd.cli.settings import run_directory
+from bgpd.cli.rundirectory import run_directory
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,7 +17,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     """Does not return unless BIRD cannot be started."""
-    bird, files = program(), BirdFiles(run_directory(options))
+    bird, files = program(), BirdFiles(run_directory(options.config))
     if bird is None:
         sys.stderr.write(f"bgpd bfd: {MISSING}\n")
         return FAILED

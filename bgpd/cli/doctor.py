@@ -22,7 +22,7 @@ from bgpd.bgp.places import places
 from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import by_family, print_json, table
-from bgpd.cli.settings import run_directory
+from bgpd.cli.rundirectory import run_directory
 from bgpd.config.bgp import PeersFrom
 from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded, load
@@ -78,7 +78,7 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
         yield Finding("config", OK, str(options.config))
         for warning in loaded.warnings:
             yield Finding("config", WARN, str(warning))
-    run = run_directory(options)
+    run = run_directory(options.config)
     yield from _directories(run, loaded)
     if loaded is not None:
         yield from _peers(loaded)

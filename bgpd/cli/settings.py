@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
-
-import yaml
 
 from bgpd.cli.exits import USAGE, Exit
 from bgpd.config.files import UnreadableError, read_limited
 from bgpd.config.load import Loaded, load
-from bgpd.config.parse import LIMITS, parse
-from bgpd.config.schema import Config, Paths
+from bgpd.config.parse import parse
+from bgpd.config.schema import Config
 from bgpd.model.fault import Fault, FaultsError
 
 
@@ -33,15 +30,6 @@ def without_passwords(options: argparse.Namespace) -> Config:
         raise _refused(FaultsError((Fault(str(options.config), 0, 0, "", str(error)),))) from None
     except FaultsError as error:
         raise _refused(error) from None
-
-
-def run_directory(options: argparse.Namespace) -> Path:
-    """Where the sockets are, found also in a file that has become faulty: a daemon may run on its last good one."""
-    try:
-        document = yaml.safe_load(read_limited(options.config, LIMITS.bytes).data)
-        return Path(document["paths"]["run"])
-    except (UnreadableError, yaml.YAMLError, RecursionError, KeyError, TypeError, ValueError):
-        return Paths().run
 
 
 def _refused(error: FaultsError) -> Exit:

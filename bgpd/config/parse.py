@@ -16,6 +16,7 @@ from pydantic_core import ErrorDetails
 
 from bgpd.config import check, document
 from bgpd.config.bgp import Advertisement, Peer, PeersFrom, spelled_out
+from bgpd.config.defaults import MAX_BYTES
 from bgpd.config.document import Document, Limits, Path, spell
 from bgpd.config.field import asn_of, did_you_mean
 from bgpd.config.scalar import shown
@@ -25,7 +26,7 @@ from bgpd.model.fault import Fault, FaultsError
 
 S = TypeVar("S", bound=Section)
 
-LIMITS = Limits(bytes=1024 * 1024, nodes=100_000)  # a thousand peers written out in full are a third of it
+LIMITS = Limits(bytes=MAX_BYTES, nodes=100_000)
 _MOST_FAULTS = 100  # of one kind; nobody reads on, and each costs a search for what may have been meant
 
 

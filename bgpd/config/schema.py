@@ -15,6 +15,7 @@ from typing import Annotated
 from pydantic import model_validator
 
 from bgpd.config.bgp import Bgp
+from bgpd.config.defaults import RUN_DIRECTORY
 from bgpd.config.field import (
     BOOLEAN,
     CONFIG_MAP,
@@ -73,7 +74,7 @@ class Node(Section):
 class Paths(Section):
     """Where files are kept. Change them to run several nodes on one machine."""
 
-    run: Annotated[Path, SOCKET_DIRECTORY] = Path("/run/bgpd")
+    run: Annotated[Path, SOCKET_DIRECTORY] = RUN_DIRECTORY
     """Sockets and the rendered speaker configuration; may be empty after a reboot."""
 
     state: Annotated[Path, PATH] = Path("/var/lib/bgpd")
