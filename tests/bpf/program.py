@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +56,12 @@ def run(pin: Path, frame: bytes, repeat: int = 1) -> Result:
 def run_opened(program: int, frame: bytes, repeat: int = 1) -> Result:
     """As `run`, of a descriptor."""
     opts = _Options(sz=ctypes.sizeof(_Options), data_in=frame, data_size_in=len(frame), repeat=repeat)
+    check("running a program", _function()(program, ctypes.byref(opts)))
+    return Result(opts.retval, opts.duration)
+
+
+@functools.cache
+def _function() -> Callable[..., int]:
     function = library().bpf_prog_test_run_opts
     function.argtypes = (ctypes.c_int, ctypes.c_void_p)
-    check("running a program", function(program, ctypes.byref(opts)))
-    return Result(opts.retval, opts.duration)
+    return function

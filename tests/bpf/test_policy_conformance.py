@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import struct
 from collections import Counter
-from collections.abc import Mapping
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from bgpd.runtime.diff import Change
 from tests import cyclonus
 from tests.bpf.packets import ipv4
 from tests.bpf.program import run_opened
-from tests.cyclonus import ALLOWED, Row, snapshot
+from tests.cyclonus import ALLOWED, snapshot
 from tests.fabric.policy_node import verdicts
 
 PASS, DROP = 0, 1
@@ -53,7 +53,8 @@ def check(policy: Installed, step: dict[str, Any], where: str) -> int:
     before, denied = verdicts(counters), Counter[PolicyVerdict]()
     rows = list(cyclonus.rows(step))
     for row in rows:
-        said = run_opened(program, frame(row, addresses)).value
+        begun = frame(addresses[row.client], addresses[row.server], row.protocol, row.port)
+        said = run_opened(program, begun).value
         assert said == (PASS if row.combined == ALLOWED else DROP), f"{where}: {row}"
         if row.egress != ALLOWED:
             denied[PolicyVerdict.DENIED_EGRESS] += 1
@@ -64,8 +65,9 @@ def check(policy: Installed, step: dict[str, Any], where: str) -> int:
     return len(rows)
 
 
-def frame(row: Row, addresses: Mapping[str, str]) -> bytes:
+@functools.cache  # the same few pods in nearly every step: to make it takes longer than to judge it
+def frame(source: str, to: str, protocol: str, port: int) -> bytes:
     """A new flow's first packet, long enough for the header of any of the protocols."""
-    ports = struct.pack("!HH", CLIENT_PORT, row.port)
-    to, source = (IPv4Address(addresses[each]) for each in (row.server, row.client))
-    return ipv4(to, ports + bytes(9) + b"\x02" + bytes(6), protocol=Protocol[row.protocol], source=source)
+    ports = struct.pack("!HH", CLIENT_PORT, port)
+    rest = ports + bytes(9) + b"\x02" + bytes(6)
+    return ipv4(IPv4Address(to), rest, protocol=Protocol[protocol], source=IPv4Address(source))

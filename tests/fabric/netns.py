@@ -33,6 +33,7 @@ T = TypeVar("T")
 NETNS_DIR = Path("/run/netns")
 FILES_DIR = Path("/tmp")  # whatever TMPDIR says: the path of a unix socket may have 107 bytes only
 PREFIX = "bgpdt"
+SHORT_S = 30.0
 CLONE_NEWNET = 0x40000000
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _OURS = re.compile(rf"^{PREFIX}-(\d+)-")
@@ -88,14 +89,17 @@ class Namespace:
 
     def ip(self, *commands: str) -> None:
         """Run `ip` commands (without the word `ip`) in order, in one process; the first that fails raises."""
-        run(["ip", "-batch", "-"], netns=self.path, stdin="\n".join(commands) + "\n")
+        self.call(lambda: _short(["ip", "-batch", "-"], "\n".join(commands) + "\n"))
 
     def sysctl(self, values: Mapping[str, str]) -> None:
         """Write kernel settings (paths below /proc/sys) of this namespace, leaving out those it lacks."""
-        script = "\n".join(
-            f"[ ! -e /proc/sys/{key} ] || echo {value} > /proc/sys/{key}" for key, value in values.items()
-        )
-        run(["sh", "-ec", script], netns=self.path)
+
+        def write() -> None:
+            for key, value in values.items():
+                with contextlib.suppress(FileNotFoundError), Path("/proc/sys", key).open("r+") as file:
+                    file.write(value)
+
+        self.call(write)
 
     def run(
         self,
@@ -136,10 +140,12 @@ class Namespace:
             target = " ".join(f"nexthop via {hop}" for hop in hops)
         else:
             target = " ".join([*(f"via {hop}" for hop in hops), *([f"dev {dev}"] if dev else [])])
-        run(["ip", *family.split(), "route", "replace", *prefix.split(), *target.split()], netns=self.path)
+        argv = ["ip", *family.split(), "route", "replace", *prefix.split(), *target.split()]
+        self.call(lambda: _short(argv))
 
     def remove_route(self, prefix: str) -> None:
-        run(["ip", *(["-6"] if ":" in prefix else []), "route", "del", prefix], netns=self.path)
+        argv = ["ip", *(["-6"] if ":" in prefix else []), "route", "del", prefix]
+        self.call(lambda: _short(argv))
 
     def routes(self, family: int = 4) -> list[str]:
         """The kernel's main table as `ip route` prints it, one line a route."""
@@ -219,7 +225,7 @@ class Lab:
     def namespace(self, name: str, *, forwarding: bool = False) -> Namespace:
         """Make a namespace; `forwarding` makes it a router for both families."""
         made = Namespace(self, name)
-        run(["ip", "netns", "add", made.netns_name])
+        _short(["ip", "netns", "add", made.netns_name])
         self.namespaces[name] = made
         made.sysctl({**SYSCTLS, **(FORWARDING if forwarding else {})})
         made.ip("link set lo up")
@@ -235,7 +241,7 @@ class Lab:
         if left.lab is not self or right.lab is not self:
             raise ValueError("a cable joins two namespaces of the same lab")
         ends = f"{left_name} netns {left.netns_name} mtu {mtu} type veth peer name {right_name}"
-        run(["ip", "link", "add", *ends.split(), "netns", right.netns_name, "mtu", str(mtu)])
+        _short(["ip", "link", "add", *ends.split(), "netns", right.netns_name, "mtu", str(mtu)])
         left.ip(f"link set {left_name} up")
         right.ip(f"link set {right_name} up")
 
@@ -269,6 +275,14 @@ class Lab:
         for namespace in reversed(self.namespaces.values()):
             subprocess.run(["ip", "netns", "del", namespace.netns_name], capture_output=True, check=False)
         self.namespaces.clear()
+
+
+def _short(argv: Sequence[str], stdin: str = "") -> None:
+    """Run what ends at once, where the calling thread is: the programs that `process.run` puts around cost more."""
+    done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=SHORT_S, check=False)
+    if done.returncode:
+        said = (done.stderr + done.stdout).strip()
+        raise RuntimeError(f"{' '.join(argv)!r} exited with {done.returncode}: {said}")
 
 
 def _exit_on_signal(number: int, frame: object) -> None:

@@ -24,6 +24,9 @@ TREE = Path(__file__).resolve().parents[2]
 GUEST = Path(__file__).resolve().with_name("guest")
 VIRTIOFSD = "/usr/lib/qemu/virtiofsd"  # of Debian 12's qemu-system-common
 MEMORY = "2G"  # half of it may be files
+# An emulator translates code for the address that it is at: programs that are at other addresses each time are
+# translated each time, which takes four times as long as to run them. The rest is work that no test looks at.
+KERNEL_OPTIONS = "console=ttyS0 panic=-1 quiet loglevel=4 mitigations=off norandmaps init_on_alloc=0 apparmor=0"
 PROCESSOR = "max,-la57,-cx16"  # Linux 6.12 does not boot with these two under QEMU 7.2
 
 
@@ -96,5 +99,5 @@ class Guest:
             *shares,
             *("-serial", f"file:{self._results / 'console'}"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs)),
-            *("-append", "console=ttyS0 panic=-1 mitigations=off quiet loglevel=4"),
+            *("-append", KERNEL_OPTIONS),
         ]
