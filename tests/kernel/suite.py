@@ -43,7 +43,8 @@ TEST_S = 120  # after so long without an end the stacks of a test are printed; i
 def compile_all() -> None:
     """Leaves beside the tests what Python makes of them: each guest would take minutes for it, and keep nothing."""
     collect = [sys.executable, "-m", "pytest", "-q", "--collect-only", *FILES]
-    subprocess.run(collect, stdout=subprocess.DEVNULL, check=False)  # what is wrong the guests tell
+    writing = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    subprocess.run(collect, stdout=subprocess.DEVNULL, check=False, env=writing)  # what is wrong the guests tell
 
 
 def command(kernel: str, report: Path) -> list[str]:
