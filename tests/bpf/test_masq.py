@@ -6,13 +6,10 @@ import sys
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from bgpd.datapath.layout import COUNTER, PRESENT, Verdict
 from bgpd.datapath.loader import Installed
 from bgpd.model.lpm import LpmKey
-from bgpd.model.prefix import Prefix
 from tests.bpf import loopback, packets
 from tests.bpf.packets import ICMPV6, NO_NEXT, TCP, UDP, ethernet, ipv4, ipv6, packet
 from tests.bpf.program import run
@@ -160,23 +157,3 @@ def test_a_packet_shorter_than_its_fixed_header_is_masqueraded(masq: Installed, 
     pin = masq.programs["masquerade"].pin
     assert [loopback.returned(pin, frame) for frame in (whole, whole[:-1])] == [KEEP, MASQUERADE]
     assert verdicts(masq) == {Verdict.LISTED: 1, Verdict.TRUNCATED: 1}
-
-
-def prefixes(version: int) -> st.SearchStrategy[Prefix]:
-    """Few addresses, so that prefixes contain each other."""
-    bits = 32 if version == 4 else 128
-    addresses = st.integers(0, 15).map(lambda number: number << (bits - 4) | number)
-    return st.builds(
-        lambda address, length: ip_network((address, length), strict=False), addresses, st.integers(0, bits)
-    )
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-@pytest.mark.parametrize("version", [4, 6])
-def test_the_program_agrees_with_the_definition(masq: Installed, version: int, data: st.DataObject) -> None:
-    """Kept if and only if some entry contains the destination, as Python's `ipaddress` has it."""
-    entries = data.draw(st.sets(prefixes(version), max_size=8))
-    to = data.draw(prefixes(version)).network_address
-    listed(masq, *map(str, entries))
-    assert ask(masq, packet(to)) == (KEEP if any(to in entry for entry in entries) else MASQUERADE)
