@@ -112,7 +112,7 @@ def _translation(snat: SnatAddress) -> Iterator[Finding]:
     """What the rule takes, the addresses that it gives, and room in the table where the kernel remembers them."""
     from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH
 
-    yield _rules("masquerade", PROGRAM_MATCH, NO_MATCH)
+    yield from _rules("masquerade", PROGRAM_MATCH, NO_MATCH)
     here = lookup.addresses()
     for family, address in (("ipv4", snat.ipv4), ("ipv6", snat.ipv6)):
         if not isinstance(address, SnatSource) and address not in here:
@@ -121,16 +121,22 @@ def _translation(snat: SnatAddress) -> Iterator[Finding]:
     yield from _connections()
 
 
-def _rules(what: str, match: tuple[str, int], otherwise: str) -> Finding:
-    """Whether rules can ask a program."""
+def _rules(what: str, match: tuple[str, int], otherwise: str) -> Iterator[Finding]:
+    """Whether rules can ask a program, and whether their table can be kept from others."""
     from bgpd.netlink.nftables import Connection, NftablesError
+    from bgpd.netlink.owntables import can_own
 
     try:
         with contextlib.closing(Connection()) as connection:
-            works = connection.has_match(*match)
+            works, owns = connection.has_match(*match), can_own(connection)
     except (OSError, NftablesError) as error:
-        return Finding(f"{what}: nf_tables", BAD, f"{error}; it takes nf_tables in the kernel and CAP_NET_ADMIN")
-    return Finding(f"{what}: xt_bpf", OK if works else BAD, "rules can ask a program" if works else otherwise)
+        yield Finding(f"{what}: nf_tables", BAD, f"{error}; it takes nf_tables in the kernel and CAP_NET_ADMIN")
+        return
+    yield Finding(f"{what}: xt_bpf", OK if works else BAD, "rules can ask a program" if works else otherwise)
+    shared = "missing, whoever may change nf_tables can change bgpd's, which puts them right again; Linux 6.9 has it"
+    yield Finding(
+        f"{what}: table owner", OK if owns else WARN, "nobody else can change bgpd's tables" if owns else shared
+    )
 
 
 def _policy(config: Config) -> Iterator[Finding]:
@@ -141,11 +147,11 @@ def _policy(config: Config) -> Iterator[Finding]:
 
     facts = list(() if config.masquerade.translates else features.probe(config.paths.bpf))
     if all(fact.ok for fact in facts if fact.needed):
-        facts += [features.ring_buffer(), features.tcx()]
+        facts += [features.ring_buffer(), features.tcx(), features.sender_netns()]
     for fact in facts:
         yield Finding(f"policy: {fact.what}", OK if fact.ok else BAD if fact.needed else WARN, fact.text)
     if not config.masquerade.translates:
-        yield _rules("policy", PROGRAM_MATCH, NO_MATCH)
+        yield from _rules("policy", PROGRAM_MATCH, NO_MATCH)
     if (CONNTRACK / "nf_conntrack_max").exists():
         yield Finding("policy: nf_conntrack", OK, "tells who began a flow")
     else:

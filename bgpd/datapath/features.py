@@ -108,6 +108,14 @@ def tcx() -> Fact:
     return Fact("tcx", False, text, needed=False)
 
 
+def sender_netns() -> Fact:
+    """What a program at a macvlan's parent takes to know one pod from another that sends as it does."""
+    if can_tell_netns():
+        return Fact("sender's netns", True, "programs at a macvlan's parent know which pod has sent a frame")
+    text = "missing, a pod in mode vepa that sends with another's MAC and IP is not noticed; Linux 6.15 has it"
+    return Fact("sender's netns", False, text, needed=False)
+
+
 def _socket_filters() -> Fact:
     found = libbpf.library().libbpf_probe_bpf_helper(SOCKET_FILTER, SKB_LOAD_BYTES_RELATIVE, None)
     if found == 1:

@@ -6,7 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from bgpd.datapath import features, libbpf
+from bgpd.datapath import features, libbpf, links
+from bgpd.policy import filters, parents
 from tests.bpf.source import ROOT
 
 
@@ -57,3 +58,15 @@ def test_objects_load_where_the_kernel_does_not_tell_its_own_types(directory: Pa
     said, loaded = done.stdout.splitlines()
     assert said == f"no {features.BTF} (CONFIG_DEBUG_INFO_BTF); the objects shipped here do without"
     assert "macvlan_ingress" in loaded
+
+
+def test_how_programs_get_to_parents_is_told_as_it_is_done(directory: Path) -> None:
+    """And what a newer kernel would add: its number stands where something is missing, and nowhere else."""
+    facts = [features.ring_buffer(), features.tcx(), features.sender_netns()]
+    assert facts[0].ok and not any(fact.needed for fact in facts if not fact.ok)
+    assert [fact.ok for fact in facts[1:]] == [links.has_tcx(), features.can_tell_netns()]
+    assert all(fact.ok != ("Linux 6." in fact.text) for fact in facts)
+    installed = parents.install(directory)
+    how = parents.ParentLinks if facts[1].ok else filters.ParentFilters
+    assert type(filters.actuator(installed, directory)) is how
+    assert facts[2].ok == ("macvlan_egress" in installed.programs)

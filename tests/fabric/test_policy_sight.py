@@ -279,7 +279,8 @@ def test_doctor_tells_what_policy_rests_on(site: PolicySite) -> None:
     """And, for each family, where pods of one bridge are judged."""
     findings = json.loads(site.node.bgpd("doctor", "-o", "json", check=False))
     told = [row for row in findings if row["what"].startswith("policy: ")]
-    assert {"policy: ring buffer", "policy: xt_bpf", "policy: nf_conntrack"} <= {row["what"] for row in told}
+    rests_on = {"ring buffer", "xt_bpf", "table owner", "tcx", "sender's netns", "nf_conntrack"}
+    assert {f"policy: {each}" for each in rests_on} <= {row["what"] for row in told}
     assert [row for row in told if row["state"] == "bad"] == []
     bridges = [row["text"] for row in told if row["what"] == "policy: bridges"]
     assert len(bridges) == 2
