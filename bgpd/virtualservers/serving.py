@@ -33,7 +33,7 @@ from bgpd.observe import log
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Store
 from bgpd.virtualservers.believed import Believed, Known
-from bgpd.virtualservers.claim import API_SERVER, claims
+from bgpd.virtualservers.claim import API_SERVER, Claims, claims
 from bgpd.virtualservers.flows import Flows
 from bgpd.virtualservers.members import Endpoints, by_service
 from bgpd.virtualservers.monitor import Rule
@@ -81,6 +81,7 @@ class Serving:
         self._due: asyncio.TimerHandle | None = None
         self._log = log.get(NAME)
         self._own = Node(node_name)  # as it was last seen: pods outlive its object
+        self._claimed: tuple[Any, Claims] | None = None
         self._begun = self._offering = False
         self._told: Mapping[Frontend, frozenset[Member]] | None = None
         self.served: Mapping[str, Served] = {}
@@ -178,14 +179,8 @@ class Serving:
             for name, each in sorted(maps.items())
         }
         servers = [reading.server for _, reading in self._read.values() if reading.server is not None]
-        nodes = self._objects.nodes.newest.value
-        self._own = nodes.get(self._node_name, self._own)
-        others = [node for name, node in nodes.items() if name != self._node_name]
         endpoints = Endpoints(services, by_service(slices.values()))
-        bgp, api_server = self._config.newest.value.config.bgp, endpoints.slices.get(API_SERVER, ())
-        uplinks = self._objects.uplinks.newest.value
-        taken = claims(self._node_name, bgp, [self._own, *others], services.values(), api_server, uplinks)
-        self._pools = pools(servers, endpoints, taken)
+        self._pools = pools(servers, endpoints, self._claims(endpoints))
         watched = {
             Watched(pool.server.namespace, member, monitor)
             for pool in self._pools.values()
@@ -194,6 +189,18 @@ class Serving:
         }
         self.monitoring.follow(watched, self._members_in_kernel())
         self._checked()
+
+    def _claims(self, endpoints: Endpoints) -> Claims:
+        """Made anew only when something is another: slices change often, and Services may be many."""
+        bgp, nodes = self._config.newest.value.config.bgp, self._objects.nodes.newest.value
+        self._own = nodes.get(self._node_name, self._own)
+        api_server = tuple(endpoints.slices.get(API_SERVER, ()))
+        inputs = bgp, nodes, endpoints.services, api_server, self._objects.uplinks.newest.value
+        if self._claimed is None or self._claimed[0] != inputs:
+            known = {**nodes, self._node_name: self._own}.values()
+            made = claims(self._node_name, bgp, known, endpoints.services.values(), *inputs[3:])
+            self._claimed = inputs, made
+        return self._claimed[1]
 
     def _holds(self, *, served: bool = False) -> bool:
         """Whether something counts that the source does not show any more."""

@@ -105,6 +105,40 @@ def test_as_a_last_resort(fabric: TwoTorFabric) -> None:
     site.wait_withdrawn()
 
 
+def test_an_address_that_is_no_pods_is_neither_monitored_nor_served(fabric: TwoTorFabric) -> None:
+    """Whoever may write a slice may name any address as one of this node; status names it, and the pod is served."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a")
+    endpoint = {"addresses": [CLIENT[4]], "nodeName": site.place.name, "conditions": {"ready": True}}
+    by_hand = {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {
+            "name": "by-hand", "namespace": "default", "labels": {"kubernetes.io/service-name": "nginx-http"}
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "TCP", "protocol": "TCP", "port": 80}],
+        "endpoints": [endpoint],
+    }  # fmt: skip
+    site.write("by-hand", by_hand)
+    site.serve()
+    site.start().wait_answering("a")
+    site.node.wait_problem(f"{CLIENT[4]} of EndpointSlice default/by-hand is no pod of this node")
+    server = site.servers()["nginx-vs-http"]
+    assert ([each["address"] for each in server["members"]], server["served"]) == (["188.188.0.10"], True)
+
+
+def test_the_older_config_map_has_the_address(fabric: TwoTorFabric) -> None:
+    """A later one of the same address and port, whatever it is called, gets nothing and says whose it is."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a")
+    site.serve("z", created="2026-01-01T00:00:00Z")
+    site.start().wait_answering("a")
+    site.serve("a", created="2026-01-02T00:00:00Z")
+    site.node.wait_problem("virtual server default/a: tcp 11.16.22.80 port 80 is ConfigMap default/z's, which is")
+    assert {name: each["served"] for name, each in site.servers().items()} == {"z": True, "a": False}
+
+
 def test_somebody_edits_the_table(fabric: TwoTorFabric) -> None:
     """What nobody asked for is put right; once virtual servers are off nothing is left."""
     site = VirtualServerSite(fabric)

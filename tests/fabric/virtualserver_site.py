@@ -146,7 +146,7 @@ class VirtualServerSite:
 
     def serve(
         self, name: str = "nginx-vs-http", version: int = 4, *, send: str = GET, recv: str = "server is ok",
-        interval: int = 1, timeout: int = 3, balance: str = "round-robin", **monitor: Any,
+        interval: int = 1, timeout: int = 3, balance: str = "round-robin", created: str = "", **monitor: Any,
     ) -> None:  # fmt: skip
         """The article's ConfigMap, with another address for IPv6 and a monitor that is quick."""
         health = {"interval": interval, "protocol": "http", "send": send, "recv": recv, "timeout": timeout, **monitor}
@@ -161,15 +161,16 @@ class VirtualServerSite:
                 },
             }
         }
-        self.config_map(name, json.dumps(document))
+        self.config_map(name, json.dumps(document), created)
 
-    def config_map(self, name: str, document: str) -> None:
+    def config_map(self, name: str, document: str, created: str = "") -> None:
+        metadata = {"name": name, "namespace": "default", "labels": {"f5type": "virtual-server"}}
         self.write(
             f"cm-{name}",
             {
                 "apiVersion": "v1",
                 "kind": "ConfigMap",
-                "metadata": {"name": name, "namespace": "default", "labels": {"f5type": "virtual-server"}},
+                "metadata": metadata | ({"creationTimestamp": created} if created else {}),
                 "data": {"schema": "f5schemadb://bigip-virtual-server_v0.1.7.json", "data": document},
             },
         )
