@@ -169,6 +169,17 @@ def test_what_the_verifier_says_is_in_the_error(directory: Path, tmp_path: Path)
     assert list(directory.iterdir()) == []
 
 
+def test_a_refusal_is_told_in_the_words_of_this_kernel(directory: Path, tmp_path: Path) -> None:
+    """Shipped objects without the ends of their programs: that takes no compiler, so other kernels are asked too."""
+    leave, idle = bytes((0x95, *bytes(7))), bytes((0xB7, *bytes(7)))  # linux/bpf.h: exit; r0 = 0
+    for name in ("masq", "policy", "macvlan"):
+        broken = tmp_path / f"{name}.o"
+        broken.write_bytes(loader.shipped(name).read_bytes().replace(leave, idle))
+        with pytest.raises(DatapathError, match=rf"loading .*{name}\.o: .*last insn is not an exit or jmp"):
+            install(directory, broken)
+    assert list(directory.iterdir()) == []
+
+
 def test_a_missing_object_is_named(bpffs: Path) -> None:
     with pytest.raises(DatapathError, match=r"opening /nowhere/masq\.o: No such file"):
         install(bpffs, Path("/nowhere/masq.o"))

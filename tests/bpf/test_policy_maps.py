@@ -20,6 +20,7 @@ from bgpd.policy.entries import Contents, PortKey, RangeKey, RuleKey
 from bgpd.policy.map import KEY, PodLinks, PolicyMaps, Stages
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
+from tests.bpf.conftest import emptied
 from tests.bpf.packets import SOURCE_V4
 from tests.bpf.test_policy import CLIENT, DROP, PASS, SET, V4, ask, to
 
@@ -35,8 +36,13 @@ SOME = Contents(
 
 
 @pytest.fixture
-def maps(policy: Installed, directory: Path) -> PolicyMaps:
-    return PolicyMaps(policy, directory)
+def policy(shared_policy: Installed) -> Installed:
+    return emptied(shared_policy)
+
+
+@pytest.fixture
+def maps(policy: Installed, shared: Path) -> PolicyMaps:
+    return PolicyMaps(policy, shared)
 
 
 def bring(maps: PolicyMaps, *steps: Contents) -> None:
@@ -138,10 +144,10 @@ def test_the_pods_behind_ports_are_written_and_read(policy: Installed) -> None:
     assert asyncio.run(links.observe()) == {4: pod}
 
 
-def test_pins_that_vanish_are_put_back(policy: Installed, maps: PolicyMaps, directory: Path) -> None:
+def test_pins_that_vanish_are_put_back(policy: Installed, maps: PolicyMaps, shared: Path) -> None:
     bring(maps, SOME)
-    (directory / "policy_rules").unlink()
+    (shared / "policy_rules").unlink()
     assert there(maps) == SOME
-    again = loader.install(loader.shipped("policy"), directory)
+    again = loader.install(loader.shipped("policy"), shared)
     assert again.maps["policy_rules"].id == policy.maps["policy_rules"].id
     assert not again.programs["policy"].replaced

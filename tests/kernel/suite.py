@@ -14,7 +14,7 @@ from pathlib import Path
 FILES = (
     "tests/bpf/test_features.py",
     "tests/bpf/test_loader.py::test_every_object_loads_with_what_the_unit_grants",
-    "tests/bpf/test_loader.py::test_what_the_verifier_says_is_in_the_error",
+    "tests/bpf/test_loader.py::test_a_refusal_is_told_in_the_words_of_this_kernel",
     "tests/bpf/test_macvlan.py",
     "tests/bpf/test_maps.py",
     "tests/bpf/test_masq.py",
