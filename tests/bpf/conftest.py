@@ -20,6 +20,7 @@ from bgpd.datapath.layout import COUNTER, MapType
 from bgpd.datapath.loader import Installed
 
 MOUNTS = Path("/tmp")
+PROGRAM_S = 300  # for what takes a second; in a guest of tests/kernel, on a busy machine, two minutes
 _OURS = re.compile(rf"^\S+ ({MOUNTS}/bgpdt-(\d+)-bpffs) bpf ", re.MULTILINE)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from bgpd.datapath import features, libbpf, links
 from bgpd.policy import filters, parents
+from tests.bpf.conftest import PROGRAM_S
 from tests.bpf.source import ROOT
 
 
@@ -34,7 +35,7 @@ def test_without_privileges_it_says_what_it_could_not_ask(directory: Path) -> No
     )
     without = f"-cap_{libbpf.CAP_BPF},-cap_{libbpf.CAP_SYS_ADMIN}"
     command = ["setpriv", f"--bounding-set={without}", sys.executable, "-c", program, str(directory)]
-    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=60).stdout
+    said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=PROGRAM_S).stdout
     *others, last = said.splitlines()
     assert last.startswith("capabilities False Operation not permitted: CAP_BPF is missing")
     assert all(" True " in line for line in others)
@@ -53,7 +54,7 @@ def test_objects_load_where_the_kernel_does_not_tell_its_own_types(directory: Pa
     )
     hidden = f'mount -t tmpfs none {features.BTF.parent} && exec "$@"'
     command = ["unshare", "--mount", "sh", "-c", hidden, "sh", sys.executable, "-c", program, str(directory)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PROGRAM_S)
     assert done.returncode == 0, done.stderr
     said, loaded = done.stdout.splitlines()
     assert said == f"no {features.BTF} (CONFIG_DEBUG_INFO_BTF); the objects shipped here do without"

@@ -19,6 +19,7 @@ from bgpd.datapath.loader import Installed
 from bgpd.datapath.maps import Map
 from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import parse_prefix
+from tests.bpf.conftest import PROGRAM_S
 from tests.bpf.source import ROOT
 
 SPEC = MAPS["ipmasq_v4"]
@@ -132,7 +133,7 @@ def test_without_cap_bpf_the_capability_is_named(directory: Path) -> None:
     )
     without = f"-cap_{libbpf.CAP_BPF},-cap_{libbpf.CAP_SYS_ADMIN}"
     command = ["setpriv", f"--bounding-set={without}", sys.executable, "-c", program, str(directory)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PROGRAM_S, check=False)
     said = done.stderr.splitlines()[-1]
     assert done.returncode == 1
     assert "Operation not permitted: CAP_BPF is missing (before Linux 5.8 CAP_SYS_ADMIN); run as root" in said
