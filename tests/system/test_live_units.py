@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -149,6 +150,43 @@ def other_daemon(node: Installed, signal: str) -> str:
         node.machine.run("kill", f"-{signal}", daemon)
         poll(lambda: node.machine.unit(DAEMON, "MainPID")[0] not in ("0", daemon), 20, lambda: "no other daemon")
     return node.machine.run("journalctl", "--no-pager", f"--unit={DAEMON}", "--lines=50")
+
+
+ENTER = """
+from pathlib import Path
+from bgpd.netlink.enter import within
+from bgpd.netlink.rtsocket import GROUP_TC, RtWatch
+try:
+    print(within(Path("/run/netns/pod"), lambda: Path("/proc/thread-self/net/dev").read_text().count(":")))
+    RtWatch([GROUP_TC], everywhere=True).close()
+except OSError as error:
+    print(error.strerror)
+"""
+
+
+def test_pods_are_entered_with_the_addition_for_ipvlans_only(node: Installed) -> None:
+    """By what the unit lets the daemon do: a unit that differs from it in what it runs."""
+    machine, other = node.machine, "/run/systemd/system/entering.service"
+    python = "/opt/bgpd/current/bin/python"
+    machine.write("/run/enter.py", ENTER)
+    text = machine.run("cat", f"/etc/systemd/system/{DAEMON}")
+    text = re.sub(r"(?m)^(Type|ExecStart|Restart|WatchdogSec)=.*$", "", text)
+    machine.write(other, text.replace("[Service]", f"[Service]\nType=oneshot\nExecStart={python} /run/enter.py"))
+    machine.run("ip", "netns", "add", "pod")
+
+    def said() -> str:
+        machine.run("systemctl", "daemon-reload")
+        machine.run("systemctl", "start", "entering.service")
+        return machine.run("journalctl", "--output=cat", "--unit=entering.service")
+
+    try:
+        assert "it cannot be entered: Operation not permitted; bgpd needs CAP_SYS_ADMIN" in said()
+        machine.run("install", "-D", "-m", "0644", "/srv/bgpd/systemd/ipvlan.conf", f"{other}.d/ipvlan.conf")
+        assert said().splitlines().count("1") == 1, "it has its own loopback, and no more"
+    finally:
+        machine.run("rm", "-r", other, f"{other}.d")
+        machine.run("ip", "netns", "del", "pod")
+        machine.run("systemctl", "daemon-reload")
 
 
 def test_daemon_that_dies(node: Installed) -> None:

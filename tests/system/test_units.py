@@ -65,6 +65,18 @@ def test_systemd_has_nothing_to_object(tmp_path: Path) -> None:
     assert output_of("systemd-analyze", "verify", "--man=no", *copies) == ""
 
 
+def test_the_addition_for_ipvlans_is_understood(tmp_path: Path) -> None:
+    """`systemd-analyze verify` reads it with the unit, without a word."""
+    need("systemd-analyze")
+    unit = tmp_path / DAEMON.name
+    unit.write_text(DAEMON.read_text().replace(PROGRAM, "/bin/true"))
+    shutil.copy(SPEAKER, tmp_path)
+    addition = tmp_path / f"{DAEMON.name}.d/ipvlan.conf"
+    addition.parent.mkdir()
+    shutil.copy(SYSTEMD / "ipvlan.conf", addition)
+    assert output_of("systemd-analyze", "verify", "--man=no", unit) == ""
+
+
 def test_the_daemon_cannot_pull_the_others_down() -> None:
     """No dependency carries a stop, restart or failure of one unit over to another."""
     daemon, speaker, bfd = map(directives, UNITS)
