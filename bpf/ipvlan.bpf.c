@@ -30,6 +30,7 @@ const enum bgpd_abi layout SEC("bgpd_abi") = BGPD_ABI;
 
 POLICY_HASH(ipvlan_addresses, struct ipvlan_address_key, struct ipvlan_owner, IPVLAN_ADDRESSES);
 POLICY_HASH(ipvlan_pods, __u64, struct ipvlan_pod, IPVLAN_PODS);
+POLICY_TRIE(ipvlan_foreign, struct lpm_key_v6, __u8, IPVLAN_FOREIGN); /* to be there is all */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
@@ -130,6 +131,15 @@ static __always_inline enum policy_verdict check_nobody(const struct frame *fram
 
 /* --- from pods and the node to the wire ------------------------------------------------------------------------- */
 
+/* An address that the node sends from without having it. */
+static __always_inline int is_foreign(const struct policy_address *address)
+{
+	struct lpm_key_v6 key = {.prefixlen = sizeof(key.addr) * 8};
+
+	__builtin_memcpy(key.addr, address, sizeof(key.addr));
+	return !!bpf_map_lookup_elem(&ipvlan_foreign, &key);
+}
+
 /* What is from an address that neither a pod nor the node has. */
 static __always_inline enum policy_verdict check_unknown(struct __sk_buff *skb, const struct frame *frame,
 							 const struct policy_address *claim, __u64 netns, __u64 node)
@@ -138,6 +148,8 @@ static __always_inline enum policy_verdict check_unknown(struct __sk_buff *skb, 
 		return POLICY_NOT_ISOLATED;
 	if (skb->ingress_ifindex && !netns)
 		return POLICY_NOT_ISOLATED; /* the node forwards it: judged there */
+	if (is_foreign(claim) && !netns)
+		return POLICY_NOT_ISOLATED;
 	return is_dhcp_request(frame) ? POLICY_NEIGHBOR : check_nobody(frame, claim);
 }
 
@@ -175,7 +187,8 @@ __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, _
 		return verdict;
 	if (!is_pod(owner))
 		return POLICY_NOT_ISOLATED;
-	if (skb->protocol != frame->eth.h_proto && !skb->vlan_present)
+	/* 0: a packet socket has not said, and older kernels do not look at the frame then */
+	if (skb->protocol && skb->protocol != frame->eth.h_proto && !skb->vlan_present)
 		return POLICY_NOT_IP;
 	if (is_routers(&frame->packet))
 		return POLICY_SPOOFED;

@@ -37,7 +37,7 @@ class RefusedError(Exception):
 def attached(attachment: Attachment, seen: PodLink) -> Endpoint:
     """What an ADD makes. RefusedError: the interface is unfit, or not what the configuration or the result says."""
     name, mode, network = attachment.key.interface, attachment.mode, attachment.key.network
-    if mode in NAMED and network in NAMED and network != mode.value:
+    if mode in NAMED and network != mode.value:
         raise RefusedError(f'the network is named "{network}" and has chaining-mode "{mode}": give both the same')
     link = endpoint_link(attachment, seen)
     if mode.kind is not None and mode.kind is not link.kind:

@@ -25,6 +25,7 @@ from bgpd.config.field import (
     NODE_NAME,
     PATH,
     PORT,
+    PREFIX,
     SOCKET_DIRECTORY,
     Listen,
     one_of,
@@ -36,6 +37,7 @@ from bgpd.config.services import Services
 from bgpd.config.virtualservers import VirtualServers
 from bgpd.model.attachment import ChainingMode
 from bgpd.model.policy import Overflow, Tampering
+from bgpd.model.prefix import Prefix
 
 
 class NodeRoutes(StrEnum):
@@ -135,6 +137,11 @@ class Policy(Section):
     foreign_mac_addresses: Annotated[tuple[Annotated[str, MAC_ADDRESS], ...], DISTINCT] = ()
     """Of macvlans that are no pods', at parents that pods have macvlans of too: virtual machines', other container
     engines'. What they send passes, but from no pod's address. None by default: a pod can make macvlans too."""
+
+    foreign_cidrs: Annotated[tuple[Annotated[Prefix, PREFIX], ...], DISTINCT] = ()
+    """Addresses that the node sends from without having them, at parents of pods' ipvlans: those that MetalLB answers
+    for in layer 2 mode, or a proxy of ARP. From Linux 6.15 on only what no process sends needs it: the kernel tells
+    where the rest comes from. None by default: before that, a pod can send from them too."""
 
 
 class Cni(Section):

@@ -13,7 +13,7 @@ from enum import IntEnum, IntFlag
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from bgpd.model.prefix import Address
+from bgpd.model.prefix import Address, Prefix
 
 ABI = 1
 
@@ -173,6 +173,7 @@ MAPS = {
             "ipvlan_addresses", MapType.HASH, IPVLAN_ADDRESS_KEY.size, IPVLAN_OWNER.size, 4096, NO_PREALLOC
         ),
         MapSpec("ipvlan_pods", MapType.HASH, POD_NUMBER.size, IPVLAN_POD.size, 1024, NO_PREALLOC),
+        MapSpec("ipvlan_foreign", MapType.LPM_TRIE, _KEY_V6.size, len(PRESENT), 1024, NO_PREALLOC),
         MapSpec("ipvlan_jump", MapType.PROG_ARRAY, struct.calcsize("I"), struct.calcsize("I"), 1),
         MapSpec("policy_events", MapType.RINGBUF, 0, 0, 1 << 18),
     )
@@ -182,6 +183,12 @@ MAPS = {
 def policy_address(address: Address) -> bytes:
     """struct policy_address: IPv4 as ::ffff:a.b.c.d."""
     return _MAPPED + address.packed if address.version == 4 else address.packed
+
+
+def policy_prefix(prefix: Prefix) -> bytes:
+    """struct lpm_key_v6 of a trie that has both families, addresses as `policy_address` has them."""
+    address = policy_address(prefix.network_address)
+    return _KEY_V6.pack(prefix.prefixlen + (8 * len(_MAPPED) if prefix.version == 4 else 0), address)
 
 
 def read_address(key: bytes) -> Address:

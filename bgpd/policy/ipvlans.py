@@ -26,7 +26,7 @@ from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode
 from bgpd.model.outcome import DONE, Outcome
 from bgpd.model.policy import Tampering
-from bgpd.model.prefix import Address
+from bgpd.model.prefix import Address, Prefix
 from bgpd.netlink.links import Links, own_cookie
 from bgpd.netlink.rtsocket import GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, GROUP_TC, RtWatch
 from bgpd.policy import filters, parents, podhooks
@@ -39,7 +39,7 @@ from bgpd.runtime.store import Store
 
 KIND = Kind("ipvlan", alone=(FILTER,))
 LOOK_S = 1.0  # how long a pod may go without its program where it can remove it, should the kernel not tell of it
-_ADDRESSES, _PODS = "ipvlan_addresses", "ipvlan_pods"
+_ADDRESSES, _PODS, _FOREIGN = "ipvlan_addresses", "ipvlan_pods", "ipvlan_foreign"
 _NOBODY = bytes(16)  # the address that stands for the node itself
 
 Endpoints: TypeAlias = Store[Mapping[AttachmentKey, Endpoint]]
@@ -92,10 +92,16 @@ def places(endpoints: Iterable[Endpoint]) -> dict[int, Place]:
 
 
 def entries(
-    endpoints: Iterable[Endpoint], own: Own, at: Collection[int], closed: Collection[int] = ()
+    endpoints: Iterable[Endpoint],
+    own: Own,
+    at: Collection[int],
+    closed: Collection[int] = (),
+    foreign: Iterable[Prefix] = (),
 ) -> dict[Entry, bytes]:
-    """What the maps are to hold; `at` are the parents, `closed` the numbers of pods that are cut off."""
-    want: dict[Entry, bytes] = {}
+    """What the maps are to hold; `at` are the parents, `closed` the numbers of pods that are cut off, `foreign` where
+    the node sends from without having it.
+    """
+    want = {(_FOREIGN, layout.policy_prefix(prefix)): layout.PRESENT for prefix in foreign}
     for parent in at:
         want[_address_key(parent, _NOBODY)] = layout.IPVLAN_OWNER.pack(0, own.netns, 0, 0)
         for address in own.addresses:
@@ -136,7 +142,7 @@ def _closed_in(have: Mapping[Entry, bytes]) -> frozenset[int]:
 
 
 class Neighbors:
-    """The actuator of both maps. `own` is what the node had when they were last read: read them when it changes."""
+    """The actuator of these maps. `own` is what the node had when they were last read: read them when it changes."""
 
     def __init__(self, installed: loader.Installed, directory: Path) -> None:
         self.installed, self._directory = installed, directory
@@ -159,7 +165,7 @@ class Neighbors:
         self.own = _own()
         return {
             (name, key): value
-            for name in (_ADDRESSES, _PODS)
+            for name in (_ADDRESSES, _PODS, _FOREIGN)
             for key, value in self.installed.maps[name].entries().items()
         }
 
@@ -245,6 +251,19 @@ class Ipvlans:
         for loop in self.loops:
             loop.kick(stale=self._has_ipvlans())
 
+    def hindrance(self, endpoint: Endpoint) -> str:
+        """Why the program of this pod is not in it; empty: it is, or the pod is on no ipvlan."""
+        if not isinstance(endpoint.link, IpvlanLink):
+            return ""
+        outcome = self.pods.trouble.get(number_of(endpoint, endpoint.link))
+        return outcome.reason if outcome is not None else ""
+
+    @property
+    def blocked(self) -> dict[AttachmentKey, str]:
+        """The endpoints whose program is not in their pods, and why."""
+        pods = self._endpoints.newest.value.items()
+        return {key: reason for key, endpoint in pods if (reason := self.hindrance(endpoint))}
+
     def problems(self) -> Iterator[str]:
         """Pods that have meddled with what polices them."""
         for each, link in on_ipvlans(self._endpoints.newest.value.values()):
@@ -276,11 +295,13 @@ class Ipvlans:
 
     def _want_neighbors(self) -> Desired[Entry, bytes]:
         """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
+        policy = self._config.newest.value.config.policy
         pods, closed = self._endpoints.newest.value.values(), _closed_in(self.neighbors.have)
         if self._closes:
             closed |= self._meddled
         own = self._behind.own if self._behind else Own({}, frozenset(), frozenset(), 0)
-        want = entries(pods, own, parents_of(pods) | self.parents.have.keys(), closed if self._closes else ())
+        at = parents_of(pods) | self.parents.have.keys()
+        want = entries(pods, own, at, closed if self._closes else (), policy.foreign_cidrs if at else ())
         return Desired(want, complete=self._endpoints.newest.synced and self.parents.ever_settled)
 
     def _want_pods(self) -> Desired[int, Place]:

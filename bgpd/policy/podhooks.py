@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import socket
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +63,9 @@ def actuator(
     """By what this kernel can do. `removed` is called for a pod whose program somebody took away. DatapathError: the
     kernel cannot be asked.
     """
-    programs = _Programs(installed)
-    return _Links(programs, directory, wanted) if links.has_tcx() else _Filters(programs, wanted, removed)
+    if links.has_tcx():
+        return HookLinks(installed, directory, wanted)
+    return HookFilters(installed, wanted, removed)
 
 
 class _Programs:
@@ -86,11 +89,13 @@ class _Programs:
         return known is not None and (known.tag, known.maps) == (ours.tag, ours.maps)
 
 
-class _Links:
+class HookLinks:
     """By tcx. What is wanted tells where a link is that was there before us: it knows an index, and no namespace."""
 
-    def __init__(self, programs: _Programs, directory: Path, wanted: Callable[[], Mapping[int, Place]]) -> None:
-        self._programs, self._directory, self._wanted = programs, directory, wanted
+    def __init__(
+        self, installed: loader.Installed, directory: Path, wanted: Callable[[], Mapping[int, Place]]
+    ) -> None:
+        self._programs, self._directory, self._wanted = _Programs(installed), directory, wanted
         self._held: dict[int, Link] = {}
         self._places: dict[int, Place] = {}
 
@@ -151,16 +156,16 @@ class _Links:
         return self._directory / f"{PREFIX}{number:016x}"
 
 
-class _Filters:
+class HookFilters:
     """By clsact. Only those of pods that are known can be found."""
 
     def __init__(
         self,
-        programs: _Programs,
+        installed: loader.Installed,
         wanted: Callable[[], Mapping[int, Place]],
         removed: Callable[[int], object],
     ) -> None:
-        self._programs, self._wanted, self._removed = programs, wanted, removed
+        self._programs, self._wanted, self._removed = _Programs(installed), wanted, removed
         self._placed: dict[int, Place] = {}
 
     async def observe(self) -> Mapping[int, Place]:
@@ -225,6 +230,8 @@ def _remove_all() -> list[int]:
 
 def _filter_at(place: Place) -> int | None:
     def look() -> int | None:
+        if place.index not in dict(socket.if_nameindex()):  # or there would be no filter, as if it had been removed
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         with RtSocket() as rtnetlink:
             return Filters(rtnetlink).program(place.index, Side.INGRESS, FILTER)
 

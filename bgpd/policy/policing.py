@@ -153,8 +153,13 @@ class Policing:
         """Why it takes more than a moment; empty: it does not."""
         if unread := self.objects.unread:
             return f"bgpd has not read every {' and '.join(unread)} of the cluster yet; `bgpd status` says why"
-        reasons = (f"{loop.name}: {reason}" for loop in self.loops if (reason := _reason(loop)))
+        reasons = (f"{loop.name}: {reason}" for loop in self.loops if (reason := self._reason(loop)))
         return next(reasons, "")
+
+    def _reason(self, loop: Reconciler[Any, Any]) -> str:
+        """Why its target is not as wanted. A program that one pod lacks is in the way of nobody else."""
+        alone = loop is self.ipvlans.pods
+        return loop.error or next((outcome.reason for outcome in loop.trouble.values() if not alone), "")
 
     async def enforced(self, endpoint: Endpoint) -> Outcome:
         """Done: the policy of the endpoint, which was published before, is in the kernel. Cancel it to give up."""
@@ -162,14 +167,18 @@ class Policing:
             return Blocked(reason)
         while not self._is_known(endpoint):
             await self.objects.pods.newer_than(self.objects.pods.newest.revision)
+        elsewhere = () if isinstance(endpoint.link, IpvlanLink) else (self.ipvlans.pods,)
         for loop in self.loops:
+            if loop in elsewhere:
+                continue
             revision = loop.kick()
             while not await loop.wait_until(revision, _ASK_S):
-                if reason := self._hindrance():
+                if reason := self._hindrance() or self.ipvlans.hindrance(endpoint):
                     return Retry(reason)
-            if reason := _reason(loop):
+            if reason := self._reason(loop):
                 return Retry(f"{loop.name}: {reason}")
-        return DONE
+        reason = self.ipvlans.hindrance(endpoint)
+        return Retry(reason) if reason else DONE
 
     def problems(self) -> Iterator[str]:
         """Everything about NetworkPolicy that an operator should know; nothing on a healthy node."""
@@ -384,7 +393,3 @@ def _is_on(setting: Path) -> bool:
 def _link(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
     first = {address.version: layout.policy_address(address) for address in reversed(addresses)}
     return first.get(4, bytes(16)), first.get(6, bytes(16))
-
-
-def _reason(loop: Reconciler[Any, Any]) -> str:
-    return loop.error or next((outcome.reason for outcome in loop.trouble.values()), "")

@@ -140,7 +140,8 @@ class Sight:
         policing = self._policing
         endpoints = policing.endpoints.newest.value
         told = policing.unready(), policing.misfits
-        return report.rows(policing.snapshot, policing.contents, endpoints, self._blocked(), *told)
+        blocked = {**self._blocked(), **policing.ipvlans.blocked}
+        return report.rows(policing.snapshot, policing.contents, endpoints, blocked, *told)
 
     def _states(self) -> dict[str, int]:
         counted = Counter(row.state for row in self._rows())
@@ -162,7 +163,7 @@ class Sight:
         stages = policing.maps.have.get(KEY)
         there = stages.steps[-1] if stages is not None else Contents()
         others = Counter({"policy_links": len(policing.links.have), "macvlan_stations": 0, "macvlan_addresses": 0})
-        others.update({"ipvlan_addresses": 0, "ipvlan_pods": 0})
+        others.update({"ipvlan_addresses": 0, "ipvlan_pods": 0, "ipvlan_foreign": 0})
         others.update(name for name, _ in (*policing.stations.have, *policing.ipvlans.neighbors.have))
         return Policy(
             endpoints=self._states(),

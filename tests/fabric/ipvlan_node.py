@@ -110,8 +110,10 @@ class IpvlanPlace:
         """What it returns, run as the daemon of this node would."""
         return self.node.call(lambda: asyncio.run(function()))
 
-    def inject(self, name: str, frame: bytes, *, protocol: int = 0, interface: str = "eth0") -> None:
-        frames.send(self.namespace(name), interface, frame, protocol)
+    def inject(self, name: str, frame: bytes, *, protocol: int | None = None) -> None:
+        """`protocol` None: said to be what it is. Of what is said to be nothing, 0, kernels make this or that."""
+        told = int.from_bytes(frame[12:14]) if protocol is None else protocol
+        frames.send(self.namespace(name), "eth0", frame, told)
 
 
 class IpvlanNode(IpvlanPlace):

@@ -46,6 +46,7 @@ SOON_S = 120.0  # in a virtual machine, beside others
 SILENCE_S = 0.6
 NODES = {"worker1": 200, "worker2": 210}  # the first addresses of their pods
 PODS = {"test-1": "worker1", "test-2": "worker1", "test-3": "worker2"}
+ROUTED = ("10.7.0.0/24", "fd07::/112")  # of a network by veths, on the first node
 DENY_ALL = {"shop/deny-all": NetworkPolicy("shop", "deny-all", "", Selector(), (), ())}
 
 
@@ -81,6 +82,7 @@ class Worker:
         return load(file)
 
     def _chain(self) -> dict[str, Any]:
+        """As an operator gives it."""
         first = NODES[self.name]
         ranges = [
             [{"subnet": "10.6.0.0/16", "rangeStart": f"10.6.185.{first}", "rangeEnd": f"10.6.185.{first + 8}"}],
@@ -158,7 +160,22 @@ class Worker:
         """With the chain that the daemon has written."""
         file = self.directory / "cniConf" / OWN_FILE
         poll(file.exists, SOON_S, lambda: "\n".join([self.chaining.attacher.status(), *self.problems()]))
-        return Runtime(json.loads(file.read_text()), self.host.path, (self.directory / "cniBin", DEBIAN))
+        return self._runtime(json.loads(file.read_text()))
+
+    def by_name(self, network: str) -> Runtime:
+        """The same chain under another name, as an operator may mistake it."""
+        return self._runtime({**self.runtime().conflist, "name": network})
+
+    def by_veth(self) -> Runtime:
+        """Another network of the node, whose pods are routed by it."""
+        ours = {**self.runtime().conflist["plugins"][-1], "chaining-mode": "generic-veth"}
+        ranges = [[{"subnet": prefix}] for prefix in ROUTED]
+        ipam = {"type": "host-local", "ranges": ranges, "dataDir": str(self.directory / "routed")}
+        main = {"type": "ptp", "ipam": {**ipam, "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}]}}
+        return self._runtime({"cniVersion": "0.4.0", "name": "routed", "plugins": [main, ours]})
+
+    def _runtime(self, chain: dict[str, Any]) -> Runtime:
+        return Runtime(chain, self.host.path, (self.directory / "cniBin", DEBIAN))
 
 
 class Site:
@@ -205,7 +222,8 @@ EVERYTHING = {
 
 
 def lacking_plugins() -> str:
-    missing = [name for name in ("ipvlan", "host-local", "tuning") if shutil.which(name, path=str(DEBIAN)) is None]
+    needed = ("ipvlan", "ptp", "host-local", "tuning")
+    missing = [name for name in needed if shutil.which(name, path=str(DEBIAN)) is None]
     return f"not installed: {', '.join(missing)}" if missing else ""
 
 

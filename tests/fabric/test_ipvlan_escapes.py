@@ -170,6 +170,14 @@ def test_neighbor_discovery_names_addresses_of_pods_and_of_the_node_only(node: I
             assert not gets(node, "outside", frame), "pods are no routers"
 
 
+@both
+def test_a_frame_of_which_nothing_is_said_is_judged_by_what_it_is(node: IpvlanNode, plan: Plan) -> None:
+    frame = frames.udp(node.mac("outside"), node.mac("a"), plan.a, plan.outside)
+    assert gets(node, "outside", frame, protocol=0)
+    node.isolate("a", egress=NOBODY)
+    assert not gets(node, "outside", frame, protocol=0)
+
+
 def test_a_frame_that_says_of_itself_it_is_another_protocol_is_not_let_out(node: IpvlanNode) -> None:
     """The type that a packet socket gives, and the one in the frame, which is what the wire sees."""
     node.isolate("a", egress=NOBODY)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from bgpd.datapath import links
 from bgpd.model.attachment import InterfaceKind
 from bgpd.policy.clear import clear
+from tests.contract.cni_runtime import PluginError
 from tests.fabric.ipvlan_node import lacking, mounted
-from tests.fabric.ipvlan_site import DENY_ALL, EVERYTHING, PODS, SOON_S, Site, addresses, lacking_plugins
+from tests.fabric.ipvlan_site import (
+    DENY_ALL,
+    EVERYTHING,
+    MODE,
+    PODS,
+    SOON_S,
+    Site,
+    addresses,
+    lacking_plugins,
+)
 from tests.fabric.netns import Lab
 from tests.fabric.process import poll
 from tests.fabric.reach import ping
@@ -55,6 +66,36 @@ def test_deny_all_stops_pings_and_connections_on_a_node_and_between_nodes(site: 
     one.host.call(lambda: clear(one.pins, pods))
     assert not one.pins.exists()
     assert ping(site.pods["test-1"], "10.6.0.2", timeout_s=2), "nothing is asked any more"
+
+
+def test_a_pod_goes_from_one_kind_of_network_to_another_and_back(site: Site) -> None:
+    """By a DEL and an ADD of the same name, as when a virtual machine is migrated; its policy comes along."""
+    one, name = site.workers[0], "test-1"
+    pod, outside = site.pods[name], site.workers[1].host
+    outside.add_route("10.7.0.0/24", via="10.6.0.1")
+    outside.add_route("fd07::/112", via="fd06::1")
+
+    def is_policed(added: dict[str, Any]) -> None:
+        at = [each["address"].partition("/")[0] for each in added["ips"]]
+        assert len(at) == 2
+        for policies, answers in (({}, True), (DENY_ALL, False)):
+            one.apply(policies)
+            assert [ping(outside, each, timeout_s=SILENCE_S) for each in at] == [answers] * len(at), one.problems()
+
+    with one.running():
+        on_ipvlan, on_veth = one.runtime(), one.by_veth()
+        with pytest.raises(PluginError, match=rf'named \\?"other\\?" and has chaining-mode \\?"{MODE}\\?"'):
+            one.by_name("other").add(name, pod.path, name)
+        one.by_name("other").delete(name, pod.path)
+        for _ in range(2):
+            is_policed(on_ipvlan.add(name, pod.path, name))
+            on_ipvlan.delete(name, pod.path)
+            is_policed(on_veth.add(name, pod.path, name))
+            assert [each.link.kind for each in one.endpoints.newest.value.values()] == [InterfaceKind.VETH]
+            on_veth.delete(name, pod.path)
+        assert one.policing.ipvlans.removed == 0
+        poll(lambda: not one.policing.ipvlans.pods.have, SOON_S, lambda: "\n".join(one.problems()))
+    assert list(one.pins.glob("ipvlan_pod_at_*")) == []
 
 
 def test_a_pod_that_removes_its_filter_has_it_back_and_may_be_closed(site: Site) -> None:

@@ -16,11 +16,12 @@ from typing import TypeVar
 import pytest
 
 from bgpd.config.load import Loaded, load
+from bgpd.datapath import layout
 from bgpd.model.attachment import AttachmentKey, PodName
-from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
+from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode, MacvlanLink, MacvlanMode
 from bgpd.model.labels import Selector
 from bgpd.model.node import Node
-from bgpd.model.outcome import DONE, Blocked
+from bgpd.model.outcome import DONE, Blocked, Retry
 from bgpd.model.pod import Namespace as PodNamespace
 from bgpd.model.pod import Pod
 from bgpd.model.policy import NetworkPolicy
@@ -202,3 +203,51 @@ def test_a_macvlan_that_hears_what_is_for_others_is_refused(place: MacvlanPlace,
         assert isinstance(outcome, Blocked)
 
     place.here(run)
+
+
+def test_a_pod_that_cannot_be_entered_is_in_nobody_s_way(place: MacvlanPlace, bpffs: Path) -> None:
+    """It does not start itself, and whoever asks is told why. Its parent is any interface: nothing is sent there."""
+    nowhere = place.lab.directory / "netns"
+    nowhere.symlink_to(nowhere)
+    link = IpvlanLink(1, "lo", IpvlanMode.L2, nowhere, 2)
+    other = Endpoint(AttachmentKey("net", "b", "eth0"), None, "02:00:00:00:00:0b", (ip_address("192.0.2.9"),), link)
+
+    async def scenario() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            (one,) = daemon.attached("a")
+            daemon.endpoints.publish({one.key: one, other.key: other})
+            assert await policing.enforced(one) == DONE
+            refused = await policing.enforced(other)
+            assert isinstance(refused, Retry)
+            assert str(nowhere) in refused.reason
+            assert policing.ipvlans.blocked == {other.key: refused.reason}
+            assert any(refused.reason in each for each in policing.problems())
+            daemon.attached("a")
+            assert await policing.enforced(one) == DONE
+            assert list(policing.problems()) == []
+
+    place.node.call(lambda: asyncio.run(scenario()))
+
+
+@pytest.mark.parametrize("address", ["203.0.113.7", "2001:db8:7::7"])
+def test_what_address_the_node_gets_or_loses_the_programs_of_ipvlans_know(
+    place: MacvlanPlace, bpffs: Path, address: str
+) -> None:
+    """One that keepalived moves, say: without being asked, and long before anybody looks by himself."""
+    pod = place.pods["a"].path
+    link = IpvlanLink(1, "lo", IpvlanMode.L2, pod, policy_node.link(place.pods["a"], "eth0")[0])
+    one = Endpoint(AttachmentKey("net", "a", "eth0"), None, "02:00:00:00:00:0b", (ip_address("192.0.2.9"),), link)
+    key = "ipvlan_addresses", layout.IPVLAN_ADDRESS_KEY.pack(1, layout.policy_address(ip_address(address)))
+
+    async def scenario() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            daemon.endpoints.publish({one.key: one})
+            assert await policing.enforced(one) == DONE
+            place.node.ip(f"addr add {address} dev eth0")
+            assert await soon(lambda: key in policing.ipvlans.neighbors.have)
+            place.node.ip(f"addr del {address} dev eth0")
+            assert await soon(lambda: key not in policing.ipvlans.neighbors.have)
+
+    place.node.call(lambda: asyncio.run(scenario()))

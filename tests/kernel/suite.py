@@ -13,6 +13,7 @@ from pathlib import Path
 
 FILES = (
     "tests/bpf/test_features.py",
+    "tests/bpf/test_ipvlan.py",
     "tests/bpf/test_loader.py::test_every_object_loads_with_what_the_unit_grants",
     "tests/bpf/test_loader.py::test_a_refusal_is_told_in_the_words_of_this_kernel",
     "tests/bpf/test_macvlan.py",

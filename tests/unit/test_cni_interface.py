@@ -128,7 +128,7 @@ def test_what_cannot_be_judged_is_refused_by_name(seen: PodLink, text: str) -> N
 )
 def test_the_chaining_mode_must_be_what_is_there(mode: ChainingMode, seen: PodLink, fits: bool) -> None:
     """At an ADD. A pod that runs is there, whatever the mode says."""
-    given = attachment(mode=mode)
+    given = attachment(mode=mode, network=mode.value)
     assert adopted(given, seen).link == endpoint_link(given, seen)
     if fits:
         assert attached(given, seen).link == endpoint_link(given, seen)
@@ -140,13 +140,14 @@ def test_the_chaining_mode_must_be_what_is_there(mode: ChainingMode, seen: PodLi
     )
 
 
-def test_a_network_that_is_named_after_a_mode_has_that_mode() -> None:
+@pytest.mark.parametrize("network", ["spidernet-chainer", "ipvlan-ens192"])
+def test_a_network_has_the_name_of_its_mode_where_chaining_goes_by_names(network: str) -> None:
     """As cilium-chaining wants it; a pod that runs is there, whatever they say."""
-    given = attachment(mode=ChainingMode.TERWAY_CHAINER, network="spidernet-chainer")
+    given = attachment(mode=ChainingMode.TERWAY_CHAINER, network=network)
     with pytest.raises(RefusedError) as raised:
         attached(given, IPVLAN)
     assert str(raised.value) == (
-        'the network is named "spidernet-chainer" and has chaining-mode "terway-chainer": give both the same'
+        f'the network is named "{network}" and has chaining-mode "terway-chainer": give both the same'
     )
     assert adopted(given, IPVLAN).link.kind is InterfaceKind.IPVLAN
     same = attachment(mode=ChainingMode.TERWAY_CHAINER, network="terway-chainer")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bgpd.cni import protocol
 from bgpd.cni.frame import Frame, FrameError, decode, encode_answer
-from bgpd.cni.journal import Journal, Queue, read
+from bgpd.cni.journal import Journal, Queue, namespaces, read
 from bgpd.config.files import UnreadableError
 from bgpd.model.attachment import Attachment, AttachmentKey
 from tests.unit.cni_requests import CONTAINER, configuration, frame
@@ -54,6 +54,16 @@ def test_the_newest_of_one_key_counts(journal: Journal, tmp_path: Path) -> None:
     again = Journal(tmp_path / "state" / "endpoints")
     again.load()
     assert again.attachments[KEY].netns == "/run/netns/newer"
+
+
+def test_the_namespaces_of_pods_are_told_without_a_daemon(journal: Journal, tmp_path: Path) -> None:
+    """Each once; where none ever ran there are none, and nothing is made."""
+    for container in ("one", "other"):
+        found = frame("ADD", CNI_CONTAINERID=container, CNI_NETNS="/run/netns/pod")
+        journal.add(found, attachment(found))
+    assert namespaces(tmp_path / "state") == {Path("/run/netns/pod")}
+    assert namespaces(tmp_path / "nowhere") == frozenset()
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_what_cannot_be_read_is_told_and_left_alone(journal: Journal, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ U32 = "give a whole number from 0 to 4294967295"
          "give the MAC address of one interface, like '02:00:00:00:00:0a'"),
         (("policy", "foreignMACAddresses"), ["02:00:00:00:00:0a", "02:00:00:00:00:0A"],
          "policy.foreignMACAddresses: '02:00:00:00:00:0a' is listed twice"),
+        (("policy", "foreignCIDRs"), ["203.0.113.1/28"],
+         "policy.foreignCIDRs[0]: '203.0.113.1/28' has host bits set; did you mean 203.0.113.0/28?"),
         (("cni", "chainingMode"), "veth",
          "cni.chainingMode: found 'veth'; give auto, generic-veth, macvlan, ipvlan, cbr0, portmap, terway-chainer or "
          "spidernet-chainer"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+import struct
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,14 @@ def test_a_pod_s_address_is_not_the_node_s() -> None:
     """Whoever has given it to both."""
     found = entries([pod("192.0.2.1")], OWN, [PARENT])
     assert owner(found, "192.0.2.1") == (number(pod("192.0.2.1")), 8, 0)
+
+
+def test_what_the_node_sends_from_without_having_it() -> None:
+    """IPv4 as addresses of both families have it."""
+    found = entries([], OWN, [PARENT], foreign=[ip_network("203.0.113.0/28"), ip_network("2001:db8::/64")])
+    prefixes = {key for name, key in found if name == "ipvlan_foreign"}
+    v4 = struct.pack("=I", 96 + 28) + bytes(10) + b"\xff\xff" + ip_network("203.0.113.0/28").network_address.packed
+    assert prefixes == {v4, struct.pack("=I", 64) + ip_network("2001:db8::/64").network_address.packed}
 
 
 @pytest.mark.parametrize(

@@ -27,5 +27,5 @@ def test_every_command_for_operators_is_in_the_readme(command: str) -> None:
 def test_every_file_the_readme_points_to_exists() -> None:
     """Links and commands name files of this tree."""
     links = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
-    named = re.findall(r"(?:tests|systemd|config)/[\w./]+\w", TEXT)
+    named = re.findall(r"(?<!/)(?:tests|systemd|config)/[\w./]+\w", TEXT)
     assert [name for name in sorted({*links, *named}) if not (Path(README.parent) / name).exists()] == []

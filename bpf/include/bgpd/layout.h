@@ -304,5 +304,6 @@ _Static_assert(sizeof(struct ipvlan_pod) == 40, "no padding");
 
 #define IPVLAN_ADDRESSES 4096
 #define IPVLAN_PODS 1024
+#define IPVLAN_FOREIGN 1024 /* prefixes, IPv4 as policy_address has it */
 
 #endif /* BGPD_LAYOUT_H */
