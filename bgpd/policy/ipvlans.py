@@ -141,6 +141,27 @@ def _closed_in(have: Mapping[Entry, bytes]) -> frozenset[int]:
     return frozenset(number for number, _, flags, _ in owners if flags & OwnerFlag.CLOSED)
 
 
+class Meddling:
+    """Who has removed the program that it is policed by, and where it was then: whoever has its addresses next, so
+    also its number, is another pod.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[int, Place] = {}
+
+    def note(self, numbers: Iterable[int], at: Mapping[int, Place]) -> None:
+        """`at` are the places of all pods, by their numbers."""
+        self._places.update({number: at[number] for number in numbers if number in at})
+
+    def among(self, at: Mapping[int, Place]) -> frozenset[int]:
+        """Of the pods that are there now."""
+        return frozenset(number for number, place in at.items() if self._places.get(number) == place)
+
+    def forget_gone(self, at: Mapping[int, Place]) -> None:
+        for number in self._places.keys() - self.among(at):
+            del self._places[number]
+
+
 class Neighbors:
     """The actuator of these maps. `own` is what the node had when they were last read: read them when it changes."""
 
@@ -217,7 +238,7 @@ class Ipvlans:
     ) -> None:
         self._config, self._endpoints, self._datapath = config, endpoints, datapath
         self._behind: Neighbors | None = None
-        self._meddled: set[int] = set()
+        self._meddling, self._recalled = Meddling(), False
         self.removed = 0
         self.neighbors: Reconciler[Entry, bytes] = Reconciler(
             "policy_ipvlans",
@@ -231,7 +252,7 @@ class Ipvlans:
             self._want_pods,
             OnDemand(self._open_pods, lambda: self._behind is not None),
             int,
-            report,
+            then(report, lambda: self.neighbors.kick()),
             resync_s=lambda: LOOK_S,
         )
         self.parents: Reconciler[int, Programs] = Reconciler(
@@ -266,8 +287,10 @@ class Ipvlans:
 
     def problems(self) -> Iterator[str]:
         """Pods that have meddled with what polices them."""
-        for each, link in on_ipvlans(self._endpoints.newest.value.values()):
-            if number_of(each, link) in self._meddled:
+        pods = self._endpoints.newest.value.values()
+        meddled = self._meddling.among(places(pods))
+        for each, link in on_ipvlans(pods):
+            if number_of(each, link) in meddled:
                 closed = "; it is closed until it is started anew" if self._closes else "; it was put back"
                 yield f"policy: somebody in {each} removed the program that it is policed by{closed}"
 
@@ -296,13 +319,20 @@ class Ipvlans:
     def _want_neighbors(self) -> Desired[Entry, bytes]:
         """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
         policy = self._config.newest.value.config.policy
-        pods, closed = self._endpoints.newest.value.values(), _closed_in(self.neighbors.have)
-        if self._closes:
-            closed |= self._meddled
+        pods, closed = self._endpoints.newest.value.values(), self._closed()
         own = self._behind.own if self._behind else Own({}, frozenset(), frozenset(), 0)
         at = parents_of(pods) | self.parents.have.keys()
-        want = entries(pods, own, at, closed if self._closes else (), policy.foreign_cidrs if at else ())
+        want = entries(pods, own, at, closed, policy.foreign_cidrs if at else ())
         return Desired(want, complete=self._endpoints.newest.synced and self.parents.ever_settled)
+
+    def _closed(self) -> frozenset[int]:
+        """The numbers of pods that are cut off. Of those that meddled before our time the maps tell, once."""
+        at = places(self._endpoints.newest.value.values())
+        if not self._recalled and self._behind is not None and self._endpoints.newest.synced:
+            self._meddling.note(_closed_in(self.neighbors.have), at)
+            self._recalled = True
+        self._meddling.forget_gone(at)
+        return self._meddling.among(at) if self._closes else frozenset()
 
     def _want_pods(self) -> Desired[int, Place]:
         """Only pods that the maps know: a program that finds nothing there lets nothing through."""
@@ -329,7 +359,7 @@ class Ipvlans:
     def _removed(self, number: int) -> None:
         """Called in a thread, by the loop of pods."""
         self.removed += 1
-        self._meddled.add(number)
+        self._meddling.note([number], places(self._endpoints.newest.value.values()))
 
     def _open_neighbors(self) -> Neighbors:
         self._datapath.installed()  # the maps of both objects are the same, and it has made them

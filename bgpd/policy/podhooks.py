@@ -31,6 +31,7 @@ from bgpd.runtime.reconcile import TargetError
 
 PREFIX = "ipvlan_pod_at_"  # of the pins of links, followed by the pod's number
 FILTER = "ipvlan_pod"
+_PINS = PREFIX + "[0-9a-f]" * 16  # and not what `pins.substitute` leaves when it is killed
 _NOT_BY_ITSELF = (errno.ENOENT, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
 _REMEDY = "; without tcx (Linux 6.6) this takes the modules sch_ingress and cls_bpf"
 
@@ -80,6 +81,10 @@ class _Programs:
             self._loaded[number] = jump.load(number, self._table)
         return self._loaded[number]
 
+    def forget(self, number: int) -> None:
+        """Of a pod that is gone: a link or filter keeps its program by itself."""
+        self._loaded.pop(number, None)
+
     def is_it(self, number: int, program: int) -> bool:
         """Whether the program of this id does what the pod's is to do."""
         ours = self.of(number)
@@ -106,11 +111,13 @@ class HookLinks:
         return [await asyncio.to_thread(self._apply, change.key, change.want) for change in changes]
 
     def _observe(self) -> dict[int, Place]:
-        for path in self._directory.glob(f"{PREFIX}*"):
+        for path in self._directory.glob(_PINS):
             number = int(path.name.removeprefix(PREFIX), 16)
             if number not in self._held and (link := links.pinned(path)) is not None:
                 self._held[number] = link
         wanted = self._wanted()
+        for number in [number for number in self._places if self._is_put_again(number)]:
+            del self._places[number]
         for number in self._held.keys() - self._places.keys() & wanted.keys():
             if self._is_at(number, wanted[number]):
                 self._places[number] = wanted[number]
@@ -126,16 +133,21 @@ class HookLinks:
         place = self._places.get(number, _NOWHERE)
         return self._path(number).exists() and (self._is_at(number, place) or self._is_at(number, _NOWHERE))
 
+    def _is_put_again(self, number: int) -> bool:
+        """Whether the interface is gone, and another has its index, in another namespace of the same name or not."""
+        held = self._held.get(number)
+        gone = held is None or held.program_at(_NOWHERE.index, Hook.INGRESS) is not None
+        return gone and _has_interface(self._places[number])
+
     def _apply(self, number: int, want: Place | None) -> Outcome:
         if want is None:
             self._detach(number)
+            self._programs.forget(number)
             return DONE
         try:
             link = self._held.get(number)
             if link is None or self._places.get(number) != want:
-                self._detach(number)
-                program = self._programs.of(number)
-                link = within(want.netns, lambda: links.attach(program.fd, want.index, Hook.INGRESS))
+                link = self._updated(number, want) or self._attached(number, want)
             pins.substitute(link.fd, self._path(number))
         except (DatapathError, OSError) as error:
             if _is_gone(error):
@@ -143,6 +155,19 @@ class HookLinks:
             return _outcome(error)
         self._held[number], self._places[number] = link, want
         return DONE
+
+    def _updated(self, number: int, want: Place) -> Link | None:
+        """The link of another release that is there, with our program: no packet misses both. None: there is none."""
+        link = self._held.get(number)
+        if link is None or number in self._places or link.program_at(want.index, Hook.INGRESS) is None:
+            return None
+        link.update(self._programs.of(number).fd)
+        return link
+
+    def _attached(self, number: int, want: Place) -> Link:
+        self._detach(number)
+        program = self._programs.of(number)
+        return within(want.netns, lambda: links.attach(program.fd, want.index, Hook.INGRESS))
 
     def _detach(self, number: int) -> None:
         self._path(number).unlink(missing_ok=True)
@@ -175,11 +200,17 @@ class HookFilters:
         return await asyncio.to_thread(lambda: [self._apply(change.key, change.want) for change in changes])
 
     def _observe(self) -> dict[int, Place]:
-        found = {}
-        for number, place in {**self._wanted(), **self._placed}.items():
-            if self._is_there(number, place):
+        """What cannot be looked at is put again, which tells why it cannot be; nobody is to blame for it."""
+        found, wanted = {}, self._wanted()
+        for number, place in {**wanted, **self._placed}.items():
+            try:
+                is_there = self._is_there(number, place)
+            except (DatapathError, OSError):
+                found[number] = _NOWHERE
+                continue
+            if is_there:
                 found[number] = self._placed[number] = place
-            elif self._placed.pop(number, None) is not None:
+            elif self._placed.pop(number, None) is not None and wanted.get(number) == place:
                 self._removed(number)
         return found
 
@@ -188,7 +219,9 @@ class HookFilters:
         try:
             program = _filter_at(place)
         except OSError as error:
-            return _is_gone(error)
+            if _is_gone(error):
+                return True
+            raise
         return program is not None and self._programs.is_it(number, program)
 
     def _apply(self, number: int, want: Place | None) -> Outcome:
@@ -199,6 +232,7 @@ class HookFilters:
                 self._placed[number] = before
                 return removed
         if want is None:
+            self._programs.forget(number)
             return DONE
         put = _tried(lambda: _put(want, self._programs.of(number).fd))
         if put == DONE:
@@ -226,6 +260,13 @@ def _remove_all() -> list[int]:
         for index in found:
             filters.remove(index, Side.INGRESS, FILTER)
     return found
+
+
+def _has_interface(place: Place) -> bool:
+    try:
+        return within(place.netns, lambda: place.index in dict(socket.if_nameindex()))
+    except OSError as error:
+        return not _is_gone(error)
 
 
 def _filter_at(place: Place) -> int | None:

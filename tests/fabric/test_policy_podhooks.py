@@ -6,6 +6,9 @@ What the interface is does not matter to that: these are veths, which every kern
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from tests.fabric.policy_node import link
 
 WAYS = ("links", "filters")
 NUMBER = 0xFFFF_FFFF_0000_0001  # both halves of it are negative, or not, by themselves
+OPEN = Path("/proc/self/fd")
 FILTERS = ["tc", "filter", "show", "dev", "eth0", "ingress"]
 
 
@@ -150,6 +154,95 @@ def test_what_somebody_removes_is_put_back(node: Node, bpffs: Path) -> None:
     assert node.asks(pod)
     assert [pin.exists() for pin in pins] == [True] * len(pins)
     assert node.removed == ([] if pins else [NUMBER])
+
+
+def test_an_interface_in_the_place_of_one_that_went_has_its_program(node: Node) -> None:
+    """A namespace of the same name, its interface of the same index: nothing of that tells one from the other."""
+    before = node.pod("a")
+    index = link(before, "eth0")[0]
+    node.want(before)
+    node.lab.remove(before)
+    after = node.lab.namespace("a")
+    node.node.ip(
+        f"link add veth-a type veth peer name eth0 index {index} netns {after.netns_name}", "link set veth-a up"
+    )
+    after.link_up("eth0")
+    assert not node.asks(after)
+    node.want(after)
+    assert node.asks(after)
+
+
+def test_the_next_daemon_goes_on_where_one_was_killed(node: Node, bpffs: Path) -> None:
+    """Between putting a pin beside the one that it replaces, and the renaming."""
+    pod = node.pod("a")
+    node.want(pod)
+    for pin in (bpffs / "bgpd").glob("ipvlan_pod_at_*"):
+        pin.rename(pin.with_name(f"{pin.name}_new"))
+    node.restart()
+    node.want(pod)
+    node.restart()
+    assert node.found() == node.wanted
+    assert node.asks(pod)
+    assert not list((bpffs / "bgpd").glob("*_new"))
+
+
+def test_another_release_s_program_is_replaced_where_it_is(node: Node, bpffs: Path) -> None:
+    """By that of a map that is new: whoever removes the program first lets packets pass meanwhile."""
+    pod = node.pod("a")
+    node.want(pod)
+    before = link_ids(bpffs)
+    (bpffs / "bgpd" / "ipvlan_jump").unlink()
+    node.restart()
+    assert node.found() != node.wanted
+    node.want(pod)
+    assert node.found() == node.wanted
+    assert node.asks(pod)
+    assert link_ids(bpffs) == before
+
+
+def test_nobody_is_blamed_for_what_cannot_be_looked_at(node: Node) -> None:
+    """A daemon that has no file left to open has not been meddled with."""
+    pod = node.pod("a")
+    node.want(pod)
+
+    async def look() -> None:
+        with no_more_files(), contextlib.suppress(OSError):  # the whole look may fail
+            await node.hooks.observe()
+
+    asyncio.run(look())
+    assert node.removed == []
+    node.want(pod)
+    assert node.found() == node.wanted
+    assert node.asks(pod)
+
+
+def test_nothing_stays_open_of_pods_that_ended(node: Node) -> None:
+    pod = node.pod("a")
+    node.want(pod)
+    node.want(None)
+    before = len(list(OPEN.iterdir()))
+    for number in range(1, 6):
+        at = Place(pod.path, link(pod, "eth0")[0])
+        assert asyncio.run(node.hooks.apply([Change(number, at, None)])) == [DONE]
+        assert asyncio.run(node.hooks.apply([Change(number, None, at)])) == [DONE]
+    assert len(list(OPEN.iterdir())) == before
+
+
+def link_ids(bpffs: Path) -> list[int]:
+    found = [links.pinned(pin) for pin in (bpffs / "bgpd").glob("ipvlan_pod_at_*")]
+    return [each.id for each in found if each is not None]
+
+
+@contextlib.contextmanager
+def no_more_files() -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_filters_go_with_the_product(node: Node) -> None:

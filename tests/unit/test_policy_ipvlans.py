@@ -14,7 +14,7 @@ from bgpd.datapath import layout
 from bgpd.datapath.layout import OwnerFlag
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode, VethLink
-from bgpd.policy.ipvlans import Own, entries, number_of, parents_of, places, refusal
+from bgpd.policy.ipvlans import Meddling, Own, entries, number_of, parents_of, places, refusal
 from bgpd.policy.podhooks import Place
 
 PARENT, OTHER = 2, 3
@@ -103,3 +103,16 @@ def test_what_a_switch_is_to_give_back_is_refused() -> None:
     assert refusal(link) == ""
     reflecting = IpvlanLink(link.parent, link.name, link.mode, link.place, link.index, reflecting=True)
     assert refusal(reflecting).startswith("an ipvlan with the flag vepa")
+
+
+def test_who_has_meddled_is_not_who_has_its_addresses_next() -> None:
+    """One of a StatefulSet comes back with the address of the one before it."""
+    meddling, before = Meddling(), {1: Place(Path("/run/netns/a"), 2), 7: Place(Path("/run/netns/b"), 2)}
+    meddling.note([1, 9], before)
+    assert meddling.among(before) == {1}
+    after = {1: Place(Path("/run/netns/c"), 2)}
+    assert meddling.among(after) == frozenset()
+    meddling.forget_gone(before)
+    assert meddling.among(before) == {1}
+    meddling.forget_gone(after)
+    assert meddling.among(before) == frozenset()
