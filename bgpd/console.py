@@ -288,6 +288,7 @@ class Console:
         state = self.config_state
         error_at = self._source_error_at
         error_ago_s = None if error_at is None else round(time.monotonic() - error_at, 1)
+        pending = _pending(self._running, self._file.newest.value.config)
         return {
             "node": self.routing.node_name,
             "version": __version__,
@@ -297,6 +298,8 @@ class Console:
                 "state": "in use" if not state.faults else "refused, running on the last good one",
                 "faults": list(state.faults),
                 "warnings": list(state.warnings),
+                "needsRestart": list(pending.daemon),
+                "needsSpeakerRestart": list(pending.speaker),
             },
             "source": {
                 "kind": self.source_kind,

@@ -35,6 +35,9 @@ from bgpd.runtime.store import Store
 
 BFD = "BFD"
 OBJECTS = "CiliumBGP objects"
+MANIFESTS = "manifests"
+VIRTUAL_SERVERS = "virtual servers"
+SEVERAL = (MANIFESTS, OBJECTS, VIRTUAL_SERVERS)  # each is a plural
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +61,7 @@ class _Report:
     @property
     def verdict(self) -> str:
         parts = self.faulty
-        verb = "are" if len(parts) > 1 or parts[0:1] in (["manifests"], [OBJECTS]) else "is"
+        verb = "are" if len(parts) > 1 or parts[0:1] in ([name] for name in SEVERAL) else "is"
         return f"fine, but its {' and its '.join(parts)} {verb} not" if parts else "fine"
 
 
@@ -121,6 +124,12 @@ def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
             report.notes.append("nor are pods and policies: `bgpd policy list` shows what the daemon makes of them")
         if config.bgp.announces(AdvertisementType.SERVICE):
             report.notes.append("nor are Services: `bgpd routes` shows which of their addresses are announced")
+        if config.bgp.announces(AdvertisementType.POD_IP):
+            report.notes.append("nor are pods to announce one by one: `bgpd routes` shows them")
+        if config.virtual_servers.enabled:
+            report.notes.append("nor are virtual servers: `bgpd virtualservers list` shows which are served")
+        if config.node_routes is not NodeRoutes.NONE:
+            report.notes.append("nor are other nodes: `bgpd noderoutes list` shows how their pods are reached")
         if config.bgp.peers_from is PeersFrom.CILIUM:
             report.notes.append("nor are Cilium's objects: `bgpd peers` shows what the daemon makes of them")
         return None
@@ -129,10 +138,12 @@ def _manifests(loaded: Loaded, report: _Report) -> _Read | None:
     source.read()
     status = source.status.newest.value
     faults = [str(fault) for fault in status.faults]
+    node = read.node(config.node.name)
+    faults += node.problems if node else ()
     if not read.nodes.newest.synced and not faults:
         faults.append(status.last_error)
-    report.faults["manifests"] = faults
-    if read.node(config.node.name) is None:
+    report.faults[MANIFESTS] = faults
+    if node is None:
         report.notes.append(f"{status.warning or 'the node cannot be read'}; {left_out}")
     return read
 
@@ -157,9 +168,9 @@ def _virtual_servers(config_maps: ConfigMaps, report: _Report) -> None:
 
     readings = [parse(each) for _, each in sorted(config_maps.newest.value.items())]
     report.warnings += [str(warning) for reading in readings for warning in reading.warnings]
-    report.faults["virtual servers"] = [str(fault) for reading in readings for fault in reading.faults]
+    report.faults[VIRTUAL_SERVERS] = [str(fault) for reading in readings for fault in reading.faults]
     served = sum(reading.server is not None for reading in readings)
-    report.notes.append(f"{served} virtual servers would be served; `bgpd virtualservers list` says by which pods")
+    report.notes.append(f"virtual servers that can be served: {served}; `bgpd virtualservers list` says by whom")
 
 
 def _with_cilium_bgp(loaded: Loaded, read: _Read, report: _Report) -> Loaded:
@@ -169,6 +180,8 @@ def _with_cilium_bgp(loaded: Loaded, read: _Read, report: _Report) -> Loaded:
     found = derived(loaded.config, file, read.nodes, read.cluster.cilium_bgp)
     assert found is not None
     report.faults[OBJECTS] = list(found.problems())
+    if not found.status()["clusterConfig"] and not report.faults[OBJECTS]:
+        report.notes.append("sessions are not known while a file cannot be read: it may hold CiliumBGP objects")
     return found.effective.newest.value
 
 

@@ -1,4 +1,4 @@
-"""What the `clear` of `masq`, `policy` and `noderoutes` share: what was taken out is said, or why it was not."""
+"""What the `clear` of several commands share: what was taken out is said, or why it was not."""
 
 from __future__ import annotations
 

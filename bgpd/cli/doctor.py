@@ -81,6 +81,7 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
     run = run_directory(options.config)
     yield from _directories(run, loaded)
     if loaded is not None:
+        yield from _kubeconfig(loaded.config)
         yield from _peers(loaded)
         if loaded.config.bgp.peers_from is PeersFrom.FILE:
             yield from _port(loaded.config.bgp.listen_port)
@@ -95,6 +96,21 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
         if loaded.config.node_routes is not NodeRoutes.NONE:
             yield from _node_routes(loaded.config)
     yield from _daemon(run)
+
+
+def _kubeconfig(config: Config) -> Iterator[Finding]:
+    """Whether it can be read, and what it names. What the API server says to it the daemon tells."""
+    kubernetes = config.source.kubernetes
+    if kubernetes is None or kubernetes.kubeconfig is None:
+        return
+    from bgpd.kube.credentials import read_kubeconfig  # who reads manifests does without
+
+    try:
+        read_kubeconfig(kubernetes.kubeconfig)
+    except FaultsError as error:
+        yield from (Finding("kubeconfig", BAD, str(fault)) for fault in error.faults)
+    else:
+        yield Finding("kubeconfig", OK, str(kubernetes.kubeconfig))
 
 
 def _datapath(masquerade: Masquerade, directory: Path) -> Iterator[Finding]:

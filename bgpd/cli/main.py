@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
-from bgpd.cli.exits import Exit
+from bgpd.cli.exits import FAILED, FINE, Exit
 
 DEFAULT_CONFIG = Path("/etc/bgpd/bgpd.yaml")
 
@@ -46,14 +47,32 @@ def main(argv: list[str] | None = None) -> int:
     name = next((word for word in words if word in COMMANDS), None)
     options = _parser(name).parse_args(words)
     try:
-        return int(importlib.import_module(f"bgpd.cli.{options.command}").main(options))
+        return _written(int(importlib.import_module(f"bgpd.cli.{options.command}").main(options)))
     except Exit as end:
         return end.code
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has seen enough
-        return 0
+        _discard_output()  # its reader has seen enough
+        return FINE
+
+
+def _written(code: int) -> int:
+    """`code`, once all output is written: the interpreter, as it ends, would not say in our words that it failed."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        _discard_output()
+        sys.stderr.write(f"bgpd: the output cannot be written: {error.strerror}\n")
+        return FAILED
+    return code
+
+
+def _discard_output() -> None:
+    """The interpreter flushes once more as it ends; what it cannot write would be an exit code 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(asked: str | None) -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from bgpd.cli import peers
@@ -33,6 +34,7 @@ def render(status: dict[str, Any]) -> str:
     lines = [
         f"node      {status['node']}, bgpd {status['version']}, up {duration(status['uptime_s'])}",
         f"config    {status['config']['file']}: {status['config']['state']}",
+        *_pending(status["config"]),
         f"source    {source['kind']}: {source['state']}{_error(source)}",
         f"pod CIDRs {' '.join(brief(status['podCIDRs'])) or '-'}",
         f"speaker   {'connected' if speaker['connected'] else speaker['reason']}",
@@ -50,6 +52,13 @@ def render(status: dict[str, Any]) -> str:
     if status["problems"]:
         lines += ["", "problems:", *(f"  - {problem}" for problem in status["problems"])]
     return "\n".join(lines) + "\n"
+
+
+def _pending(config: dict[str, Any]) -> Iterator[str]:
+    """A line for each unit whose restart is waited for, with what waits."""
+    for unit, waits in (("bgpd.service", "needsRestart"), ("bgpd-speaker.service", "needsSpeakerRestart")):
+        if keys := config.get(waits):  # else nothing, or a daemon of an earlier release
+            yield f"          not in use before {unit} is restarted: {', '.join(keys)}"
 
 
 def _cilium_bgp(objects: dict[str, Any] | None) -> list[str]:
@@ -75,7 +84,7 @@ def _policy(policy: dict[str, Any] | None) -> list[str]:
     if policy is None:  # off, or a daemon of an earlier release
         return []
     endpoints = ", ".join(f"{count:,} {state}" for state, count in policy["endpoints"].items() if count)
-    return [f"policy    {policy['policies']:,} isolate pods here; endpoints: {endpoints or 'none'}"]
+    return [f"policy    {policy['policies']:,} NetworkPolicies isolate pods here; endpoints: {endpoints or 'none'}"]
 
 
 def _node_routes(node_routes: dict[str, Any] | None) -> list[str]:
@@ -95,6 +104,8 @@ def _host_routes(host_routes: dict[str, Any] | None) -> list[str]:
     withheld = brief([f"{each['address']} of {each['pod']}" for each in host_routes["withheld"]])
     lacking = f"; withheld: {', '.join(withheld)}" if withheld else ""
     return [f"host rts  {len(host_routes['wanted']):,} wanted{lacking}"]
+
+
 def _virtual_servers(servers: dict[str, Any] | None) -> list[str]:
     """A line while they are on: how many, and how many of them this node serves."""
     if servers is None:  # off, or a daemon of an earlier release

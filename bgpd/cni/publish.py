@@ -9,11 +9,11 @@ it copies may just be being replaced.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import platform
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from bgpd.cni.conflist import CONFIG_MAP_KEY, Action, Plan, Settings, chained, verbatim
@@ -31,7 +31,7 @@ PATIENCE_S = 5.0  # a package manager or an init container that replaces a file 
 RESCAN_S = 10.0  # finds what inotify cannot tell, and tries again what the disk refused
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Places:
     """The runtime's two directories. They need not exist yet."""
 
@@ -121,6 +121,8 @@ class Publisher:
             plan = Plan(Action.KEEP, problem=f"{error.filename}: {error.strerror}")
         if plan.action is not Action.REMOVE or not plan.problem:
             self._since = None
+        if plan.problem and not plan.target:
+            plan = dataclasses.replace(plan, problem=f"{self._places.configurations}: {plan.problem}")
         return plan
 
     def _verbatim(self, name: str) -> Plan:

@@ -103,7 +103,10 @@ def virtual_server_warnings(config: Config) -> Iterator[Problem]:
     """One half of what it takes to serve virtual servers."""
     announced = config.bgp.announces(AdvertisementType.VIRTUAL_SERVER)
     if config.virtual_servers.enabled and not announced:
-        text = "their addresses are announced to nobody; add advertisementType: VirtualServer to bgp.advertisements"
+        remedy = "add advertisementType: VirtualServer to bgp.advertisements"
+        if config.bgp.peers_from is PeersFrom.CILIUM:
+            remedy = "Cilium's objects know none of this kind, so it takes bgp.peersFrom: file"
+        text = f"their addresses are announced to nobody; {remedy}"
         yield ("virtualServers", "enabled"), text
     if announced and not config.virtual_servers.enabled:
         text = "advertisementType VirtualServer announces nothing while virtualServers.enabled is false"

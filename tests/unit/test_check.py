@@ -270,3 +270,35 @@ def test_a_node_that_neither_masquerades_nor_polices_loads_none_of_it(rig: Rig, 
     argv = [sys.executable, "-c", program, command, "--config", str(rig.file)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)
     assert done.stderr.split() == []
+
+
+def test_what_cannot_be_used_of_the_node_is_a_fault(rig: Rig) -> None:
+    """A daemon would run without that pod CIDR, and nobody would know why it is not announced."""
+    rig.manifest("node", NODE | {"spec": {"podCIDRs": ["188.188.1.0/33"]}})
+    code, _, err = rig.check()
+    assert (code, "spec.podCIDRs[0]: '188.188.1.0/33' is not a CIDR" in err) == (2, True)
+
+
+def test_the_verdict_speaks_of_several_as_several(rig: Rig) -> None:
+    rig.config["virtualServers"] = {"enabled": True}
+    rig.config["bgp"]["advertisements"].append({"advertisementType": "VirtualServer"})
+    name = {"name": "broken", "namespace": "shop", "labels": {"f5type": "virtual-server"}}
+    rig.manifest("vs", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": {"data": "{"}})
+    assert rig.check()[1].startswith(f"{rig.file}: fine, but its virtual servers are not\n")
+
+
+def test_sessions_that_an_unreadable_file_leaves_open(rig: Rig) -> None:
+    rig.config["bgp"] = {"peersFrom": "cilium", "export": {"allow": ["188.188.0.0/16"]}}
+    rig.config["virtualServers"] = {"enabled": True}
+    (rig.manifests / "broken.yaml").write_text("{")
+    code, out, err = rig.check()
+    assert (code, "sessions are not known while a file cannot be read" in out) == (2, True)
+    assert "announced to nobody; Cilium's objects know none of this kind" in err
+
+
+def test_what_only_the_api_server_knows_is_said(rig: Rig) -> None:
+    rig.config["source"] = {"kubernetes": {}}
+    rig.config |= {"virtualServers": {"enabled": True}, "nodeRoutes": "auto"}
+    rig.config["bgp"]["advertisements"] += [{"advertisementType": kind} for kind in ("PodIP", "VirtualServer")]
+    out = rig.check()[1]
+    assert [command for command in ("routes", "virtualservers list", "noderoutes list") if command not in out] == []

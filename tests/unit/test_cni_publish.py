@@ -167,7 +167,8 @@ def test_a_machine_we_have_no_plugin_for_is_told(tmp_path: Path) -> None:
 
 def test_a_directory_that_is_not_there_yet_is_none_to_chain_to(bench: Bench) -> None:
     bench.publish()
-    assert "no .conf, .conflist, .json file to chain to" in bench.publisher.plan.problem
+    problem = f"{bench.places.configurations}: no .conf, .conflist, .json file to chain to"
+    assert bench.publisher.plan.problem.startswith(problem)
 
 
 def test_an_operator_s_conflist_is_written_to_the_letter(tmp_path: Path) -> None:

@@ -121,7 +121,8 @@ def test_what_waits_for_a_restart_is_told_until_it_does_not(tmp_path: Path) -> N
     rig.document["source"] = {"kubernetes": {}}
     assert rig.reload() == (["source"], [])
     assert rig.reload() == (["source"], [])
-    assert rig.ask("status")["source"]["kind"] == "manifests"
+    status = rig.ask("status")
+    assert (status["source"]["kind"], status["config"]["needsRestart"]) == ("manifests", ["source"])
     assert [it.name for it in gauges.snapshot(rig.console).sources] == ["manifests"]
     rig.document["source"] = before
     assert rig.reload() == ([], [])
