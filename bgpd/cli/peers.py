@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import DEGRADED, FINE
@@ -46,6 +47,7 @@ def render(rows: list[dict[str, object]]) -> str:
             "since": duration(row.get("since_s")),  # type: ignore[arg-type]
             "routes": _announced(row),
             "eor": len(row.get("endOfRIB", ())) if row["state"] == "up" else None,  # type: ignore[arg-type]
+            "why": row["why"] or _unwatched(row.get("bfd")),
         }
         for row in rows
     ]
@@ -54,6 +56,11 @@ def render(rows: list[dict[str, object]]) -> str:
         before = list(COLUMNS).index("since")
         columns = dict([*list(COLUMNS.items())[:before], *BFD.items(), *list(COLUMNS.items())[before:]])
     return table(shown, columns)
+
+
+def _unwatched(bfd: Any) -> str:
+    """Of a session that is well itself. To the daemon this is one problem of the node's, not one of each peer's."""
+    return "BFD does not answer: see `bgpd status`" if bfd and bfd["state"] == "unknown" else ""
 
 
 def _announced(row: dict[str, object]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bgpd.cli import peers
 from bgpd.cli.status import render
 
 
@@ -35,3 +36,11 @@ def test_what_waits_for_a_restart_is_shown() -> None:
 
 def test_a_daemon_of_an_earlier_release_is_shown_too() -> None:
     assert "restarted" not in render(answer())
+
+
+def test_a_session_that_bfd_does_not_watch_over_says_so() -> None:
+    """Without BIRD the session is up and looks guarded."""
+    bfd = {"state": "unknown", "multihop": False, "interval_ms": None, "timeout_ms": None}
+    row = {"peer": "tor-a", "address": "192.0.2.1", "asn": 64512, "state": "up", "why": "", "bfd": bfd}
+    assert "BFD does not answer" in peers.render([row])
+    assert "BFD does not answer" not in peers.render([row | {"bfd": bfd | {"state": "up"}}])
