@@ -39,10 +39,10 @@ class Feed(Generic[T]):
 
     @property
     def emptiness(self) -> str:
-        """Says that there is nothing, when that is allowed and seldom meant."""
+        """Says that there is nothing, when that is allowed and seldom meant. With a label it may well be."""
         there, expected = self.store.newest.value, self.name or self.expected
         if self.label is not None:
-            return "" if there else f"there is no {self.kind.name} with the label {'='.join(self.label)}"
+            return ""
         if (expected in there if expected else there) or not (expected or self.kind.if_absent):
             return ""
         if expected is None:

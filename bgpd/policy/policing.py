@@ -184,7 +184,7 @@ class Policing:
         """Everything about NetworkPolicy that an operator should know; nothing on a healthy node."""
         if unread := self.objects.unread:
             yield f"policy: not every {' and '.join(unread)} has been read; the rules in the kernel stay as they are"
-        if self._is_emptied:
+        elif self._is_emptied:
             yield "policy: there is no Pod any more; is the source right? The rules in the kernel stay as they are"
         strangers = sorted({pod.namespace for pod in self.snapshot.pods.values()} - self.snapshot.namespaces.keys())
         if strangers:
