@@ -141,7 +141,8 @@ class Discovery:
         except OSError as error:
             self._log.warning("uplinks cannot be read", error=str(error))
             return
-        self._verified = time.monotonic() if verify and self._look.verified else self._verified
+        if self._look.verified:
+            self._verified = time.monotonic()
         before = self.uplinks.newest.value
         new_to = self._look.interfaces if age_s < HOLD_S else None
         now = replace(self._look.uplinks, problem=self._refused, new_to=new_to)
@@ -281,9 +282,8 @@ def look(wanted: frozenset[str], verify: bool) -> Look:
         there = {
             name: found.link(index, rtuplink.carries(links[name])) for name, index in indexes.items()
         }
-        rivals = {indexes[name] for name, link in there.items() if len(link.routers) > 1}
+        rivals = {indexes[name] for name, link in there.items() if verify and len(link.routers) > 1}
         doubtful = [rtuplink.verification(address, index) for index, address in found.trusted if index in rivals]
-        doubtful = doubtful if verify else []
         netlink.change([Request(rtnetlink.NEWNEIGH, 0, body) for body in doubtful])
     gateways = {
         Gateway(address, names[index] if link_local(address) else ""): found.route(address, index)

@@ -115,9 +115,8 @@ def entries(
 
 def _pod(endpoint: Endpoint, link: IpvlanLink, closed: bool) -> Iterator[tuple[Entry, bytes]]:
     number = number_of(endpoint, link)
-    first = {address.version: layout.policy_address(address) for address in reversed(endpoint.addresses)}
-    v4, v6 = first.get(4, bytes(16)), first.get(6, bytes(16))
-    yield (_PODS, layout.POD_NUMBER.pack(number)), layout.IPVLAN_POD.pack(v4, v6, link.parent, 0)
+    first = parents.first_addresses(endpoint.addresses)
+    yield (_PODS, layout.POD_NUMBER.pack(number)), layout.IPVLAN_POD.pack(*first, link.parent, 0)
     flags = OwnerFlag.CLOSED if closed else OwnerFlag(0)
     if link.mode is IpvlanMode.L3S:
         flags |= OwnerFlag.STACK

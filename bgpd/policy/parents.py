@@ -120,7 +120,7 @@ def entries(
 
 def _pod(endpoint: Endpoint, link: MacvlanLink) -> Iterator[tuple[Entry, bytes]]:
     mac = mac_address(endpoint.mac)
-    station = layout.STATION.pack(*_first(endpoint.addresses), link.netns, mac, _FLAGS.get(link.mode, 0))
+    station = layout.STATION.pack(*first_addresses(endpoint.addresses), link.netns, mac, _FLAGS.get(link.mode, 0))
     yield _station_key(link.parent, mac), station
     if link.mode is MacvlanMode.PASSTHRU:
         yield _station_key(link.parent, _ANY_MAC), station
@@ -133,7 +133,8 @@ def _station_key(parent: int, mac: bytes) -> Entry:
     return _STATIONS, layout.STATION_KEY.pack(parent, mac, bytes(2))
 
 
-def _first(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
+def first_addresses(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
+    """The first of each version, as the maps have it; zeros: there is none."""
     found = {address.version: layout.policy_address(address) for address in reversed(addresses)}
     return found.get(4, bytes(16)), found.get(6, bytes(16))
 
