@@ -14,12 +14,12 @@ import functools
 import json
 import random
 import socket
-import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from tests.fabric.mounts import bpffs_at
 from tests.fabric.netns import Lab
 from tests.fabric.node import BgpdNode, node_manifest
 from tests.fabric.process import Process, poll
@@ -91,16 +91,9 @@ class Wire:
             return str(listener.recvfrom(64)[1][0])
 
 
-@contextlib.contextmanager
-def bpffs(lab: Lab) -> Iterator[Path]:
+def bpffs(lab: Lab) -> contextlib.AbstractContextManager[Path]:
     """A mount of its own; with it everything that is pinned there goes."""
-    place = lab.directory / "bpffs"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
+    return bpffs_at(lab.directory / "bpffs")
 
 
 def document(entries: Sequence[IPv4Network]) -> str:

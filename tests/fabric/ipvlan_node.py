@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,6 +28,7 @@ from bgpd.policy import filters, ipvlans, parents, podhooks
 from bgpd.runtime.diff import Change, diff
 from tests.fabric import frames
 from tests.fabric.macvlan_node import CLASS, PLANS
+from tests.fabric.mounts import bpffs_at
 from tests.fabric.netns import Lab, Namespace, missing
 from tests.fabric.policy_node import link, verdicts
 
@@ -49,23 +49,11 @@ def lacking() -> str:
 
 
 @contextlib.contextmanager
-def mounted(lab: Lab) -> Iterator[Path]:
-    """A bpffs that goes with the lab."""
-    place = lab.directory / "bpf"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
-    try:
-        yield place
-    finally:
-        subprocess.run(["umount", "--lazy", place], check=True)
-
-
-@contextlib.contextmanager
 def ipvlan_node(mode: IpvlanMode) -> Iterator[IpvlanNode]:
     """For a fixture; skips what asks for it where it cannot be."""
     if reason := lacking():
         pytest.skip(reason)
-    with Lab() as lab, mounted(lab) as bpffs:
+    with Lab() as lab, bpffs_at(lab.directory / "bpf") as bpffs:
         yield IpvlanNode(lab, bpffs, mode)
 
 

@@ -7,15 +7,29 @@ its bpffs and all pins, when the test process and the last program inside have e
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import subprocess
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 BPFFS = "/sys/fs/bpf"
 _CLONE_NEWNS = 0x20000
 _MS_REC, _MS_SLAVE = 0x4000, 1 << 19
 _LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@contextlib.contextmanager
+def bpffs_at(place: Path) -> Iterator[Path]:
+    """A bpffs at this directory, which is made if need be; with it everything that is pinned there goes."""
+    place.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "bpf", "bpf", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 class BpfMounts:

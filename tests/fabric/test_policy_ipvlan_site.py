@@ -12,7 +12,7 @@ from bgpd.datapath import links
 from bgpd.model.attachment import InterfaceKind
 from bgpd.policy.clear import clear
 from tests.contract.cni_runtime import PluginError
-from tests.fabric.ipvlan_node import lacking, mounted
+from tests.fabric.ipvlan_node import lacking
 from tests.fabric.ipvlan_site import (
     DENY_ALL,
     EVERYTHING,
@@ -23,6 +23,7 @@ from tests.fabric.ipvlan_site import (
     addresses,
     lacking_plugins,
 )
+from tests.fabric.mounts import bpffs_at
 from tests.fabric.netns import Lab
 from tests.fabric.process import poll
 from tests.fabric.reach import ping
@@ -34,7 +35,7 @@ SILENCE_S = 0.6
 def site() -> Iterator[Site]:
     if reason := lacking() or lacking_plugins():
         pytest.skip(reason)
-    with Lab() as lab, mounted(lab) as bpffs:
+    with Lab() as lab, bpffs_at(lab.directory / "bpf") as bpffs:
         yield Site(lab, bpffs)
 
 

@@ -20,7 +20,7 @@ from bgpd.model.outcome import DONE
 from bgpd.policy import ipvlans
 from bgpd.policy.podhooks import HookFilters, HookLinks, Place, PodHooks, remove
 from bgpd.runtime.diff import Change
-from tests.fabric.ipvlan_node import mounted
+from tests.fabric.mounts import bpffs_at
 from tests.fabric.netns import Lab, Namespace, missing
 from tests.fabric.policy_node import link
 
@@ -34,7 +34,7 @@ FILTERS = ["tc", "filter", "show", "dev", "eth0", "ingress"]
 def bpffs() -> Iterator[Path]:
     if reason := missing("mount", "tc"):
         pytest.skip(reason)
-    with Lab() as lab, mounted(lab) as place:
+    with Lab() as lab, bpffs_at(lab.directory / "bpf") as place:
         loader.install(loader.shipped("policy"), place / "bgpd")
         yield place
 
