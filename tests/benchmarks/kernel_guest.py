@@ -22,7 +22,7 @@ from pathlib import Path
 from bgpd.datapath import loader
 from bgpd.policy import parents
 from tests.benchmarks.masq_stage import bpffs
-from tests.fabric import macvlan_node, policy_node
+from tests.fabric import parent_node, policy_node
 from tests.fabric.macvlan_node import MacvlanNode
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.policy_node import PolicyNode
@@ -72,7 +72,7 @@ def _macvlan(lab: Lab, place: Path) -> dict[str, float]:
     node.allow(ALLOWED, "outside", ports=[(socket.IPPROTO_UDP, PORT)])
     node.isolate("a", egress=ALLOWED)
     ways = {"nothing": lambda: node.apply(None), "bgpd": node.enforcing}
-    return _in_turns(ways, node.namespace("a"), node.outside, macvlan_node.IPV4.outside)
+    return _in_turns(ways, node.namespace("a"), node.outside, parent_node.IPV4.outside)
 
 
 def _in_turns(

@@ -9,17 +9,15 @@ with the lab. Few kernels have ipvlan; in a virtual machine a node is a minute's
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-from bgpd.datapath import layout, loader
-from bgpd.datapath.layout import Action, Peer, PolicyVerdict, Port, Rule, RuleFlag
+from bgpd.datapath import loader
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode
 from bgpd.model.outcome import DONE
@@ -27,12 +25,11 @@ from bgpd.netlink.links import Links
 from bgpd.policy import filters, ipvlans, parents, podhooks
 from bgpd.runtime.diff import Change, diff
 from tests.fabric import frames
-from tests.fabric.macvlan_node import CLASS, PLANS
 from tests.fabric.mounts import bpffs_at
 from tests.fabric.netns import Lab, Namespace, missing
-from tests.fabric.policy_node import link, verdicts
+from tests.fabric.parent_node import PLANS, ParentPlace, RulesByHand
+from tests.fabric.policy_node import link
 
-T = TypeVar("T")
 NAMES = ("a", "b", "c")
 PROBE = "bgpdt-ipvlan"
 
@@ -66,7 +63,7 @@ def ipvlan(node: Namespace, owner: Namespace, mode: IpvlanMode, name: str = "eth
     owner.link_up(name)
 
 
-class IpvlanPlace:
+class IpvlanPlace(ParentPlace):
     """Namespaces and what joins them. In mode L3 the outside has routes to the pods by the node."""
 
     def __init__(self, lab: Lab, mode: IpvlanMode) -> None:
@@ -88,23 +85,13 @@ class IpvlanPlace:
                 self.outside.add_route(f"{plan.of(name)}/{alone}", via=plan.node)
         self.parent = link(self.node, "eth0")[0]
 
-    def namespace(self, name: str) -> Namespace:
-        return {"outside": self.outside, "node": self.node, **self.pods}[name]
-
-    def mac(self, name: str) -> bytes:
-        return link(self.namespace(name), "eth0")[1]
-
-    def here(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What it returns, run as the daemon of this node would."""
-        return self.node.call(lambda: asyncio.run(function()))
-
     def inject(self, name: str, frame: bytes, *, protocol: int | None = None) -> None:
         """`protocol` None: said to be what it is. Of what is said to be nothing, 0, kernels make this or that."""
         told = int.from_bytes(frame[12:14]) if protocol is None else protocol
         frames.send(self.namespace(name), "eth0", frame, told)
 
 
-class IpvlanNode(IpvlanPlace):
+class IpvlanNode(RulesByHand, IpvlanPlace):
     """Everything open until `isolate`; programs are asked from the beginning on."""
 
     def __init__(self, lab: Lab, bpffs: Path, mode: IpvlanMode) -> None:
@@ -115,9 +102,7 @@ class IpvlanNode(IpvlanPlace):
         self.numbers = {name: ipvlans.number_of(each, each.link) for name, each in self.endpoints.items()}
         self.removed: list[int] = []
         self.restarted()
-        self._peers = {name: Peer(number) for name, number in CLASS.items()}
-        for name in CLASS:
-            self._write(name)
+        self.open()
         self.tell()
         self.hook()
         self.watch_parent()
@@ -173,35 +158,3 @@ class IpvlanNode(IpvlanPlace):
         asked = {hook: each.id for hook, each in parents.programs(self.installed, ipvlans.KIND).items()}
         outcomes = self.here(lambda: self.links.apply([Change(self.parent, asked, None)]))
         assert list(outcomes) == [DONE], outcomes
-
-    # --- rules ------------------------------------------------------------------------------------------------------
-
-    def isolate(self, name: str, *, egress: int = 0, ingress: int = 0, flags: int = 0) -> None:
-        """Sets of rules, 0: not isolated; see `allow`."""
-        self._peers[name] = Peer(CLASS[name], egress, ingress, flags)
-        self._write(name)
-
-    def open(self) -> None:
-        """Nobody is isolated any more."""
-        for name in NAMES:
-            self.isolate(name)
-
-    def _write(self, name: str) -> None:
-        value = layout.PEER.pack(*self._peers[name])
-        keys = [layout.policy_address(ip_address(plan.of(name))) for plan in PLANS]
-        self.policy.maps["policy_peers"].update(dict.fromkeys(keys, value))
-
-    def allow(self, number: int, *names: str, ports: Iterable[tuple[int, int]] = ()) -> None:
-        """The set `number` allows these ends: everything, or only (protocol, port)."""
-        pairs = list(ports)
-        rule = Rule(number, Action.DENY if pairs else Action.ALLOW, RuleFlag.HAS_PORTS if pairs else 0, 0, number)
-        one = layout.PORT.pack(*Port(Action.ALLOW, 0, 0, number))
-        self.policy.maps["policy_ports"].update({layout.port_key(number, *pair): one for pair in pairs})
-        keys = [layout.rule_key(number, CLASS[name]) for name in names]
-        self.policy.maps["policy_rules"].update(dict.fromkeys(keys, layout.RULE.pack(*rule)))
-
-    def forbid(self, number: int, *names: str) -> None:
-        self.policy.maps["policy_rules"].delete([layout.rule_key(number, CLASS[name]) for name in names])
-
-    def verdicts(self) -> dict[PolicyVerdict, int]:
-        return verdicts(self.policy.maps["policy_verdicts"])

@@ -9,15 +9,11 @@ that goes with the lab.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, TypeVar
 
-from bgpd.datapath import layout, loader
-from bgpd.datapath.layout import Action, Peer, PolicyVerdict, Port, Rule, RuleFlag
+from bgpd.datapath import loader
 from bgpd.datapath.links import Hook
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
@@ -28,31 +24,8 @@ from bgpd.policy.parents import ParentLinks, Programs, Stations, entries, instal
 from bgpd.runtime.diff import Change, diff
 from tests.fabric import frames
 from tests.fabric.netns import Lab, Namespace
-from tests.fabric.policy_node import link, verdicts
-
-T = TypeVar("T")
-CLASS = {"a": 101, "b": 102, "c": 103, "outside": 105}
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The addresses of one family, all on one wire."""
-
-    version: int
-    a: str
-    b: str
-    c: str
-    node: str
-    outside: str
-    length: int
-
-    def of(self, name: str) -> str:
-        return str(getattr(self, name))
-
-
-IPV4 = Plan(4, "198.51.100.10", "198.51.100.11", "198.51.100.12", "198.51.100.1", "198.51.100.2", 24)
-IPV6 = Plan(6, "fd50::10", "fd50::11", "fd50::12", "fd50::1", "fd50::2", 64)
-PLANS = (IPV4, IPV6)
+from tests.fabric.parent_node import PLANS, ParentPlace, RulesByHand
+from tests.fabric.policy_node import link
 
 
 def macvlan(node: Namespace, parent: str, owner: Namespace, mode: str, name: str = "eth0") -> None:
@@ -64,7 +37,7 @@ def macvlan(node: Namespace, parent: str, owner: Namespace, mode: str, name: str
     owner.link_up(name)
 
 
-class MacvlanPlace:
+class MacvlanPlace(ParentPlace):
     """Namespaces and what joins them. `apart`: the pods that are in another mode than `mode`."""
 
     def __init__(
@@ -90,12 +63,6 @@ class MacvlanPlace:
     def mode_of(self, name: str) -> MacvlanMode:
         return self.apart.get(name, self.mode)
 
-    def namespace(self, name: str) -> Namespace:
-        return {"outside": self.outside, "node": self.node, **self.pods}[name]
-
-    def mac(self, name: str) -> bytes:
-        return link(self.namespace(name), "eth0")[1]
-
     def cookie(self, name: str) -> int:
         """Of a pod's namespace, as far as the kernel tells it."""
 
@@ -109,15 +76,11 @@ class MacvlanPlace:
     def _address(namespace: Namespace, name: str) -> None:
         namespace.add_address("eth0", *(f"{plan.of(name)}/{plan.length}" for plan in PLANS))
 
-    def here(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """What it returns, run as the daemon of this node would."""
-        return self.node.call(lambda: asyncio.run(function()))
-
     def inject(self, name: str, frame: bytes, *, protocol: int = 0, interface: str = "eth0") -> None:
         frames.send(self.namespace(name), interface, frame, protocol)
 
 
-class MacvlanNode(MacvlanPlace):
+class MacvlanNode(RulesByHand, MacvlanPlace):
     """Everything open until `isolate`, nothing asked until `enforcing`."""
 
     def __init__(
@@ -133,9 +96,7 @@ class MacvlanNode(MacvlanPlace):
         self.installed = install(self.directory)
         self.endpoints = {name: self._endpoint(name) for name in self.pods}
         self.restarted()
-        self._peers = {name: Peer(number) for name, number in CLASS.items()}
-        for name in CLASS:
-            self._write(name)
+        self.open()
 
     def _endpoint(self, name: str) -> Endpoint:
         return Endpoint(
@@ -180,30 +141,3 @@ class MacvlanNode(MacvlanPlace):
     def pin(self, hook: Hook) -> Path:
         (found,) = self.directory.glob(f"macvlan_{hook.name.lower()}_at_{self.parent}")
         return found
-
-    # --- rules ----------------------------------------------------------------------------------------------------
-
-    def isolate(self, name: str, *, egress: int = 0, ingress: int = 0, flags: int = 0) -> None:
-        """Sets of rules, 0: not isolated; see `allow`."""
-        self._peers[name] = Peer(CLASS[name], egress, ingress, flags)
-        self._write(name)
-
-    def _write(self, name: str) -> None:
-        value = layout.PEER.pack(*self._peers[name])
-        keys = [layout.policy_address(ip_address(plan.of(name))) for plan in PLANS]
-        self.policy.maps["policy_peers"].update(dict.fromkeys(keys, value))
-
-    def allow(self, number: int, *names: str, ports: Iterable[tuple[int, int]] = ()) -> None:
-        """The set `number` allows these ends: everything, or only (protocol, port)."""
-        pairs = list(ports)
-        rule = Rule(number, Action.DENY if pairs else Action.ALLOW, RuleFlag.HAS_PORTS if pairs else 0, 0, number)
-        one = layout.PORT.pack(*Port(Action.ALLOW, 0, 0, number))
-        self.policy.maps["policy_ports"].update({layout.port_key(number, *pair): one for pair in pairs})
-        keys = [layout.rule_key(number, CLASS[name]) for name in names]
-        self.policy.maps["policy_rules"].update(dict.fromkeys(keys, layout.RULE.pack(*rule)))
-
-    def forbid(self, number: int, *names: str) -> None:
-        self.policy.maps["policy_rules"].delete([layout.rule_key(number, CLASS[name]) for name in names])
-
-    def verdicts(self) -> dict[PolicyVerdict, int]:
-        return verdicts(self.policy.maps["policy_verdicts"])

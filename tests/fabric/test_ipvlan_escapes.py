@@ -17,7 +17,7 @@ from bgpd.model.endpoint import IpvlanMode
 from tests.fabric import frames
 from tests.fabric.frames import EVERYBODY, MARK, listener, marked
 from tests.fabric.ipvlan_node import IpvlanNode, ipvlan_node
-from tests.fabric.macvlan_node import PLANS, Plan
+from tests.fabric.parent_node import PLANS, Plan
 from tests.fabric.process import poll
 from tests.fabric.reach import ping
 

@@ -14,8 +14,9 @@ from bgpd.datapath.layout import PolicyVerdict
 from bgpd.model.endpoint import MacvlanMode
 from tests.fabric import frames
 from tests.fabric.frames import EVERYBODY, listener, marked
-from tests.fabric.macvlan_node import PLANS, MacvlanNode, Plan
+from tests.fabric.macvlan_node import MacvlanNode
 from tests.fabric.netns import Lab
+from tests.fabric.parent_node import PLANS, Plan
 from tests.fabric.policy_node import link
 from tests.fabric.reach import ping
 

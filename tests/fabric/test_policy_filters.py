@@ -14,8 +14,9 @@ from bgpd.policy import filters, parents
 from bgpd.policy.filters import ParentFilters
 from bgpd.policy.parents import Programs
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
-from tests.fabric.macvlan_node import PLANS, MacvlanNode
+from tests.fabric.macvlan_node import MacvlanNode
 from tests.fabric.netns import Lab
+from tests.fabric.parent_node import PLANS
 from tests.fabric.reach import ping
 
 pytestmark = pytest.mark.needs("mount", "tc")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 
 import pytest
 
 from bgpd.datapath.layout import PolicyVerdict
 from bgpd.model.endpoint import IpvlanMode
+from tests.fabric import parent_node
 from tests.fabric.ipvlan_node import IpvlanNode, ipvlan_node
-from tests.fabric.macvlan_node import PLANS, Plan
-from tests.fabric.masq_node import echoed, udp_client, udp_echo
-from tests.fabric.reach import ping, source_seen
+from tests.fabric.parent_node import PLANS, Plan
 
 TCP = 6
-PORT = 8080
 SILENCE_S = 0.5
 NOBODY = 1  # a set without rules
 EVERYTHING, NOTHING = (True, True, True), (False, False, False)
@@ -36,18 +33,11 @@ def node(place: IpvlanNode) -> Iterator[IpvlanNode]:
 
 def reaches(node: IpvlanNode, client: str, server: str, plan: Plan) -> tuple[bool, bool, bool]:
     """By TCP, UDP and ping."""
-    one, other, to, source = node.namespace(client), node.namespace(server), plan.of(server), plan.of(client)
-    seen = source_seen(one, other, to, port=PORT, source=source, timeout_s=SILENCE_S)
-    return seen == source, datagram(node, client, server, plan), ping(one, to, source=source, timeout_s=SILENCE_S)
+    return parent_node.reaches(node, client, server, plan, SILENCE_S)
 
 
 def datagram(node: IpvlanNode, client: str, server: str, plan: Plan) -> bool:
-    to = plan.of(server)
-    with udp_echo(node.namespace(server), to, PORT), udp_client(node.namespace(client), to, PORT) as dialer:
-        dialer.settimeout(SILENCE_S)
-        with contextlib.suppress(TimeoutError):
-            return echoed(dialer) == b"x"
-    return False
+    return parent_node.datagram(node, client, server, plan, SILENCE_S)
 
 
 @both

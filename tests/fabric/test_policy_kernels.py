@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 import pytest
 
-from tests.fabric import macvlan_node, policy_node
+from tests.fabric import parent_node, policy_node
 from tests.fabric.conftest import mounted_bpffs
 from tests.fabric.macvlan_node import MacvlanNode
 from tests.fabric.masq_node import echoed, udp_client, udp_echo
@@ -74,7 +74,7 @@ def reached(node: Node, protocol: int, client: str, server: str, timeout_s: floa
 
 
 def _reached(node: Node, protocol: int, client: str, server: str, version: int, timeout_s: float) -> bool:
-    plans = policy_node.PLANS if isinstance(node, PolicyNode) else macvlan_node.PLANS
+    plans = policy_node.PLANS if isinstance(node, PolicyNode) else parent_node.PLANS
     (plan,) = (each for each in plans if each.version == version)
     one, other, to, source = node.namespace(client), node.namespace(server), plan.of(server), plan.of(client)
     if protocol != socket.IPPROTO_UDP:

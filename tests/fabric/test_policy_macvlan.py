@@ -17,16 +17,17 @@ from bgpd.datapath.layout import PeerFlag, PolicyVerdict
 from bgpd.datapath.links import Hook
 from bgpd.model.endpoint import MacvlanMode
 from bgpd.policy.parents import ParentLinks
+from tests.fabric import parent_node
 from tests.fabric.frames import EVERYBODY, listener, marked, udp
-from tests.fabric.macvlan_node import PLANS, MacvlanNode, Plan
+from tests.fabric.macvlan_node import MacvlanNode
 from tests.fabric.masq_node import alone, echoed, speaks, tcp_stream, udp_client, udp_echo
 from tests.fabric.netns import Lab
-from tests.fabric.reach import ping, source_seen
+from tests.fabric.parent_node import PLANS, PORT, Plan
+from tests.fabric.reach import ping
 
 pytestmark = pytest.mark.needs("mount")
 
 TCP, UDP = 6, 17
-PORT = 8080
 SILENCE_S = 0.25  # for so long nothing must come; what passes takes a millisecond
 THERE_S = 0.01  # what is there by then is read by then
 NOBODY = 1  # a set without rules
@@ -41,18 +42,11 @@ def node(request: pytest.FixtureRequest, lab: Lab, bpffs: Path) -> MacvlanNode:
 
 def reaches(node: MacvlanNode, client: str, server: str, plan: Plan) -> tuple[bool, bool, bool]:
     """By TCP, UDP and ping."""
-    one, other, to, source = node.namespace(client), node.namespace(server), plan.of(server), plan.of(client)
-    seen = source_seen(one, other, to, port=PORT, source=source, timeout_s=SILENCE_S)
-    return seen == source, datagram(node, client, server, plan), ping(one, to, source=source, timeout_s=SILENCE_S)
+    return parent_node.reaches(node, client, server, plan, SILENCE_S)
 
 
 def datagram(node: MacvlanNode, client: str, server: str, plan: Plan) -> bool:
-    to = plan.of(server)
-    with udp_echo(node.namespace(server), to, PORT), udp_client(node.namespace(client), to, PORT) as dialer:
-        dialer.settimeout(SILENCE_S)
-        with contextlib.suppress(TimeoutError):
-            return echoed(dialer) == b"x"
-    return False
+    return parent_node.datagram(node, client, server, plan, SILENCE_S)
 
 
 def test_what_is_not_isolated_reaches_everything(node: MacvlanNode) -> None:

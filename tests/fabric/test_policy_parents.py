@@ -29,8 +29,9 @@ from bgpd.policy.policing import Policing
 from bgpd.policy.view import Objects
 from bgpd.runtime.store import Store
 from tests.fabric import frames, policy_node
-from tests.fabric.macvlan_node import PLANS, MacvlanPlace
+from tests.fabric.macvlan_node import MacvlanPlace
 from tests.fabric.netns import Lab
+from tests.fabric.parent_node import PLANS
 from tests.fabric.reach import ping
 from tests.unit.config_values import SMALLEST
 
