@@ -167,11 +167,9 @@ class Policing:
             return Blocked(reason)
         while not self._is_known(endpoint):
             await self.objects.pods.newer_than(self.objects.pods.newest.revision)
-        elsewhere = () if isinstance(endpoint.link, IpvlanLink) else (self.ipvlans.pods,)
-        for loop in self.loops:
-            if loop in elsewhere:
-                continue
-            revision = loop.kick()
+        for loop in self._judging(endpoint):
+            follows_inputs_alone = loop in (self.maps, self.links)  # and these have kicked it
+            revision = loop.kicked if follows_inputs_alone else loop.kick()
             while not await loop.wait_until(revision, _ASK_S):
                 if reason := self._hindrance() or self.ipvlans.hindrance(endpoint):
                     return Retry(reason)
@@ -179,6 +177,15 @@ class Policing:
                 return Retry(f"{loop.name}: {reason}")
         reason = self.ipvlans.hindrance(endpoint)
         return Retry(reason) if reason else DONE
+
+    def _judging(self, endpoint: Endpoint) -> tuple[Reconciler[Any, Any], ...]:
+        """What polices it, each after what it takes. What is for other kinds of links is in nobody's way."""
+        match endpoint.link:
+            case MacvlanLink():
+                return self.maps, self.stations, self.parents, self.tables
+            case IpvlanLink():
+                return self.maps, *self.ipvlans.loops, self.tables
+        return self.maps, self.links, self.tables
 
     def problems(self) -> Iterator[str]:
         """Everything about NetworkPolicy that an operator should know; nothing on a healthy node."""

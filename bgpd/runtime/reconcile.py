@@ -160,6 +160,11 @@ class Reconciler(Generic[K, V]):
         """Whether the target is known and nothing is waiting to be done."""
         return self._have is not None and not self._trouble and not self._target_error and not self._stale
 
+    @property
+    def kicked(self) -> Revision:
+        """Of the newest kick: for whoever waits for an input that has kicked by itself."""
+        return self._revision
+
     def kick(self, *, stale: bool = False) -> Revision:
         """Asks for a round now. `stale`: the target may have changed by itself, read it first."""
         self._revision = Revision(self._revision + 1)
