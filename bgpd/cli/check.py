@@ -17,7 +17,7 @@ from typing import Any
 from bgpd.bgp import bird, discovery
 from bgpd.bgp.plan import BgpPlan, Drain, plan
 from bgpd.cli.exits import DEGRADED, FINE, USAGE
-from bgpd.cli.output import print_json, table
+from bgpd.cli.output import print_json, show, table
 from bgpd.cli.settings import configuration
 from bgpd.config.bgp import PeersFrom
 from bgpd.config.field import SnatSource
@@ -98,7 +98,7 @@ def main(options: argparse.Namespace) -> int:
             sys.stderr.write(f"warning: {warning}\n")
         for fault in faults:
             sys.stderr.write(f"{fault}\n")
-        sys.stdout.write(f"{options.config}: {report.verdict}\n" + _render(report))
+        show(f"{options.config}: {report.verdict}\n" + _render(report))
     if report.faulty == [BFD]:
         return DEGRADED
     return USAGE if faults else FINE

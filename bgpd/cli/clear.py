@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from bgpd.cli.exits import FAILED, FINE
+from bgpd.cli.output import show
 from bgpd.cli.settings import without_passwords
 from bgpd.config.schema import Paths
 from bgpd.runtime.reconcile import TargetError
@@ -20,7 +21,7 @@ def cleared(options: argparse.Namespace, clear: Callable[[Paths], list[str]]) ->
         sys.stderr.write(f"{error}\n")
         return FAILED
     for what in removed:
-        sys.stdout.write(f"removed {what}\n")
+        show(f"removed {what}\n")
     if not removed:
-        sys.stdout.write("nothing was there\n")
+        show("nothing was there\n")
     return FINE

@@ -10,6 +10,7 @@ import argparse
 import sys
 
 from bgpd.cli.exits import FAILED, FINE
+from bgpd.cli.output import show
 from bgpd.cli.settings import without_passwords
 from bgpd.cni.clear import Cleared, clear
 from bgpd.cni.conflist import SOCKET
@@ -38,13 +39,13 @@ def main(options: argparse.Namespace) -> int:
 
 def _tell(cleared: Cleared) -> None:
     for file in cleared.removed:
-        sys.stdout.write(f"removed {file}\n")
+        show(f"removed {file}\n")
     if cleared.needed_by:
         count = len(cleared.needed_by)
-        sys.stdout.write(
+        show(
             f"left {cleared.plugin}, which now only lets pods go: the runtime remembers {count} attachment"
             f"{'s' * (count > 1)} made with it ({cleared.needed_by[0].parent}). Once those pods are gone: "
             f"rm {cleared.plugin}\n"
         )
     elif not cleared.removed:
-        sys.stdout.write("nothing was there\n")
+        show("nothing was there\n")

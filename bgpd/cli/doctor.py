@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import platform
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -21,7 +20,7 @@ from bgpd.bgp import bird, discovery, launch
 from bgpd.bgp.places import places
 from bgpd.cli.client import NotReachable, Refused, request
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import by_family, print_json, table
+from bgpd.cli.output import by_family, print_json, show, table
 from bgpd.cli.rundirectory import run_directory
 from bgpd.config.bgp import PeersFrom
 from bgpd.config.field import SnatSource
@@ -61,7 +60,7 @@ def main(options: argparse.Namespace) -> int:
         print_json([asdict(finding) for finding in findings])
     else:
         columns = {"what": "WHAT", "state": "STATE", "text": "FINDING"}
-        sys.stdout.write(table([asdict(finding) for finding in findings], columns))
+        show(table([asdict(finding) for finding in findings], columns))
     return DEGRADED if any(finding.state == BAD for finding in findings) else FINE
 
 

@@ -8,13 +8,12 @@ yet); blocked (not brought up to date, and why).
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import print_json, table
+from bgpd.cli.output import print_json, show, table
 from bgpd.model.brief import brief
 
 COLUMNS = {
@@ -38,8 +37,8 @@ def main(options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(rows)
     else:
-        sys.stdout.write(table([_row(row) for row in rows], COLUMNS) or "no pods\n")
-        sys.stdout.write("".join(_reasons(rows)))
+        show(table([_row(row) for row in rows], COLUMNS) or "no pods\n")
+        show("".join(_reasons(rows)))
     return DEGRADED if any(row["state"] == "blocked" for row in rows) else FINE
 
 

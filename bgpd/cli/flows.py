@@ -14,7 +14,7 @@ from typing import Any
 
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import FINE
-from bgpd.cli.output import print_json
+from bgpd.cli.output import flush, print_json, show
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def main(options: argparse.Namespace) -> int:
         print_json(answer)
         return FINE
     for row in answer["flows"]:
-        sys.stdout.write(_line(row) + "\n")
+        show(_line(row) + "\n")
     for count, what in ((answer["forgotten"], "older ones are forgotten"), (answer["lost"], "were not told")):
         if count:
             sys.stderr.write(f"{count:,} {what}\n")
@@ -43,12 +43,12 @@ def _follow(options: argparse.Namespace, asked: dict[str, Any]) -> int:
     """Ends as `ask` does, with the daemon, or with the operator."""
     as_json = options.output == "json"
 
-    def show(text: str) -> None:
+    def tell(text: str) -> None:
         if text:  # else it says that it is still there
-            sys.stdout.write((text if as_json else _line(json.loads(text))) + "\n")
-            sys.stdout.flush()
+            show((text if as_json else _line(json.loads(text))) + "\n")
+            flush()
 
-    ask(options, "flows", asked, show)
+    ask(options, "flows", asked, tell)
     return FINE
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from pathlib import Path
 
-from bgpd.cli.exits import FAILED, FINE, Exit
+from bgpd.cli.exits import FINE, Exit
+from bgpd.cli.output import discard, flush
 
 DEFAULT_CONFIG = Path("/etc/bgpd/bgpd.yaml")
 
@@ -47,32 +47,16 @@ def main(argv: list[str] | None = None) -> int:
     name = next((word for word in words if word in COMMANDS), None)
     options = _parser(name).parse_args(words)
     try:
-        return _written(int(importlib.import_module(f"bgpd.cli.{options.command}").main(options)))
+        code = int(importlib.import_module(f"bgpd.cli.{options.command}").main(options))
+        flush()
     except Exit as end:
         return end.code
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        _discard_output()  # its reader has seen enough
+    except BrokenPipeError:  # of standard error, which may be the same pipe
+        discard()
         return FINE
-
-
-def _written(code: int) -> int:
-    """`code`, once all output is written: the interpreter, as it ends, would not say in our words that it failed."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        _discard_output()
-        sys.stderr.write(f"bgpd: the output cannot be written: {error.strerror}\n")
-        return FAILED
     return code
-
-
-def _discard_output() -> None:
-    """The interpreter flushes once more as it ends; what it cannot write would be an exit code 120."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser(asked: str | None) -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ import sys
 from bgpd.cli.ask import ask
 from bgpd.cli.clear import cleared
 from bgpd.cli.exits import FINE, USAGE
-from bgpd.cli.output import print_json, table
+from bgpd.cli.output import print_json, show, table
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +40,7 @@ def _list(options: argparse.Namespace) -> int:
         print_json(answer["entries"] if options.hits else [row["prefix"] for row in answer["entries"]])
         return FINE
     columns = {"prefix": "IP PREFIX/ADDRESS"} | ({"hits": "HITS"} if options.hits else {})
-    sys.stdout.write(table(answer["entries"], columns) or "IP PREFIX/ADDRESS\n")
+    show(table(answer["entries"], columns) or "IP PREFIX/ADDRESS\n")
     for finding in answer["findings"]:
         sys.stderr.write(f"warning: {finding}\n")
     return FINE
@@ -55,7 +55,7 @@ def _test(options: argparse.Namespace) -> int:
     to = f" to {answer['snatTo']}" if answer["snatTo"] else ""
     by = f": {answer['entry']}" if answer["entry"] else ""
     late = "" if answer.get("inForce", True) else "; not in force yet, `bgpd status` says why"
-    sys.stdout.write(f"{answer['address']}: {fate}{to} ({answer['why']}{by}){late}\n")
+    show(f"{answer['address']}: {fate}{to} ({answer['why']}{by}){late}\n")
     return FINE
 
 

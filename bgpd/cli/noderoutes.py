@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from bgpd.cli.ask import ask
 from bgpd.cli.clear import cleared
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import print_json, table
+from bgpd.cli.output import print_json, show, table
 
 COLUMNS = {"prefix": "PREFIX", "node": "NODE", "via": "VIA", "interface": "INTERFACE", "why": "WHY NOT"}
 
@@ -31,5 +30,5 @@ def main(options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(rows)
     else:
-        sys.stdout.write(table(rows, COLUMNS) or "no other node has a pod CIDR\n")
+        show(table(rows, COLUMNS) or "no other node has a pod CIDR\n")
     return DEGRADED if any(row["why"] for row in rows) else FINE

@@ -1,18 +1,44 @@
-"""Lays out what commands print: tables that fit 100 columns, durations people read, JSON for machines."""
+"""Lays out what commands print: tables that fit 100 columns, durations people read, JSON for machines.
+
+And what becomes of it when nobody takes it: a reader that has seen enough ends the command as one that has seen all,
+a disk that is full ends it with one line and FAILED. Every command prints by `show`, or its output is not told apart
+from the other things that can fail.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from bgpd.cli.exits import FAILED, FINE, Exit
 
 WIDTH = 100
 
 
+def show(text: str) -> None:
+    """On standard output, which need not have it before `flush`. Exit: it is not taken."""
+    with _taken():
+        sys.stdout.write(text)
+
+
+def flush() -> None:
+    """All that was shown is out. Exit: it is not taken, which the interpreter would say in its own words."""
+    with _taken():
+        sys.stdout.flush()
+
+
+def discard() -> None:
+    """The interpreter flushes once more as it ends; what it cannot write would be an exit code 120."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print_json(value: Any) -> None:
     """Stable, indented, keys in the order they were made."""
-    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+    show(json.dumps(value, indent=2) + "\n")
 
 
 def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
@@ -48,6 +74,19 @@ def duration(seconds: float | None) -> str:
             rest = whole % size // lesser
             return f"{whole // size}{unit}" + (f"{rest}{below}" if rest else "")
     return f"{whole}s"
+
+
+@contextlib.contextmanager
+def _taken() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        discard()
+        raise Exit(FINE) from None
+    except OSError as error:
+        discard()
+        sys.stderr.write(f"bgpd: the output cannot be written: {error.strerror}\n")
+        raise Exit(FAILED) from None
 
 
 def _cell(value: Any) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import duration, print_json, table
+from bgpd.cli.output import duration, print_json, show, table
 
 BFD = {"bfd": "BFD"}  # a column where a peer has it
 COLUMNS = {
@@ -29,13 +28,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Exit 4 when a session that should be up is not."""
+    """Exit 4 when a session is not up, or has a WHY all the same: whenever `bgpd status` has a problem with it."""
     rows = ask(options, "peers")["peers"]
     if options.output == "json":
         print_json(rows)
     else:
-        sys.stdout.write(render(rows))
-    return FINE if all(row["state"] in ("up", "idle") for row in rows) else DEGRADED
+        show(render(rows))
+    return FINE if all(row["state"] == "up" and not _why(row) for row in rows) else DEGRADED
 
 
 def render(rows: list[dict[str, object]]) -> str:
@@ -47,7 +46,7 @@ def render(rows: list[dict[str, object]]) -> str:
             "since": duration(row.get("since_s")),  # type: ignore[arg-type]
             "routes": _announced(row),
             "eor": len(row.get("endOfRIB", ())) if row["state"] == "up" else None,  # type: ignore[arg-type]
-            "why": row["why"] or _unwatched(row.get("bfd")),
+            "why": _why(row),
         }
         for row in rows
     ]
@@ -58,9 +57,10 @@ def render(rows: list[dict[str, object]]) -> str:
     return table(shown, columns)
 
 
-def _unwatched(bfd: Any) -> str:
-    """Of a session that is well itself. To the daemon this is one problem of the node's, not one of each peer's."""
-    return "BFD does not answer: see `bgpd status`" if bfd and bfd["state"] == "unknown" else ""
+def _why(row: dict[str, Any]) -> str:
+    """What the daemon says; else that BFD does not answer, which to the daemon is one problem of the node's."""
+    bfd = row.get("bfd")
+    return row["why"] or ("BFD does not answer: see `bgpd status`" if bfd and bfd["state"] == "unknown" else "")
 
 
 def _announced(row: dict[str, object]) -> str:

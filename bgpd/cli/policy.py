@@ -16,7 +16,7 @@ from typing import Any
 from bgpd.cli.ask import ask
 from bgpd.cli.clear import cleared
 from bgpd.cli.exits import DEGRADED, FINE, USAGE
-from bgpd.cli.output import print_json
+from bgpd.cli.output import print_json, show
 
 USAGE_TEXT = "usage: bgpd policy list | bgpd policy explain SRC DST[:PORT/PROTO] | bgpd policy clear\n"
 
@@ -46,7 +46,7 @@ def _list(options: argparse.Namespace) -> int:
         print_json(answer["policies"])
     else:
         blocks = [_policy(row) for row in answer["policies"]]
-        sys.stdout.write("\n".join(blocks) or "no policy selects a pod of this node\n")
+        show("\n".join(blocks) or "no policy selects a pod of this node\n")
     for problem in answer["problems"]:
         sys.stderr.write(f"{problem}\n")
     return DEGRADED if answer["problems"] else FINE
@@ -67,7 +67,7 @@ def _explain(options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(answer)
     else:
-        sys.stdout.write("\n".join(_answer(answer)) + "\n")
+        show("\n".join(_answer(answer)) + "\n")
     return DEGRADED if answer["disagreement"] or answer["notInForce"] else FINE
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import FINE
-from bgpd.cli.output import print_json
+from bgpd.cli.output import print_json, show
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,13 +19,13 @@ def main(options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(result)
         return FINE
-    sys.stdout.write("configuration loaded\n")
+    show("configuration loaded\n")
     for text in result["warnings"]:
-        sys.stdout.write(f"warning: {text}\n")
+        show(f"warning: {text}\n")
     for unit, keys in (
         ("bgpd.service", result["needsRestart"]),
         ("bgpd-speaker.service", result["needsSpeakerRestart"]),
     ):
         for key in keys:
-            sys.stdout.write(f"{key} takes effect at the next restart of {unit}\n")
+            show(f"{key} takes effect at the next restart of {unit}\n")
     return FINE

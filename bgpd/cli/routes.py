@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import print_json, table
+from bgpd.cli.output import print_json, show, table
 
 COLUMNS = {
     "prefix": "PREFIX",
@@ -30,5 +29,5 @@ def main(options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(rows)
     else:
-        sys.stdout.write(table(rows, COLUMNS) or "no routes are wanted, none are announced\n")
+        show(table(rows, COLUMNS) or "no routes are wanted, none are announced\n")
     return FINE if all(row["announced"] and not row["why"] for row in rows if row["wanted"]) else DEGRADED

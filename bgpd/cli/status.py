@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from typing import Any
 
 from bgpd.cli import peers
 from bgpd.cli.ask import ask
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import by_family, duration, print_json
+from bgpd.cli.output import by_family, duration, print_json, show
 from bgpd.model.brief import brief
 
 
@@ -24,7 +23,7 @@ def main(options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(status)
     else:
-        sys.stdout.write(render(status))
+        show(render(status))
     return DEGRADED if status["problems"] else FINE
 
 

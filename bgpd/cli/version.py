@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 from importlib.metadata import version
 
 from bgpd import __version__
 from bgpd.cli.exits import FINE
-from bgpd.cli.output import print_json
+from bgpd.cli.output import print_json, show
 
 PARTS = ("exabgp", "kubernetes", "pyroute2", "prometheus-client", "structlog")
 
@@ -24,5 +23,5 @@ def main(options: argparse.Namespace) -> int:
     if options.output == "json":
         print_json(found)
     else:
-        sys.stdout.write("".join(f"{name:<18} {text}\n" for name, text in found.items()))
+        show("".join(f"{name:<18} {text}\n" for name, text in found.items()))
     return FINE

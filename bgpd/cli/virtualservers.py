@@ -13,7 +13,7 @@ from typing import Any
 from bgpd.cli.ask import ask
 from bgpd.cli.clear import cleared
 from bgpd.cli.exits import DEGRADED, FINE
-from bgpd.cli.output import print_json, table
+from bgpd.cli.output import print_json, show, table
 from bgpd.model.virtualserver import LABEL
 
 COLUMNS = {"name": "VIRTUAL SERVER", "frontend": "ADDRESS", "member": "POD", "state": "STATE", "why": "WHY"}
@@ -35,7 +35,7 @@ def main(options: argparse.Namespace) -> int:
         print_json(servers)
     else:
         rows = [row for server in servers for row in _rows(server)]
-        sys.stdout.write(table(rows, COLUMNS) or f"no ConfigMap has the label {'='.join(LABEL)}\n")
+        show(table(rows, COLUMNS) or f"no ConfigMap has the label {'='.join(LABEL)}\n")
         for text in (text for server in servers for text in (*server["faults"], *server["warnings"])):
             sys.stderr.write(f"{text}\n")
     return DEGRADED if any(server["why"] for server in servers) else FINE

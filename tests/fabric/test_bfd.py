@@ -89,10 +89,12 @@ def test_bfd_that_is_shut_down_at_the_peer_ends_nothing(lab: Lab) -> None:
         "BFD stays up", lambda it: all(row["bfd"]["state"] == "down" for row in it["peers"]), 5
     )
     assert all("says so" in row["why"] for row in status["peers"])
+    assert exit_codes(site) == {"peers": 4, "status": 4}
     time.sleep(4 * 3 * INTERVAL_MS / 1000)
     site.tor.speaker.shut_bfd_down(False)
     site.wait_up()
     assert [site.node.peer(it.name)["flaps"] for it in LINKS] == flaps
+    assert exit_codes(site) == {"peers": 0, "status": 0}
 
 
 @pytest.mark.needs("bird", *Frr.programs)
@@ -119,6 +121,11 @@ def test_bfd_that_is_taken_away_here_first_resets_the_session_once(lab: Lab, kin
     poll(lambda: site.held() == names, 20, lambda: str(site.tor.speaker.paths()))
     assert site.node.daemon is not None
     site.node.daemon.wait_log(TAKEN_AWAY, times=len(names))
+
+
+def exit_codes(site: BfdSite) -> dict[str, int]:
+    """Of the two commands that a script would ask whether this node's sessions are well."""
+    return {command: site.node.try_bgpd(command).returncode for command in ("peers", "status")}
 
 
 def take_away(site: BfdSite) -> None:
@@ -220,6 +227,7 @@ def test_without_bird_bgp_runs_on(lab: Lab) -> None:
     assert "is bgpd-bfd.service running?" in problem
     poll(lambda: site.held() == {it.name for it in LINKS}, 20, lambda: str(site.tor.speaker.paths()))
     assert site.node.peer("far4")["bfd"]["state"] == "unknown"
+    assert exit_codes(site) == {"peers": 4, "status": 4}
     assert site.node.metric("bgpd_bfd_connected") == 0
     without = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /usr/sbin/bird && exec "$@"', "sh"]
     checked = [str(site.node.program), "check", "--config", str(site.node.config_file)]
