@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from bgpd.config import document
@@ -98,6 +99,8 @@ class _Reader:
             if any(feed.takes(key, labels) for feed in self.kinds[kind.name]):
                 named = ObjectKey(kind.name, key)
                 model = kind.to_model(raw)
+                if kind.located is not None:
+                    model = kind.located(model, self.file, partial(_place, source, path))
                 self.found.append(Found(named, model, labels, self.file, *source.place(path)))
                 for fault in kind.faults(model) if kind.faults else ():
                     self._fault(source, (*path, *fault.path), f"{named}: {fault.problem}", named=True)
@@ -148,3 +151,8 @@ class _Reader:
         line, column = source.place(path)
         self.faults.append(Fault(self.file, line, column, document.spell(path), problem))
         self.is_partial = self.is_partial or not named
+
+
+def _place(source: Document, path: Path, inner: Path) -> tuple[int, int]:
+    """Line and column of what `inner` leads to from the object at `path`."""
+    return source.place((*path, *inner))

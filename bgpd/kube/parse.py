@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 import msgspec
 
-from bgpd.model.configmap import ConfigMap
+from bgpd.model.configmap import ConfigMap, Origin
 from bgpd.model.fault import FieldFault, FieldPath, dotted
 from bgpd.model.node import Node
 from bgpd.model.pod import AUDIT, HOST_ROUTE, NAME_LABEL, ContainerPort, Namespace, Pod
@@ -144,7 +144,8 @@ class Kind(Generic[T]):
     `to_model` takes a `raw` and never fails: what it cannot use it notes in the value it makes. `if_absent` is for
     an operator whose wanted object is not there: what to look at. `faults` tells of a value what in it could not be
     read, with its place in the object. `if_unserved` is for an operator whose API server does not know the
-    kind, which is then as if there were no such object; empty: every API server knows it.
+    kind, which is then as if there were no such object; empty: every API server knows it. `located` notes in a value
+    where a file has it, for who finds faults later; it is given the file, and line and column by path in the object.
     """
 
     name: str
@@ -156,6 +157,7 @@ class Kind(Generic[T]):
     if_absent: str = ""
     faults: Callable[[T], Iterable[FieldFault]] | None = None
     if_unserved: str = ""
+    located: Callable[[T, str, Callable[[FieldPath], tuple[int, int]]], T] | None = None
 
     @property
     def group(self) -> str:
@@ -229,6 +231,11 @@ def config_map_from(raw: RawConfigMap) -> ConfigMap:
     return ConfigMap(CONFIG_MAP.key(raw), raw.data or {}, raw.metadata.creation_timestamp or "")
 
 
+def config_map_in(found: ConfigMap, file: str, place: Callable[[FieldPath], tuple[int, int]]) -> ConfigMap:
+    """As found in a file, with the places of its keys."""
+    return replace(found, origin=Origin(file, place(("data",)), {key: place(("data", key)) for key in found.data}))
+
+
 def pod_from(raw: RawPod) -> Pod:
     """The Pod with every valid address and each port that has a name; the rest becomes `problems`."""
     spec, status = raw.spec or RawPodSpec(), raw.status or RawPodStatus()
@@ -265,6 +272,7 @@ NODE = Kind(
 CONFIG_MAP = Kind(
     "ConfigMap", "v1", "configmaps", namespaced=True, raw=RawConfigMap, to_model=config_map_from,
     if_absent="the default list is in use; create it, or put masquerade.config.configMap right",
+    located=config_map_in,
 )  # fmt: skip
 POD = Kind("Pod", "v1", "pods", namespaced=True, raw=RawPod, to_model=pod_from)
 NAMESPACE = Kind("Namespace", "v1", "namespaces", namespaced=False, raw=RawNamespace, to_model=namespace_from)

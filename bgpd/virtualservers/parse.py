@@ -66,10 +66,10 @@ class Reading:
 
 def parse(source: ConfigMap) -> Reading:
     """All that is wrong with it at once."""
-    reader = _Reader(f"ConfigMap {source.name}")
+    reader = _Reader(source)
     reader.schema(source.data.get("schema"))
     document = reader.document(source.data.get("data"))
-    server = reader.server(source, document) if document is not None else None
+    server = reader.server(document) if document is not None else None
     faults = tuple(sorted(reader.faults))
     return Reading(None if faults else server, faults, tuple(sorted(reader.warnings)))
 
@@ -78,7 +78,7 @@ def parse(source: ConfigMap) -> Reading:
 class _Reader:
     """Each method notes what is wrong and goes on, with None or a default in its place."""
 
-    origin: str
+    source: ConfigMap
     faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
 
@@ -112,12 +112,12 @@ class _Reader:
             return self._mapping(_ROOT, found, ("virtualServer",))
         return None
 
-    def server(self, source: ConfigMap, document: Mapping[str, Any]) -> VirtualServer | None:
+    def server(self, document: Mapping[str, Any]) -> VirtualServer | None:
         path = (*_ROOT, "virtualServer")
         whole = self._mapping(path, self._required(_ROOT, document, "virtualServer"), ("backend", "frontend"))
         if whole is None:
             return None
-        namespace = source.name.partition("/")[0]
+        source, namespace = self.source, self.source.name.partition("/")[0]
         backend = self._mapping(
             (*path, "backend"),
             self._required(path, whole, "backend"),
@@ -269,10 +269,17 @@ class _Reader:
         return dict(pairs)
 
     def _fault(self, path: FieldPath, problem: str) -> None:
-        self.faults.append(Fault(self.origin, 0, 0, dotted(path), problem))
+        self.faults.append(self._placed(path, problem))
 
     def _warn(self, path: FieldPath, problem: str) -> None:
-        self.warnings.append(Fault(self.origin, 0, 0, dotted(path), problem))
+        self.warnings.append(self._placed(path, problem))
+
+    def _placed(self, path: FieldPath, problem: str) -> Fault:
+        """In a file where the key of `data` stands: what is in that is the document's own, and `path` leads there."""
+        name, origin = f"ConfigMap {self.source.name}", self.source.origin
+        if origin is None:
+            return Fault(name, 0, 0, dotted(path), problem)
+        return Fault(origin.file, *origin.place(str(path[1])), dotted(path), f"{name}: {problem}")
 
 
 def _unescaped(text: str) -> bytes:

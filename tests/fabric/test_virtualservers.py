@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import time
 
@@ -47,6 +48,7 @@ def test_the_articles_head_monitor_passes_on_an_error(fabric: TwoTorFabric) -> N
     site.start().wait_announced()
     server = site.servers()["nginx-vs-http"]
     assert "without Host is answered 400" in server["warnings"][0]
+    assert re.match(rf"{site.node.manifests}/cm-nginx-vs-http\.yaml:\d+:\d+: data\.data\.", server["warnings"][0])
     (monitor,) = server["members"][0]["monitors"]
     assert (monitor["state"], monitor["note"]) == ("up", "passes on an error: the answer is 400 Bad Request")
     site.serve(send=GET)

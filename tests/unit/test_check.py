@@ -284,7 +284,9 @@ def test_the_verdict_speaks_of_several_as_several(rig: Rig) -> None:
     rig.config["bgp"]["advertisements"].append({"advertisementType": "VirtualServer"})
     name = {"name": "broken", "namespace": "shop", "labels": {"f5type": "virtual-server"}}
     rig.manifest("vs", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": name, "data": {"data": "{"}})
-    assert rig.check()[1].startswith(f"{rig.file}: fine, but its virtual servers are not\n")
+    _, out, err = rig.check()
+    assert out.startswith(f"{rig.file}: fine, but its virtual servers are not\n")
+    assert f"{rig.manifests}/vs.yaml:2:1: data.schema: ConfigMap shop/broken: is missing" in err
 
 
 def test_sessions_that_an_unreadable_file_leaves_open(rig: Rig) -> None:

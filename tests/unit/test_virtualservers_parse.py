@@ -10,9 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgpd.kube.feed import Feed
+from bgpd.kube.objects import read_objects
+from bgpd.kube.parse import CONFIG_MAP
 from bgpd.model.configmap import ConfigMap
 from bgpd.model.policy import Protocol
 from bgpd.model.virtualserver import Balance, MonitorProtocol
+from bgpd.runtime.store import Store
 from bgpd.virtualservers.parse import Reading, parse
 from bgpd.virtualservers.pattern import PatternError, pattern
 
@@ -335,3 +339,42 @@ def test_patterns_that_are_refused(text: str, why: str) -> None:
     with pytest.raises(PatternError) as caught:
         pattern(text)
     assert str(caught.value).startswith(why)
+
+
+MANIFEST = """\
+kind: List
+apiVersion: v1
+items:
+- kind: ConfigMap
+  apiVersion: v1
+  metadata: {name: vs, namespace: shop, labels: {f5type: virtual-server}}
+  data:
+    schema: f5schemadb://bigip-virtual-server_v0.1.2.json
+    data: |
+      {"virtualServer": {"backend": {"serviceName": "web", "servicePort": 80}}}
+- kind: ConfigMap
+  apiVersion: v1
+  metadata: {name: empty, namespace: shop, labels: {f5type: virtual-server}}
+  data: {}
+"""
+
+
+def test_of_a_manifest_file_and_line_are_told() -> None:
+    """Where the key of `data` stands that holds it, or `data` for one that is missing; moved, it is told anew."""
+
+    def told(manifest: str) -> list[str]:
+        found = read_objects(manifest.encode(), "/m/shop.yaml", [Feed(CONFIG_MAP, Store({}))]).found
+        readings = [parse(each.value) for each in found]
+        return [str(each) for reading in readings for each in (*reading.warnings, *reading.faults)]
+
+    at = "/m/shop.yaml"
+    assert told(MANIFEST) == [
+        f"{at}:8:5: data.schema: ConfigMap shop/vs: v0.1.2 is read as v0.1.7",
+        f"{at}:9:5: data.data.virtualServer.backend: ConfigMap shop/vs: there is no health monitor: a pod counts as "
+        "healthy while Kubernetes calls it ready",
+        f"{at}:9:5: data.data.virtualServer.frontend: ConfigMap shop/vs: is missing",
+        f"{at}:14:3: data.data: ConfigMap shop/empty: is missing; put the JSON document "
+        '{"virtualServer": ...} there',
+        f"{at}:14:3: data.schema: ConfigMap shop/empty: is missing; only virtual servers are read: write {SCHEMA}",
+    ]
+    assert told("# one line more\n" + MANIFEST)[0].startswith(f"{at}:9:5: ")
