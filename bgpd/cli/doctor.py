@@ -7,11 +7,10 @@ what was looked at, how it is, and, when it is not right, what to do.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,34 +18,17 @@ from typing import Any
 from bgpd.bgp import bird, discovery, launch
 from bgpd.bgp.places import places
 from bgpd.cli.client import NotReachable, Refused, request
+from bgpd.cli.doctorparts import of_parts
 from bgpd.cli.exits import DEGRADED, FINE
+from bgpd.cli.finding import BAD, OK, WARN, Finding
 from bgpd.cli.output import by_family, print_json, show, table
 from bgpd.cli.rundirectory import run_directory
 from bgpd.config.bgp import PeersFrom
-from bgpd.config.field import SnatSource
 from bgpd.config.load import Loaded, load
-from bgpd.config.masquerade import Masquerade, SnatAddress
-from bgpd.config.schema import Config, NodeRoutes
+from bgpd.config.schema import Config
 from bgpd.model.fault import FaultsError
 from bgpd.model.prefix import parse_address
 from bgpd.netlink import lookup
-
-OK, WARN, BAD = "ok", "warn", "bad"
-CONNTRACK = Path("/proc/sys/net/netfilter")
-CONNTRACK_FULL = 0.9
-FORWARDING = {
-    "IPv4": Path("/proc/sys/net/ipv4/ip_forward"),
-    "IPv6": Path("/proc/sys/net/ipv6/conf/all/forwarding"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`state` is ok, warn (works, but look at it) or bad (does not work)."""
-
-    what: str
-    state: str
-    text: str
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,14 +68,7 @@ def _examine(options: argparse.Namespace) -> Iterator[Finding]:
             yield from _port(loaded.config.bgp.listen_port)
         if any(peer.bfd for peer in loaded.config.bgp.peers):
             yield from _bfd(loaded.config)
-        if loaded.config.masquerade.enabled:
-            yield from _datapath(loaded.config.masquerade, loaded.config.paths.bpf)
-        if loaded.config.masquerade.translates:
-            yield from _translation(loaded.config.masquerade.snat_address)
-        if loaded.config.policy.enabled:
-            yield from _policy(loaded.config)
-        if loaded.config.node_routes is not NodeRoutes.NONE:
-            yield from _node_routes(loaded.config)
+        yield from of_parts(loaded.config)
     yield from _daemon(run)
 
 
@@ -110,107 +85,6 @@ def _kubeconfig(config: Config) -> Iterator[Finding]:
         yield from (Finding("kubeconfig", BAD, str(fault)) for fault in error.faults)
     else:
         yield Finding("kubeconfig", OK, str(kubernetes.kubeconfig))
-
-
-def _datapath(masquerade: Masquerade, directory: Path) -> Iterator[Finding]:
-    """What masquerade's maps rest on; with a datapath of our own, its program and its rule too."""
-    from bgpd.datapath import features  # these bring libbpf and nf_tables, which nobody else needs
-    from bgpd.masq.map import CILIUM
-
-    place = directory if masquerade.translates else CILIUM
-    for fact in features.probe(place, programs=masquerade.translates):
-        state = OK if fact.ok else BAD if fact.needed else WARN
-        yield Finding(f"masquerade: {fact.what}", state, fact.text)
-
-
-def _translation(snat: SnatAddress) -> Iterator[Finding]:
-    """What the rule takes, the addresses that it gives, and room in the table where the kernel remembers them."""
-    from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH
-
-    yield from _rules("masquerade", PROGRAM_MATCH, NO_MATCH)
-    here = lookup.addresses()
-    for family, address in (("ipv4", snat.ipv4), ("ipv6", snat.ipv6)):
-        if not isinstance(address, SnatSource) and address not in here:
-            text = f"{address} is not on this node: answers come only if the fabric routes it here; see `ip address`"
-            yield Finding(f"masquerade: snatAddress.{family}", WARN, text)
-    yield from _connections()
-
-
-def _rules(what: str, match: tuple[str, int], otherwise: str) -> Iterator[Finding]:
-    """Whether rules can ask a program, and whether their table can be kept from others."""
-    from bgpd.netlink.nftables import Connection, NftablesError
-    from bgpd.netlink.owntables import can_own
-
-    try:
-        with contextlib.closing(Connection()) as connection:
-            works, owns = connection.has_match(*match), can_own(connection)
-    except (OSError, NftablesError) as error:
-        yield Finding(f"{what}: nf_tables", BAD, f"{error}; it takes nf_tables in the kernel and CAP_NET_ADMIN")
-        return
-    yield Finding(f"{what}: xt_bpf", OK if works else BAD, "rules can ask a program" if works else otherwise)
-    shared = "missing, whoever may change nf_tables can change bgpd's, which puts them right again; Linux 6.9 has it"
-    yield Finding(
-        f"{what}: table owner", OK if owns else WARN, "nobody else can change bgpd's tables" if owns else shared
-    )
-
-
-def _policy(config: Config) -> Iterator[Finding]:
-    """What NetworkPolicy rests on, unless masquerade has told of the same, and where bridged pods are judged."""
-    from bgpd.datapath import features
-    from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH
-    from bgpd.policy.policing import BRIDGE_CALLS, BRIDGE_SETTINGS, unjudged
-
-    facts = list(() if config.masquerade.translates else features.probe(config.paths.bpf))
-    if all(fact.ok for fact in facts if fact.needed):
-        facts += [features.ring_buffer(), features.tcx(), features.sender_netns()]
-    for fact in facts:
-        yield Finding(f"policy: {fact.what}", OK if fact.ok else BAD if fact.needed else WARN, fact.text)
-    if not config.masquerade.translates:
-        yield from _rules("policy", PROGRAM_MATCH, NO_MATCH)
-    if (CONNTRACK / "nf_conntrack_max").exists():
-        yield Finding("policy: nf_conntrack", OK, "tells who began a flow")
-    else:
-        text = "not loaded; the first rule that asks for it does that, with CONFIG_NF_CONNTRACK and CONFIG_NFT_CT"
-        yield Finding("policy: nf_conntrack", WARN, text)
-    at_bridge = unjudged(BRIDGE_SETTINGS)
-    for family, name in BRIDGE_CALLS.items():
-        place, setting = ("at the bridge", "off") if family in at_bridge else ("where it is forwarded", "on")
-        text = f"IPv{family} between pods of one bridge is judged {place} ({name} is {setting})"
-        yield Finding("policy: bridges", OK, text)
-
-
-def _node_routes(config: Config) -> Iterator[Finding]:
-    """Whether this node forwards, and who else sees to routes."""
-    from bgpd.noderoutes import flannel
-
-    for family, name in FORWARDING.items():
-        try:
-            forwards = name.read_text().strip() == "1"
-        except OSError:
-            continue  # a kernel without that family
-        setting = ".".join(name.relative_to("/proc/sys").parts)
-        remedy = "" if forwards else f"; {family} of other nodes' pods ends here: sysctl -w {setting}=1"
-        yield Finding("nodeRoutes: forwarding", OK if forwards else BAD, f"{setting} is {int(forwards)}{remedy}")
-    signs = flannel.signs(config.paths.flannel, config.paths.cni_conf)
-    if signs:
-        text = f"flannel sees to routes here ({', '.join(signs)}): bgpd makes none; take it out, or nodeRoutes: none"
-        yield Finding("nodeRoutes: flannel", BAD, text)
-    else:
-        yield Finding("nodeRoutes: flannel", OK, "no sign of it")
-
-
-def _connections() -> Iterator[Finding]:
-    """How full conntrack is. When it is, the kernel drops what begins a flow, whoever sent it, and hardly says so."""
-    try:
-        count, limit = (int((CONNTRACK / f"nf_conntrack_{what}").read_text()) for what in ("count", "max"))
-    except OSError:
-        return  # nobody has needed it so far
-    text = f"{count:,} of {limit:,} connections"
-    if not limit or count < limit * CONNTRACK_FULL:  # 0 is no limit
-        yield Finding("masquerade: conntrack", OK, text)
-        return
-    remedy = f"sysctl -w net.netfilter.nf_conntrack_max={2 * limit}, or conntrack.maxPerCore where kube-proxy sets it"
-    yield Finding("masquerade: conntrack", WARN, f"{text}: when it is full the kernel drops new flows; {remedy}")
 
 
 def _exabgp() -> Finding:

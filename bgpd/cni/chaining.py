@@ -11,9 +11,8 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 
 from bgpd.cni.attach import Endpoints, Enforced, PodAttacher
-from bgpd.cni.conflist import Settings
 from bgpd.cni.journal import DIRECTORY, Journal, Queue
-from bgpd.cni.publish import Places, Publisher
+from bgpd.cni.publish import Places, Publisher, settings
 from bgpd.cni.server import CniServer
 from bgpd.config.schema import Config
 from bgpd.model.configmap import ConfigMap
@@ -38,15 +37,13 @@ class Chaining:
         on_done: Callable[[RequestDone], object],
     ) -> None:
         paths, cni = config.paths, config.cni
-        assert cni.chaining_mode is not None, "the plugin is off"
-        socket, queue = paths.run / "cni.sock", paths.state / "cni-queue"
-        self._journal, self._queue = Journal(paths.state / DIRECTORY), Queue(queue)
+        told = settings(config)
+        self._journal, self._queue = Journal(paths.state / DIRECTORY), Queue(told.queue)
         for problem in self._journal.load():
             log.get("cni").warning("an attachment is forgotten", problem=problem)
         self.attacher = PodAttacher(endpoints, self._journal, paths.cni_cache, enforced, unready)
-        self._server = CniServer(socket, self.attacher, self._journal, self._queue, on_done=on_done)
-        settings = Settings(cni.chaining_mode, socket, queue, cni.deadline_seconds)
-        self.publisher = Publisher(Places(paths.cni_conf, paths.cni_bin), settings, cni.config_map, config_maps)
+        self._server = CniServer(told.socket, self.attacher, self._journal, self._queue, on_done=on_done)
+        self.publisher = Publisher(Places(paths.cni_conf, paths.cni_bin), told, cni.config_map, config_maps)
 
     def problems(self) -> Iterator[str]:
         """Everything about the plugin that an operator should know; nothing on a healthy node."""

@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bgpd.cni.conflist import CONFIG_MAP_KEY, Action, Plan, Settings, chained, verbatim
+from bgpd.cni.conflist import CONFIG_MAP_KEY, QUEUE, SOCKET, Action, Plan, Settings, chained, verbatim
 from bgpd.cni.protocol import PLUGIN_TYPE
 from bgpd.config.files import UnreadableError, read_limited
+from bgpd.config.schema import Config
 from bgpd.model.attachment import OWN_FILE
 from bgpd.model.configmap import ConfigMap
 from bgpd.observe import log
@@ -116,7 +117,7 @@ class Publisher:
         if self._config_map is not None:
             return self._verbatim(self._config_map)
         try:
-            plan = chained(_files(self._places.configurations), self._settings)
+            plan = chained(files(self._places.configurations), self._settings)
         except OSError as error:
             plan = Plan(Action.KEEP, problem=f"{error.filename}: {error.strerror}")
         if plan.action is not Action.REMOVE or not plan.problem:
@@ -142,6 +143,13 @@ class Publisher:
             self._log.info("conflist", action=self.plan.action.value, **told)
 
 
+def settings(config: Config) -> Settings:
+    """What the plugin is told."""
+    paths, cni = config.paths, config.cni
+    assert cni.chaining_mode is not None, "the plugin is off"
+    return Settings(cni.chaining_mode, paths.run / SOCKET.name, paths.state / QUEUE.name, cni.deadline_seconds)
+
+
 def remove(directory: Path) -> None:
     """Takes our conflist away, so that the chain it was made from counts again. Once more does nothing."""
     file = directory / OWN_FILE
@@ -154,17 +162,21 @@ def remove(directory: Path) -> None:
 
 def install(directory: Path, machine: str = platform.machine()) -> None:
     """Puts the plugin into the runtime's directory, unless it is there. OSError: it cannot, or not here."""
+    replace(directory / PLUGIN_TYPE, program(machine), 0o755)
+
+
+def program(machine: str = platform.machine()) -> bytes:
+    """The plugin itself. OSError: there is none for such a machine."""
     source = PROGRAMS / f"{PLUGIN_TYPE}.{machine}"
     try:
-        program = source.read_bytes()
+        return source.read_bytes()
     except FileNotFoundError:
         built = sorted(each.suffix[1:] for each in PROGRAMS.glob(f"{PLUGIN_TYPE}.*"))
         text = f"there is no {PLUGIN_TYPE} for {machine}, only for {', '.join(built)}; see bgpd/cni/plugin/Makefile"
         raise OSError(0, text, str(source)) from None
-    replace(directory / PLUGIN_TYPE, program, 0o755)
 
 
-def _files(directory: Path) -> dict[str, bytes]:
+def files(directory: Path) -> dict[str, bytes]:
     """The regular files of the runtime's directory. One that cannot be read is empty, which is no configuration."""
     try:
         names = [each.name for each in directory.iterdir()]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from ipaddress import IPv4Address, IPv6Address, collapse_addresses, summarize_address_range
 from itertools import islice
@@ -239,6 +239,13 @@ def constant(packed: Attributes) -> bytes | None:
 
 def table(name: str, flags: int) -> Message:
     return Message(Kind.NEWTABLE, Flag.CREATE_NEW, attribute(1, name) + attribute(2, flags), f"table {name}")
+
+
+def renamed(message: Message, old: str, new: str) -> Message:
+    """The same step of a table of another name."""
+    own = attribute(1, old)
+    assert message.body.startswith(own), f"{message.what} is of another table"
+    return replace(message, body=attribute(1, new) + message.body.removeprefix(own))
 
 
 def adopted(name: str, flags: int) -> Message:

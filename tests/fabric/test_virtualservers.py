@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import socket
 import time
@@ -241,3 +242,24 @@ def test_a_source_that_suddenly_shows_nothing(fabric: TwoTorFabric) -> None:
     assert site.ask()[0] == "a"
     site.wait_withdrawn()
     assert site.servers() == {}
+
+
+def test_doctor_tells_what_virtual_servers_rest_on(fabric: TwoTorFabric) -> None:
+    """Tried beside the table in use, of which nothing changes; without CAP_NET_ADMIN it names the modules to load."""
+    site = VirtualServerSite(fabric)
+    site.endpoints("a")
+    site.serve()
+    site.start().wait_answering("a")
+    tables = site.place.namespace.run(["nft", "list", "ruleset"]).stdout
+    found = {row["what"]: row["state"] for row in site.node.ask("doctor")}
+    told = {what: state for what, state in found.items() if what.startswith("virtualServers: ")}
+    assert told.pop("virtualServers: table owner") in ("ok", "warn"), "as the kernel has it"
+    rests_on = ("NAT", "nf_conntrack_netlink", "conntrack")
+    assert told == {f"virtualServers: {each}": "ok" for each in rests_on}
+    assert site.place.namespace.run(["nft", "list", "ruleset"]).stdout == tables
+    doctor = [str(site.node.program), "doctor", "-o", "json", "--config", str(site.node.config_file)]
+    powerless = ["setpriv", "--bounding-set", "-net_admin", "--inh-caps", "-net_admin", *doctor]
+    refused = {row["what"]: row for row in json.loads(site.place.namespace.run(powerless, check=False).stdout)}
+    for what, state, module in (("NAT", "bad", "nft_chain_nat"), ("nf_conntrack_netlink", "warn", "modprobe")):
+        row = refused[f"virtualServers: {what}"]
+        assert (row["state"], module in row["text"], "not permitted" in row["text"]) == (state, True, True)
