@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Mapping, Sequence
 
 from tests.benchmarks import (
+    hostroutes_memory,
     http,
     policy_cni,
     policy_contenders,
@@ -62,6 +63,8 @@ def _cluster(screen: Screen) -> list[Result]:
             cluster = ready.join(NODE, wire.node)
         with screen.step("first synchronisation"):
             found += policy_sync.results(ready, cluster)
+        with screen.step("the same pods followed for their addresses alone"):
+            found += hostroutes_memory.results(lab, ready)
         with screen.step("policies and labels changed again and again"):
             found += policy_latency.results(ready, wire)
         with screen.step(f"{policy_cni.ADDS} pods attached one by one, {policy_cni.AT_ONCE} at once"):
