@@ -13,7 +13,8 @@ from typing import Any
 from bgpd.bgp import flaps, view
 from bgpd.bgp.health import Health
 from bgpd.bgp.plan import Drain
-from bgpd.console import ConfigState, Pending
+from bgpd.config.restart import Pending
+from bgpd.console import ConfigState
 from bgpd.kube.feed import SourceState, SourceStatus
 from bgpd.model.bfd import BfdState, State
 from bgpd.model.bgp import SpeakerState

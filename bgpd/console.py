@@ -19,12 +19,11 @@ from bgpd.bgp.bfd import Bfd
 from bgpd.bgp.drain import Drainer, DrainError
 from bgpd.bgp.plan import BgpPlan, Drain
 from bgpd.bgp.routing import Inputs, Routing
-from bgpd.config.bgp import SpeakerMode
 from bgpd.config.load import Loaded, load
-from bgpd.config.schema import Config, NodeRoutes
+from bgpd.config.restart import Pending, waiting
 from bgpd.kube.sources import Source
 from bgpd.model.attachment import AttachmentKey
-from bgpd.model.bgp import AdvertisementType, Family, RouteKey
+from bgpd.model.bgp import Family, RouteKey
 from bgpd.model.brief import brief
 from bgpd.model.fault import FaultsError
 from bgpd.model.prefix import Prefix, PrefixError, parse_address, sort_key
@@ -40,36 +39,6 @@ if TYPE_CHECKING:  # a node that does not use one does without
     from bgpd.services.sight import Sight as ServicesSight
     from bgpd.virtualservers.sight import Sight as VirtualServersSight
 
-# what only a new daemon can take over, by key path
-NEEDS_RESTART: Mapping[str, Callable[[Config], Any]] = {
-    "node.name": lambda config: config.node.name,
-    "paths": lambda config: config.paths,
-    "source": lambda config: config.source,
-    "bgp.peersFrom": lambda config: config.bgp.peers_from,
-    "bgp.speaker": lambda config: config.bgp.speaker,
-    "bgp.advertisements (PodIP or not)": lambda config: config.bgp.announces(AdvertisementType.POD_IP),
-    "metrics.listen": lambda config: config.metrics.listen,
-    "bgp.health": lambda config: config.bgp.health,
-    "masquerade.enabled": lambda config: config.masquerade.enabled,
-    "masquerade.config": lambda config: config.masquerade.config,
-    "masquerade.map": lambda config: config.masquerade.map,
-    "masquerade.compat, .ipv6, .nomasqAllReservedRanges": lambda config: (
-        config.masquerade.compat,
-        config.masquerade.ipv6_wanted,
-        config.masquerade.nomasq_all_reserved_ranges,
-    ),
-    "nodeRoutes (none or not)": lambda config: config.node_routes is NodeRoutes.NONE,
-    "virtualServers.enabled": lambda config: config.virtual_servers.enabled,
-    "bgp.advertisements (Service or not)": lambda config: config.bgp.announces(AdvertisementType.SERVICE),
-    "policy.enabled": lambda config: config.policy.enabled,
-    "cni": lambda config: config.cni,
-    "log": lambda config: config.log,
-}
-# what only a new ExaBGP can take over
-NEEDS_SPEAKER_RESTART: Mapping[str, Callable[[Config], Any]] = {
-    "bgp.endOfRIBTimeoutSeconds": lambda config: config.bgp.end_of_rib_timeout_seconds,
-}
-
 POLICY_COMMANDS = ("endpoints", "policy list", "policy explain", "flows")  # known where policy is off too
 
 
@@ -81,14 +50,6 @@ class ConfigState:
     loaded_at: float
     faults: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Pending:
-    """The key paths of what the newest configuration changes and only a restart of one or the other takes over."""
-
-    daemon: tuple[str, ...] = ()
-    speaker: tuple[str, ...] = ()
 
 
 class Console:
@@ -215,7 +176,7 @@ class Console:
             raise
         state.faults, state.warnings, state.loaded_at = (), tuple(map(str, loaded.warnings)), time.time()
         self._file.publish(loaded)
-        pending = _pending(self._running, loaded.config)
+        pending = waiting(self._running, loaded.config)
         self.on_reload(pending)
         return {
             "warnings": list(state.warnings),
@@ -288,7 +249,7 @@ class Console:
         state = self.config_state
         error_at = self._source_error_at
         error_ago_s = None if error_at is None else round(time.monotonic() - error_at, 1)
-        pending = _pending(self._running, self._file.newest.value.config)
+        pending = waiting(self._running, self._file.newest.value.config)
         return {
             "node": self.routing.node_name,
             "version": __version__,
@@ -404,21 +365,6 @@ async def _policy_off(arguments: Mapping[str, Any], progress: Progress) -> dict[
 def _blocked(parts: Parts) -> Mapping[AttachmentKey, str]:
     """The endpoints that policy cannot be enforced on any more; without the plugin there are none."""
     return parts.chaining.attacher.blocked if parts.chaining is not None else {}
-
-
-def _pending(running: Config, newest: Config) -> Pending:
-    """What differs from the configuration that the daemon was started with.
-
-    A speaker that was restarted since is not known of: it is named until the daemon is restarted too.
-    """
-
-    def changed(keys: Mapping[str, Callable[[Config], Any]]) -> tuple[str, ...]:
-        return tuple(key for key, get in keys.items() if get(newest) != get(running))
-
-    daemon, speaker = changed(NEEDS_RESTART), changed(NEEDS_SPEAKER_RESTART)
-    if running.bgp.speaker is SpeakerMode.MANAGED:  # the daemon's child: the one restart is the other's too
-        return Pending((*daemon, *speaker))
-    return Pending(daemon, speaker)
 
 
 def _route(key: RouteKey) -> str:

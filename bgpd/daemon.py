@@ -40,8 +40,9 @@ from bgpd.bgp.stop import StopError, withdraw_everything
 from bgpd.chronicle import Chronicle
 from bgpd.config.bgp import SpeakerMode
 from bgpd.config.load import Loaded
+from bgpd.config.restart import Pending
 from bgpd.config.schema import Config
-from bgpd.console import Console, Pending
+from bgpd.console import Console
 from bgpd.kube.feed import Feed
 from bgpd.kube.sources import Source, api_server, api_source, condition_writer, manifest_source, recorder, several
 from bgpd.model.bgp import SpeakerState
