@@ -186,7 +186,7 @@ def _cni(config: Config) -> Iterator[Finding]:
     socket = settings(config).socket
     if is_answered(socket):
         yield Finding("cni: socket", OK, f"{socket} answers the plugin")
-    elif own.exists():
+    elif os.access(own, os.F_OK):
         text = f"nobody answers at {socket}: no pod starts while {own} is there; is bgpd.service running?"
         yield Finding("cni: socket", BAD, text)
     else:
@@ -200,7 +200,7 @@ def _conflist(config: Config, own: Path) -> Iterator[Finding]:
 
     what, name = "cni: conflist", config.cni.config_map
     if name is not None:
-        there = own.exists()
+        there = os.access(own, os.F_OK)
         text = f"{own} is there, from ConfigMap {name}" if there else f"bgpd will write {own} from ConfigMap {name}"
         yield Finding(what, OK if there else WARN, text)
         return

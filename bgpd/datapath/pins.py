@@ -34,7 +34,7 @@ def prepare(directory: Path) -> None:
 
 def examine(directory: Path) -> None:
     """DatapathError: it is not, or would not be, in a bpffs that can be written. Changes nothing."""
-    place = next(path for path in (directory, *directory.parents) if path.exists())
+    place = next(path for path in (directory, *directory.parents) if os.access(path, os.F_OK))
     if not is_bpffs(place):
         mount = BPFFS if directory.is_relative_to(BPFFS) else directory.parent
         raise DatapathError(f"{directory}: there is no bpffs; mount -t bpf bpf {mount}", errno.ENOENT)
