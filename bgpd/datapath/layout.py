@@ -170,7 +170,7 @@ MAPS = {
         MapSpec("macvlan_stations", MapType.HASH, STATION_KEY.size, STATION.size, 1024, NO_PREALLOC),
         MapSpec("macvlan_addresses", MapType.HASH, ADDRESS_KEY.size, OWNER.size, 4096, NO_PREALLOC),
         MapSpec(
-            "ipvlan_addresses", MapType.HASH, IPVLAN_ADDRESS_KEY.size, IPVLAN_OWNER.size, 4096, NO_PREALLOC
+            "ipvlan_addresses", MapType.HASH, IPVLAN_ADDRESS_KEY.size, IPVLAN_OWNER.size, 65536, NO_PREALLOC
         ),
         MapSpec("ipvlan_pods", MapType.HASH, POD_NUMBER.size, IPVLAN_POD.size, 1024, NO_PREALLOC),
         MapSpec("ipvlan_foreign", MapType.LPM_TRIE, _KEY_V6.size, len(PRESENT), 1024, NO_PREALLOC),

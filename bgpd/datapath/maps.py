@@ -16,11 +16,12 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from bgpd.datapath.layout import MapSpec
+from bgpd.datapath.layout import MAPS, MapSpec
 from bgpd.datapath.libbpf import ENOTSUPP, DatapathError, check, library, map_create, map_info
 
 K = TypeVar("K", bound=bytes)
 
+_KEPT = 15  # bytes of a map's name, by the kernel
 BATCH = 4096  # entries in one call
 NO_BATCH = (-errno.EINVAL, -ENOTSUPP)  # a kernel before 5.6; a map of a kind that has none
 
@@ -130,7 +131,8 @@ class Map:
         return found
 
     def _check(self, doing: str, code: int) -> None:
-        what = f"{doing} the map {self.spec.name}"
+        whole = (name for name in MAPS if name.encode()[:_KEPT] == self.spec.name.encode())
+        what = f"{doing} the map {next(whole, self.spec.name)}"
         if code in (-errno.ENOSPC, -errno.E2BIG):  # a trie's, a hash's
             raise DatapathError(f"{what}: it is full, with {self.spec.max_entries:,} entries", -code)
         check(what, code)

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import struct
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +23,12 @@ from typing import Any, TypeAlias
 from bgpd.config.load import Loaded
 from bgpd.datapath import jump, layout, loader
 from bgpd.datapath.layout import OwnerFlag
+from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.loader import Datapath
+from bgpd.datapath.maps import Map
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode
-from bgpd.model.outcome import DONE, Outcome
+from bgpd.model.outcome import DONE, Outcome, Retry
 from bgpd.model.policy import Tampering
 from bgpd.model.prefix import Address, Prefix
 from bgpd.netlink.links import Links, own_cookie
@@ -41,6 +45,10 @@ KIND = Kind("ipvlan", alone=(FILTER,))
 LOOK_S = 1.0  # how long a pod may go without its program where it can remove it, should the kernel not tell of it
 _ADDRESSES, _PODS, _FOREIGN = "ipvlan_addresses", "ipvlan_pods", "ipvlan_foreign"
 _NOBODY = bytes(16)  # the address that stands for the node itself
+_FEWER = (
+    "name their prefixes by `policy.foreignCIDRs`, or have fewer: each counts once for each parent, and kube-proxy "
+    "in IPVS mode gives the node every Service's"
+)
 
 Endpoints: TypeAlias = Store[Mapping[AttachmentKey, Endpoint]]
 
@@ -50,14 +58,18 @@ Endpoints: TypeAlias = Store[Mapping[AttachmentKey, Endpoint]]
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What the node has: by the index of a parent the addresses on ipvlans of its own there; all its addresses; the
-    parents that there are; and the cookie of its network namespace, 0 where the kernel has none.
+    """What the node has: by the index of a parent the addresses on ipvlans of its own there; all its addresses, in
+    the order of their interfaces; the parents that there are; and the cookie of its network namespace, 0 where the
+    kernel has none.
     """
 
     beside: Mapping[int, frozenset[Address]]
-    addresses: frozenset[Address]
+    addresses: tuple[Address, ...]
     interfaces: frozenset[int]
     netns: int
+
+
+_NOTHING = Own({}, (), frozenset(), 0)
 
 
 def refusal(link: IpvlanLink) -> str:
@@ -98,19 +110,33 @@ def entries(
     closed: Collection[int] = (),
     foreign: Iterable[Prefix] = (),
 ) -> dict[Entry, bytes]:
-    """What the maps are to hold; `at` are the parents, `closed` the numbers of pods that are cut off, `foreign` where
-    the node sends from without having it.
+    """What the maps are to hold, the most important first; `at` are the parents, `closed` the numbers of pods that
+    are cut off, `foreign` where the node sends from without having it.
     """
     want = {(_FOREIGN, layout.policy_prefix(prefix)): layout.PRESENT for prefix in foreign}
-    for parent in at:
-        want[_address_key(parent, _NOBODY)] = layout.IPVLAN_OWNER.pack(0, own.netns, 0, 0)
-        for address in own.addresses:
-            flags = OwnerFlag.BESIDE if address in own.beside.get(parent, ()) else OwnerFlag(0)
-            node = layout.IPVLAN_OWNER.pack(0, own.netns, flags, 0)
-            want[_address_key(parent, layout.policy_address(address))] = node
+    node = layout.IPVLAN_OWNER.pack(0, own.netns, 0, 0)
+    want.update({_address_key(parent, _NOBODY): node for parent in at})
     for endpoint, link in on_ipvlans(endpoints):
         want.update(_pod(endpoint, link, number_of(endpoint, link) in closed))
+    beside = layout.IPVLAN_OWNER.pack(0, own.netns, OwnerFlag.BESIDE, 0)
+    for parent in at:
+        for address in own.beside.get(parent, ()):
+            want.setdefault(_address_key(parent, layout.policy_address(address)), beside)
+    for address in own.addresses:  # of the first interfaces at every parent, then others'
+        for parent in at:
+            want.setdefault(_address_key(parent, layout.policy_address(address)), node)
     return want
+
+
+def left_out(want: Iterable[Entry]) -> frozenset[Entry]:
+    """Of these the last ones, for which the maps have no room."""
+    counted: Counter[str] = Counter()
+    found = set()
+    for entry in want:
+        counted[entry[0]] += 1
+        if counted[entry[0]] > layout.MAPS[entry[0]].max_entries:
+            found.add(entry)
+    return frozenset(found)
 
 
 def _pod(endpoint: Endpoint, link: IpvlanLink, closed: bool) -> Iterator[tuple[Entry, bytes]]:
@@ -140,6 +166,10 @@ def _closed_in(have: Mapping[Entry, bytes]) -> frozenset[int]:
     return frozenset(number for number, _, flags, _ in owners if flags & OwnerFlag.CLOSED)
 
 
+def _full(name: str) -> str:
+    return f"the map {name} is full, with {layout.MAPS[name].max_entries:,} entries"
+
+
 class Meddling:
     """Who has removed the program that it is policed by, and where it was then: whoever has its addresses next, so
     also its number, is another pod.
@@ -166,19 +196,20 @@ class Neighbors:
 
     def __init__(self, installed: loader.Installed, directory: Path) -> None:
         self.installed, self._directory = installed, directory
-        self.own = Own({}, frozenset(), frozenset(), 0)
+        self.own = _NOTHING
 
     async def observe(self) -> Mapping[Entry, bytes]:
         return await asyncio.to_thread(self._observe)
 
     async def apply(self, changes: Sequence[Change[Entry, bytes]]) -> Sequence[Outcome]:
-        for change in changes:
-            name, key = change.key
-            if change.want is None:
-                self.installed.maps[name].delete([key])
-            else:
-                self.installed.maps[name].update({key: change.want})
-        return [DONE] * len(changes)
+        return await asyncio.to_thread(self._apply, changes)
+
+    def _apply(self, changes: Sequence[Change[Entry, bytes]]) -> list[Outcome]:
+        """Many at a time: with kube-proxy in IPVS mode the node has every Service's address."""
+        outcomes: list[Outcome] = []
+        for name, alike in itertools.groupby(changes, key=lambda change: change.key[0]):
+            outcomes += _written(self.installed.maps[name], list(alike))
+        return outcomes
 
     def _observe(self) -> dict[Entry, bytes]:
         loader.restore(self.installed, self._directory)
@@ -190,17 +221,42 @@ class Neighbors:
         }
 
 
+def _written(to: Map, changes: Sequence[Change[Entry, bytes]]) -> Iterator[Outcome]:
+    """All at once, or each by itself, where some cannot be: what there is no room for is in nobody else's way."""
+    gone = [change.key[1] for change in changes if change.want is None]
+    try:
+        to.delete(gone)  # first, for room
+        to.update({change.key[1]: change.want for change in changes if change.want is not None})
+    except DatapathError:
+        yield from (_tried(to, change) for change in changes)
+    else:
+        yield from (DONE for _ in changes)
+
+
+def _tried(to: Map, change: Change[Entry, bytes]) -> Outcome:
+    _, key = change.key
+    try:
+        if change.want is None:
+            to.delete([key])
+        else:
+            to.update({key: change.want})
+    except DatapathError as error:
+        return Retry(str(error))
+    return DONE
+
+
 def _own() -> Own:
     with Links() as found:
         interfaces, addresses = found.all_here(), found.addresses_here()
     ipvlans = {each.index: each.other for each in interfaces if each.kind == "ipvlan" and each.other_netns is None}
     beside: dict[int, set[Address]] = {}
+    in_order = sorted(addresses, key=lambda each: each[0])
     for index, address in addresses:
         if (parent := ipvlans.get(index)) is not None:
             beside.setdefault(parent, set()).add(address)
     return Own(
         {parent: frozenset(each) for parent, each in beside.items()},
-        frozenset(address for _, address in addresses if not address.is_loopback),
+        tuple(dict.fromkeys(address for _, address in in_order if not address.is_loopback)),
         frozenset(each.index for each in interfaces),
         own_cookie(),
     )
@@ -238,6 +294,7 @@ class Ipvlans:
         self._config, self._endpoints, self._datapath = config, endpoints, datapath
         self._behind: Neighbors | None = None
         self._meddling, self._recalled = Meddling(), False
+        self._left_out: frozenset[Entry] = frozenset()
         self.removed = 0
         self.neighbors: Reconciler[Entry, bytes] = Reconciler(
             "policy_ipvlans",
@@ -275,6 +332,8 @@ class Ipvlans:
         """Why the program of this pod is not in it; empty: it is, or the pod is on no ipvlan."""
         if not isinstance(endpoint.link, IpvlanLink):
             return ""
+        for name, _ in (entry for entry, _ in _pod(endpoint, endpoint.link, closed=False) if entry in self._left_out):
+            return f"{_full(name)}; have fewer pods on ipvlans, with fewer addresses"
         outcome = self.pods.trouble.get(number_of(endpoint, endpoint.link))
         return outcome.reason if outcome is not None else ""
 
@@ -285,13 +344,18 @@ class Ipvlans:
         return {key: reason for key, endpoint in pods if (reason := self.hindrance(endpoint))}
 
     def problems(self) -> Iterator[str]:
-        """Pods that have meddled with what polices them."""
+        """Pods that have meddled with what polices them, and addresses of the node's that there is no room for."""
         pods = self._endpoints.newest.value.values()
         meddled = self._meddling.among(places(pods))
         for each, link in on_ipvlans(pods):
             if number_of(each, link) in meddled:
                 closed = "; it is closed until it is started anew" if self._closes else "; it was put back"
                 yield f"policy: somebody in {each} removed the program that it is policed by{closed}"
+        if node := sum(name == _ADDRESSES for name, _ in self._left_out):
+            yield (
+                f"policy: {_full(_ADDRESSES)}: at parents of ipvlans what the node sends from {node:,} more of its "
+                f"addresses is dropped before Linux 6.15; {_FEWER}"
+            )
 
     async def follow(self) -> None:
         """Whatever changes of interfaces, addresses and filters, here and in pods' namespaces, until cancelled."""
@@ -319,9 +383,12 @@ class Ipvlans:
         """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
         policy = self._config.newest.value.config.policy
         pods, closed = self._endpoints.newest.value.values(), self._closed()
-        own = self._behind.own if self._behind else Own({}, frozenset(), frozenset(), 0)
+        own = self._behind.own if self._behind else _NOTHING
         at = parents_of(pods) | self.parents.have.keys()
         want = entries(pods, own, at, closed, policy.foreign_cidrs if at else ())
+        self._left_out = left_out(want)
+        for entry in self._left_out:
+            del want[entry]
         return Desired(want, complete=self._endpoints.newest.synced and self.parents.ever_settled)
 
     def _closed(self) -> frozenset[int]:

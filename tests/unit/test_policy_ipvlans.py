@@ -14,12 +14,12 @@ from bgpd.datapath import layout
 from bgpd.datapath.layout import OwnerFlag
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode, VethLink
-from bgpd.policy.ipvlans import Meddling, Own, entries, number_of, parents_of, places, refusal
+from bgpd.policy.ipvlans import Meddling, Own, entries, left_out, number_of, parents_of, places, refusal
 from bgpd.policy.podhooks import Place
 
 PARENT, OTHER = 2, 3
 NODE, BESIDE = ip_address("192.0.2.1"), ip_address("192.0.2.9")
-OWN = Own({PARENT: frozenset({BESIDE})}, frozenset({NODE, BESIDE}), frozenset({PARENT, OTHER}), netns=77)
+OWN = Own({PARENT: frozenset({BESIDE})}, (NODE, BESIDE), frozenset({PARENT, OTHER}), netns=77)
 VETH = Endpoint(AttachmentKey("net", "v", "eth0"), None, "02:00:00:00:00:0b", (NODE,), VethLink(9, "veth9", None))
 
 
@@ -84,6 +84,26 @@ def test_a_pod_is_where_its_interface_is() -> None:
         number(pods[1]): Place(Path("/run/netns/198.51.100.11"), 6),
     }
     assert parents_of(pods) == {PARENT}
+
+
+def test_there_is_room_for_pods_before_the_node_s_addresses() -> None:
+    """And for those of its first interfaces before those of the last, which is where IPVS puts every Service's."""
+    room = layout.MAPS["ipvlan_addresses"].max_entries
+    first = ip_network("10.0.0.0/8").network_address
+    node = (NODE, *(first + offset for offset in range(room)))
+    own = Own({PARENT: frozenset({first})}, node, frozenset({PARENT}), netns=77)
+    want = entries([pod("198.51.100.10")], own, [PARENT])
+    out = left_out(want)
+    assert len(want) - len(out) == room + 1  # and the pod itself, in a map of its own
+    kept = [key for key in want if key not in out]
+    for told in ("198.51.100.10", "192.0.2.1", "10.0.0.0", "10.0.0.1"):
+        assert ("ipvlan_addresses", address_key(told)) in kept
+    assert ("ipvlan_addresses", address_key(str(node[-1]))) in out
+    assert left_out(entries([pod("198.51.100.10")], OWN, [PARENT])) == frozenset()
+
+
+def address_key(address: str, parent: int = PARENT) -> bytes:
+    return layout.IPVLAN_ADDRESS_KEY.pack(parent, layout.policy_address(ip_address(address)))
 
 
 ADDRESSES = st.ip_addresses(v=4) | st.ip_addresses(v=6, network="2001:db8::/32")

@@ -302,7 +302,7 @@ _Static_assert(sizeof(struct ipvlan_address_key) == 20, "no padding");
 _Static_assert(sizeof(struct ipvlan_owner) == 24, "no padding");
 _Static_assert(sizeof(struct ipvlan_pod) == 40, "no padding");
 
-#define IPVLAN_ADDRESSES 4096
+#define IPVLAN_ADDRESSES 65536 /* the node's once for each parent, of IPVS every Service's */
 #define IPVLAN_PODS 1024
 #define IPVLAN_FOREIGN 1024 /* prefixes, IPv4 as policy_address has it */
 
