@@ -2,7 +2,8 @@
 
 An interface in a pod's network namespace can have a program only from within: the daemon enters for that. Where the
 kernel has tcx it is a pinned link, which is the node's and which no pod can remove. Without tcx it is a filter of
-clsact, which a pod with CAP_NET_ADMIN can remove: so it is looked for, put back, and whoever asks is told of the pod.
+clsact, which a pod with CAP_NET_ADMIN can remove, or put others before: so it is looked for, put back, with whatever
+is in its place removed, and whoever asks is told of the pod. The ingress of a pod's interface is ours alone.
 
 A pod that deletes its interface gets nothing by it any more: that is as good as a program.
 """
@@ -32,7 +33,6 @@ from bgpd.runtime.reconcile import TargetError
 PREFIX = "ipvlan_pod_at_"  # of the pins of links, followed by the pod's number
 FILTER = "ipvlan_pod"
 _PINS = PREFIX + "[0-9a-f]" * 16  # and not what `pins.substitute` leaves when it is killed
-_NOT_BY_ITSELF = (errno.ENOENT, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP)
 _REMEDY = "; without tcx (Linux 6.6) this takes the modules sch_ingress and cls_bpf"
 
 
@@ -274,7 +274,7 @@ def _filter_at(place: Place) -> int | None:
         if place.index not in dict(socket.if_nameindex()):  # or there would be no filter, as if it had been removed
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         with RtSocket() as rtnetlink:
-            return Filters(rtnetlink).program(place.index, Side.INGRESS, FILTER)
+            return Filters(rtnetlink).first(place.index, Side.INGRESS, FILTER)
 
     return within(place.netns, look)
 
@@ -282,7 +282,7 @@ def _filter_at(place: Place) -> int | None:
 def _put(place: Place, program: int) -> None:
     def put() -> None:
         with RtSocket((EXT_ACK,)) as rtnetlink:
-            Filters(rtnetlink).put(place.index, Side.INGRESS, FILTER, program)
+            Filters(rtnetlink).put_first(place.index, Side.INGRESS, FILTER, program)
 
     within(place.netns, put)
 
@@ -319,4 +319,4 @@ def _outcome(error: DatapathError | OSError) -> Outcome:
         code, text = error.errno or 0, f"{error.filename or 'a filter of clsact'}: {error.strerror}"
     remedy = _REMEDY if code == errno.ENOENT else ""
     what = f"a program in a pod on an ipvlan: {text}{remedy}"
-    return Blocked(what) if code in _NOT_BY_ITSELF else Retry(what)
+    return Blocked(what) if code == errno.EPERM else Retry(what)  # a module may be loaded later

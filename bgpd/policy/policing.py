@@ -146,7 +146,12 @@ class Policing:
     def unready(self) -> str:
         """Why the policy of no pod can be put into the kernel at present; empty: it can, and has been once."""
         return self._hindrance() or next(
-            (f"{loop.name} has not been settled yet" for loop in self.loops if not loop.ever_settled), ""
+            (
+                f"{loop.name} has not been settled yet"
+                for loop in self.loops
+                if not loop.ever_settled and not (self._is_alone(loop) and loop.trouble)
+            ),
+            "",
         )
 
     def _hindrance(self) -> str:
@@ -157,9 +162,13 @@ class Policing:
         return next(reasons, "")
 
     def _reason(self, loop: Reconciler[Any, Any]) -> str:
-        """Why its target is not as wanted. A program that one pod lacks is in the way of nobody else."""
-        alone = loop is self.ipvlans.pods
+        """Why its target is not as wanted."""
+        alone = self._is_alone(loop)
         return loop.error or next((outcome.reason for outcome in loop.trouble.values() if not alone), "")
+
+    def _is_alone(self, loop: Reconciler[Any, Any]) -> bool:
+        """A program that one pod lacks is in the way of nobody else."""
+        return loop is self.ipvlans.pods
 
     async def enforced(self, endpoint: Endpoint) -> Outcome:
         """Done: the policy of the endpoint, which was published before, is in the kernel. Cancel it to give up."""

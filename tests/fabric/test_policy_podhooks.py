@@ -10,6 +10,7 @@ import contextlib
 import gc
 import os
 import resource
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from tests.fabric.policy_node import link
 WAYS = ("links", "filters")
 NUMBER = 0xFFFF_FFFF_0000_0001  # both halves of it are negative, or not, by themselves
 OPEN = Path("/proc/self/fd")
+ALL = "'1,6 0 0 4294967295' classid 1:1"  # a classic program that takes whatever there is, without a module
 FILTERS = ["tc", "filter", "show", "dev", "eth0", "ingress"]
 
 
@@ -44,6 +46,7 @@ class Node:
 
     def __init__(self, lab: Lab, directory: Path, way: str) -> None:
         self.lab, self._directory, self._way = lab, directory, way
+        self.by_links = way == "links"
         self.node = lab.namespace("node")
         self.wanted: dict[int, Place] = {}
         self.removed: list[int] = []
@@ -155,6 +158,30 @@ def test_what_somebody_removes_is_put_back(node: Node, bpffs: Path) -> None:
     assert node.asks(pod)
     assert [pin.exists() for pin in pins] == [True] * len(pins)
     assert node.removed == ([] if pins else [NUMBER])
+
+
+@pytest.mark.parametrize(
+    "meddling",
+    [
+        ["qdisc del dev eth0 clsact", "qdisc add dev eth0 ingress"],
+        ["qdisc del dev eth0 clsact", "qdisc add dev eth0 ingress_block 7 clsact"],
+        ["filter del dev eth0 ingress", f"filter add dev eth0 ingress pref 1 protocol ip bpf bytecode {ALL}"],
+        [f"filter add dev eth0 ingress pref 1 protocol all bpf bytecode {ALL}"],
+    ],
+    ids=["another qdisc", "another qdisc's block", "another filter", "a filter before it"],
+)
+def test_what_somebody_puts_in_the_place_of_a_program_goes(node: Node, meddling: list[str]) -> None:
+    """By tcx nobody can. Else a pod may do all that with its own interface, and is named for it."""
+    pod = node.pod("a")
+    node.want(pod)
+    for line in meddling:
+        pod.run(["tc", *shlex.split(line)], check=not node.by_links)
+    assert node.asks(pod) == node.by_links
+    assert (node.found() == node.wanted) == node.by_links
+    node.want(pod)
+    assert node.found() == node.wanted
+    assert node.asks(pod)
+    assert node.removed == ([] if node.by_links else [NUMBER])
 
 
 def test_an_interface_in_the_place_of_one_that_went_has_its_program(node: Node) -> None:
