@@ -30,6 +30,7 @@ const enum bgpd_abi layout SEC("bgpd_abi") = BGPD_ABI;
 
 POLICY_HASH(ipvlan_addresses, struct ipvlan_address_key, struct ipvlan_owner, IPVLAN_ADDRESSES);
 POLICY_HASH(ipvlan_pods, __u64, struct ipvlan_pod, IPVLAN_PODS);
+POLICY_HASH(ipvlan_vlans, struct vlan_key, struct vlan, VLANS);
 POLICY_TRIE(ipvlan_foreign, struct lpm_key_v6, __u8, IPVLAN_FOREIGN); /* to be there is all */
 
 struct {
@@ -153,6 +154,24 @@ static __always_inline enum policy_verdict check_unknown(struct __sk_buff *skb, 
 	return is_dhcp_request(frame) ? POLICY_NEIGHBOR : check_nobody(frame, claim);
 }
 
+/* What comes by an interface of the node's in a VLAN. A pod of this parent, which could tag its frames, does not. */
+static __always_inline enum policy_verdict check_vlan(struct __sk_buff *skb, const struct frame *frame,
+						      const struct policy_address *claim, __u64 netns,
+						      const struct vlan *vlan)
+{
+	const struct policy_address none = {};
+	const struct ipvlan_owner *node = vlan->above ? owner_of(vlan->above, &none) : NULL, *owner;
+	enum policy_verdict verdict;
+
+	if (!node)
+		return is_pod(owner_of(frame->parent, claim)) ? POLICY_NOT_IP : POLICY_NOT_ISOLATED;
+	owner = is_zero(claim) ? NULL : owner_of(vlan->above, claim);
+	if (!owner)
+		return check_unknown(skb, frame, claim, netns, node->netns);
+	verdict = check_owner(owner, netns);
+	return verdict == UNDECIDED ? POLICY_NOT_ISOLATED : verdict;
+}
+
 /* The node's own namespace, as the entry of no address has it; 0: not known. */
 static __always_inline __u64 node_netns(__u32 parent)
 {
@@ -167,6 +186,7 @@ __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, _
 	const struct ipvlan_owner *owner;
 	struct policy_address claim;
 	enum policy_verdict verdict;
+	const struct vlan *vlan;
 	__u64 node;
 
 	if (!frame)
@@ -179,6 +199,9 @@ __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, _
 	}
 	if (!read_claim(skb, frame, &claim))
 		return POLICY_BAD_HEADER;
+	vlan = vlan_of(&ipvlan_vlans, skb);
+	if (vlan)
+		return check_vlan(skb, frame, &claim, netns, vlan);
 	owner = is_zero(&claim) ? NULL : owner_of(frame->parent, &claim);
 	if (!owner)
 		return check_unknown(skb, frame, &claim, netns, node);
@@ -187,6 +210,8 @@ __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, _
 		return verdict;
 	if (!is_pod(owner))
 		return POLICY_NOT_ISOLATED;
+	if (skb->vlan_present && skb->vlan_tci & VLAN_ID)
+		return POLICY_NOT_IP; /* a pod is in no VLAN */
 	/* 0: a packet socket has not said, and older kernels do not look at the frame then */
 	if (skb->protocol && skb->protocol != frame->eth.h_proto && !skb->vlan_present)
 		return POLICY_NOT_IP;

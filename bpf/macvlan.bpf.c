@@ -27,6 +27,7 @@
 const enum bgpd_abi layout SEC("bgpd_abi") = BGPD_ABI;
 
 POLICY_HASH(macvlan_stations, struct macvlan_station_key, struct macvlan_station, MACVLAN_STATIONS);
+POLICY_HASH(macvlan_vlans, struct vlan_key, struct vlan, VLANS);
 POLICY_HASH(macvlan_addresses, struct macvlan_address_key, struct macvlan_owner, MACVLAN_ADDRESSES);
 
 /* The mark of what egress gives back. No other frame from a pod has it: the kernel takes a pod's own marks away where
@@ -126,6 +127,21 @@ __noinline int check_source(struct __sk_buff *skb, const struct frame *frame, in
  * echoes are in it again when such a frame had to wait for ARP. */
 #define INIT_NETNS 1
 
+/* What comes by an interface of the node's in a VLAN. No pod of this parent does. */
+static __always_inline enum policy_verdict check_vlan(const struct frame *frame, const struct macvlan_station *sender,
+						      __u64 netns, const struct vlan *vlan)
+{
+	if (vlan->above) {
+		sender = station_of(vlan->above, frame->eth.h_source);
+		if (!sender)
+			return POLICY_STRANGER;
+		if (netns && netns != INIT_NETNS && sender->netns && netns != sender->netns)
+			return POLICY_SPOOFED;
+		return POLICY_NOT_ISOLATED;
+	}
+	return sender && !(sender->flags & MACVLAN_NODE) ? POLICY_NOT_IP : POLICY_NOT_ISOLATED;
+}
+
 /*
  * Whether the sender is who it says: UNDECIDED if rules are to be asked. A packet socket of a pod can send with
  * whatever MAC address, the node's too, and can say of a frame that it is of another protocol than it is, by which
@@ -134,8 +150,11 @@ __noinline int check_source(struct __sk_buff *skb, const struct frame *frame, in
 static __always_inline enum policy_verdict check_sender(struct __sk_buff *skb, const struct frame *frame,
 							const struct macvlan_station *sender, __u64 netns)
 {
+	const struct vlan *vlan = vlan_of(&macvlan_vlans, skb);
 	enum policy_verdict verdict;
 
+	if (vlan)
+		return check_vlan(frame, sender, netns, vlan);
 	if (netns && netns != INIT_NETNS && sender && sender->netns && netns != sender->netns)
 		return POLICY_SPOOFED;
 	if (sender && sender->flags & MACVLAN_NODE) {

@@ -41,6 +41,8 @@ STRUCTS: Mapping[str, Mapping[str, str]] = {
     "macvlan_station": {"v4": "16s", "v6": "16s", "netns": "Q", "mac": "6s", "flags": "H"},
     "macvlan_address_key": {"parent": "I", "address": "16s"},
     "macvlan_owner": {"mac": "6s", "pad": "2s"},
+    "vlan_key": {"below": "I", "id": "H", "protocol": "2s"},
+    "vlan": {"above": "I"},
     "ipvlan_address_key": {"parent": "I", "address": "16s"},
     "ipvlan_owner": {"pod": "Q", "netns": "Q", "flags": "I", "pad": "I"},
     "ipvlan_pod": {"v4": "16s", "v6": "16s", "parent": "I", "pad": "I"},
@@ -78,6 +80,7 @@ STATION_KEY, STATION, ADDRESS_KEY, OWNER = (
 IPVLAN_ADDRESS_KEY, IPVLAN_OWNER, IPVLAN_POD = (
     struct.Struct("".join(STRUCTS[f"ipvlan_{name}"].values())) for name in ("address_key", "owner", "pod")
 )
+VLAN_KEY, VLAN = (struct.Struct("".join(STRUCTS[name].values())) for name in ("vlan_key", "vlan"))
 POD_NUMBER = struct.Struct("Q")  # by which its program finds a pod on an ipvlan
 LINK = struct.Struct("".join(STRUCTS["policy_link"].values()))
 CLASS = IFINDEX = struct.Struct("I")
@@ -168,6 +171,8 @@ MAPS = {
         MapSpec("policy_seeding", MapType.ARRAY, struct.calcsize("I"), struct.calcsize("I"), 1),
         MapSpec("policy_fragments", MapType.LRU_HASH, _FRAGMENT_KEY_BYTES, struct.calcsize("HH"), 4096),
         MapSpec("macvlan_stations", MapType.HASH, STATION_KEY.size, STATION.size, 1024, NO_PREALLOC),
+        MapSpec("macvlan_vlans", MapType.HASH, VLAN_KEY.size, VLAN.size, 8192, NO_PREALLOC),
+        MapSpec("ipvlan_vlans", MapType.HASH, VLAN_KEY.size, VLAN.size, 8192, NO_PREALLOC),
         MapSpec("macvlan_addresses", MapType.HASH, ADDRESS_KEY.size, OWNER.size, 4096, NO_PREALLOC),
         MapSpec(
             "ipvlan_addresses", MapType.HASH, IPVLAN_ADDRESS_KEY.size, IPVLAN_OWNER.size, 65536, NO_PREALLOC

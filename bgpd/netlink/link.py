@@ -20,6 +20,8 @@ _EXT_MASK, _LINK_NETNSID, _TARGET_NETNSID = 29, 37, 46
 _INFO_KIND, _INFO_DATA = 1, 2  # IFLA_INFO_*
 _MACVLAN_MODE = 1  # IFLA_MACVLAN_MODE
 _IPVLAN_MODE, _IPVLAN_FLAGS = 1, 2  # IFLA_IPVLAN_*, of 16 bits
+_VLAN_ID, _VLAN_PROTOCOL = 1, 5  # IFLA_VLAN_*
+_8021Q = b"\x81\x00"  # IEEE 802.1Q table 9-1
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _NSID, _FD = 1, 3  # NETNSA_*
 _NO_NUMBER = -1  # NETNSA_NSID_NOT_ASSIGNED
@@ -34,7 +36,8 @@ class Link:
     `other`: the index of a veth's other end, or of the parent of a macvlan or ipvlan. `other_netns`: the number of
     the network namespace in which that index counts; None: in the interface's own. `master`: the index of the bridge,
     or whatever else, that it is a port of. `mode`: MACVLAN_MODE_* of a macvlan, IPVLAN_MODE_* of an ipvlan, else 0.
-    `flags`: IPVLAN_F_* of an ipvlan.
+    `flags`: IPVLAN_F_* of an ipvlan. `vlan`: the number, and the tag's Ethernet type in network order, of one in a
+    VLAN.
     """
 
     index: int
@@ -46,6 +49,7 @@ class Link:
     master: int | None = None
     mode: int = 0
     flags: int = 0
+    vlan: tuple[int, bytes] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,7 @@ def link(body: bytes) -> Link:
         _number(found, _LINK_NETNSID),
         _number(found, _MASTER),
         *_mode(kind, info),
+        _vlan(attributes(info[_INFO_DATA][0])) if kind == "vlan" and _INFO_DATA in info else None,
     )
 
 
@@ -120,6 +125,10 @@ def _mode(kind: str, info: Attributes) -> tuple[int, int]:
     if kind == "ipvlan":
         return _short(data, _IPVLAN_MODE), _short(data, _IPVLAN_FLAGS)
     return (_number(data, _MACVLAN_MODE) or 0, 0) if kind == "macvlan" else (0, 0)
+
+
+def _vlan(data: Attributes) -> tuple[int, bytes]:
+    return _short(data, _VLAN_ID), data[_VLAN_PROTOCOL][0][:2] if _VLAN_PROTOCOL in data else _8021Q
 
 
 def _short(found: Attributes, which: int) -> int:

@@ -16,7 +16,7 @@ import itertools
 import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,7 +43,7 @@ from bgpd.runtime.store import Store
 
 KIND = Kind("ipvlan", alone=(FILTER,))
 LOOK_S = 1.0  # how long a pod may go without its program where it can remove it, should the kernel not tell of it
-_ADDRESSES, _PODS, _FOREIGN = "ipvlan_addresses", "ipvlan_pods", "ipvlan_foreign"
+_ADDRESSES, _PODS, _FOREIGN, _VLANS = "ipvlan_addresses", "ipvlan_pods", "ipvlan_foreign", "ipvlan_vlans"
 _NOBODY = bytes(16)  # the address that stands for the node itself
 _FEWER = (
     "name their prefixes by `policy.foreignCIDRs`, or have fewer: each counts once for each parent, and kube-proxy "
@@ -59,14 +59,15 @@ Endpoints: TypeAlias = Store[Mapping[AttachmentKey, Endpoint]]
 @dataclass(frozen=True, slots=True)
 class Own:
     """What the node has: by the index of a parent the addresses on ipvlans of its own there; all its addresses, in
-    the order of their interfaces; the parents that there are; and the cookie of its network namespace, 0 where the
-    kernel has none.
+    the order of their interfaces; the parents that there are; the cookie of its network namespace, 0 where the kernel
+    has none; and its interfaces in VLANs, see `parents.vlans_among`.
     """
 
     beside: Mapping[int, frozenset[Address]]
     addresses: tuple[Address, ...]
     interfaces: frozenset[int]
     netns: int
+    vlans: Mapping[bytes, int] = field(default_factory=dict)
 
 
 _NOTHING = Own({}, (), frozenset(), 0)
@@ -116,6 +117,7 @@ def entries(
     want = {(_FOREIGN, layout.policy_prefix(prefix)): layout.PRESENT for prefix in foreign}
     node = layout.IPVLAN_OWNER.pack(0, own.netns, 0, 0)
     want.update({_address_key(parent, _NOBODY): node for parent in at})
+    want.update({(_VLANS, key): value for key, value in parents.vlan_entries(own.vlans, at).items()})
     for endpoint, link in on_ipvlans(endpoints):
         want.update(_pod(endpoint, link, number_of(endpoint, link) in closed))
     beside = layout.IPVLAN_OWNER.pack(0, own.netns, OwnerFlag.BESIDE, 0)
@@ -216,7 +218,7 @@ class Neighbors:
         self.own = _own()
         return {
             (name, key): value
-            for name in (_ADDRESSES, _PODS, _FOREIGN)
+            for name in (_ADDRESSES, _PODS, _FOREIGN, _VLANS)
             for key, value in self.installed.maps[name].entries().items()
         }
 
@@ -259,6 +261,7 @@ def _own() -> Own:
         tuple(dict.fromkeys(address for _, address in in_order if not address.is_loopback)),
         frozenset(each.index for each in interfaces),
         own_cookie(),
+        parents.vlans_among(interfaces),
     )
 
 

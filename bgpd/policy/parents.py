@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -56,7 +56,7 @@ class Kind:
 
 MACVLAN = Kind("macvlan")
 _WITHOUT_NETNS = "_v6_6"  # ends the name of a program for kernels that do not tell who sends
-_STATIONS, _ADDRESSES = "macvlan_stations", "macvlan_addresses"
+_STATIONS, _ADDRESSES, _VLANS = "macvlan_stations", "macvlan_addresses", "macvlan_vlans"
 
 Entry: TypeAlias = tuple[str, bytes]
 """A map, and a key in it."""
@@ -68,11 +68,13 @@ Entry: TypeAlias = tuple[str, bytes]
 @dataclass(frozen=True, slots=True)
 class Own:
     """What the node has: by the index of a parent the MAC addresses that the node sends with there, each with the
-    flag of its macvlan's mode; and the cookie of its network namespace, 0 where the kernel has none.
+    flag of its macvlan's mode; the cookie of its network namespace, 0 where the kernel has none; and its interfaces
+    in VLANs, see `vlans_among`.
     """
 
     macs: Mapping[int, Mapping[bytes, StationFlag]]
     netns: int
+    vlans: Mapping[bytes, int] = field(default_factory=dict)
 
 
 def refusal(link: MacvlanLink) -> str:
@@ -102,6 +104,24 @@ def behind(have: Iterable[Entry]) -> frozenset[int]:
     return frozenset(layout.STATION_KEY.unpack(key)[0] for name, key in have if name == _STATIONS)
 
 
+def vlans_among(interfaces: Iterable[Interface]) -> dict[bytes, int]:
+    """By what the programs at the interface below know its frames by, as struct vlan_key: its index."""
+    return {
+        layout.VLAN_KEY.pack(each.other, *each.vlan): each.index
+        for each in interfaces
+        if each.vlan is not None and each.other is not None and each.other_netns is None
+    }
+
+
+def vlan_entries(vlans: Mapping[bytes, int], at: Collection[int]) -> dict[bytes, bytes]:
+    """What of it is told at these parents: an interface that is a parent too has judged its frames."""
+    return {
+        key: layout.VLAN.pack(above if above in at else 0)
+        for key, above in vlans.items()
+        if layout.VLAN_KEY.unpack(key)[0] in at
+    }
+
+
 def entries(
     endpoints: Iterable[Endpoint], own: Own, at: Collection[int], others: Iterable[bytes] = ()
 ) -> dict[Entry, bytes]:
@@ -113,6 +133,7 @@ def entries(
         _station_key(parent, mac): layout.STATION.pack(bytes(16), bytes(16), netns, mac, StationFlag.NODE | flag)
         for parent, mac, netns, flag in senders
     }
+    want |= {(_VLANS, key): value for key, value in vlan_entries(own.vlans, at).items()}
     for endpoint, link in pods:
         want.update(_pod(endpoint, link))
     return want
@@ -164,7 +185,7 @@ class Stations:
         self.own = _own()
         return {
             (name, key): value
-            for name in (_ADDRESSES, _STATIONS)
+            for name in (_ADDRESSES, _STATIONS, _VLANS)
             for key, value in self.installed.maps[name].entries().items()
         }
 
@@ -172,13 +193,14 @@ class Stations:
 def _own() -> Own:
     with Links() as found:
         macs: dict[int, dict[bytes, StationFlag]] = {}
-        for each in found.all_here():
+        interfaces = found.all_here()
+        for each in interfaces:
             mac = mac_address(each.mac)
             if mac:
                 macs.setdefault(each.index, {}).setdefault(mac, StationFlag(0))
             if mac and each.other is not None and each.other_netns is None:
                 macs.setdefault(each.other, {})[mac] = _flag(each)
-    return Own(macs, own_cookie())
+    return Own(macs, own_cookie(), vlans_among(interfaces))
 
 
 def _flag(link: Interface) -> StationFlag:

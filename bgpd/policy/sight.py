@@ -162,8 +162,9 @@ class Sight:
         policing, maps = self._policing, self._maps()
         stages = policing.maps.have.get(KEY)
         there = stages.steps[-1] if stages is not None else Contents()
-        others = Counter({"policy_links": len(policing.links.have), "macvlan_stations": 0, "macvlan_addresses": 0})
-        others.update({"ipvlan_addresses": 0, "ipvlan_pods": 0, "ipvlan_foreign": 0})
+        others = Counter({"policy_links": len(policing.links.have)})
+        others.update({f"macvlan_{name}": 0 for name in ("stations", "addresses", "vlans")})
+        others.update({f"ipvlan_{name}": 0 for name in ("addresses", "pods", "foreign", "vlans")})
         others.update(name for name, _ in (*policing.stations.have, *policing.ipvlans.neighbors.have))
         return Policy(
             endpoints=self._states(),

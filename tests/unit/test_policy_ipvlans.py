@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -14,7 +15,10 @@ from bgpd.datapath import layout
 from bgpd.datapath.layout import OwnerFlag
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode, VethLink
+from bgpd.netlink.link import Link as Interface
+from bgpd.policy import parents
 from bgpd.policy.ipvlans import Meddling, Own, entries, left_out, number_of, parents_of, places, refusal
+from bgpd.policy.parents import vlans_among
 from bgpd.policy.podhooks import Place
 
 PARENT, OTHER = 2, 3
@@ -84,6 +88,21 @@ def test_a_pod_is_where_its_interface_is() -> None:
         number(pods[1]): Place(Path("/run/netns/198.51.100.11"), 6),
     }
     assert parents_of(pods) == {PARENT}
+
+
+def test_the_node_s_vlans_are_told_where_a_parent_is_below_them() -> None:
+    """And which of them are parents too, where their frames have been judged."""
+    tag = (100, b"\x81\x00")
+    vlan = Interface(OTHER, "eth0.100", "vlan", other=PARENT, vlan=tag)
+    strangers = [Interface(8, "eth9.100", "vlan", other=7, vlan=tag), Interface(PARENT, "eth0", other=None)]
+    own = replace(OWN, vlans=vlans_among([vlan, *strangers, replace(vlan, index=9, other_netns=4)]))
+    key = "ipvlan_vlans", layout.VLAN_KEY.pack(PARENT, *tag)
+    for at, above in (([PARENT], 0), ([PARENT, OTHER], OTHER)):
+        told = {entry: value for entry, value in entries([], own, at).items() if entry[0] == "ipvlan_vlans"}
+        assert told == {key: layout.VLAN.pack(above)}
+    assert not [name for name, _ in entries([], own, [OTHER]) if name == "ipvlan_vlans"]
+    stations = parents.entries([], parents.Own({}, 0, own.vlans), [PARENT])
+    assert stations == {("macvlan_vlans", key[1]): layout.VLAN.pack(0)}
 
 
 def test_there_is_room_for_pods_before_the_node_s_addresses() -> None:

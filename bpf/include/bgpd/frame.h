@@ -93,6 +93,18 @@ static __always_inline int is_dhcp_request(const struct frame *frame)
 	       packet->destination_port == bpf_htons(DHCP_SERVER_PORT);
 }
 
+/* NULL: the frame is in no VLAN that the node has there. */
+static __always_inline const struct vlan *vlan_of(void *vlans, struct __sk_buff *skb)
+{
+	const struct vlan_key key = {
+		.below = skb->ifindex,
+		.id = skb->vlan_tci & VLAN_ID,
+		.protocol = skb->vlan_proto,
+	};
+
+	return skb->vlan_present && key.id ? bpf_map_lookup_elem(vlans, &key) : NULL;
+}
+
 /* False if the Ethernet header cannot be read. */
 static __always_inline int read_frame(struct __sk_buff *skb, struct frame *frame)
 {

@@ -268,6 +268,20 @@ _Static_assert(sizeof(struct macvlan_station_key) == 12, "no padding");
 _Static_assert(sizeof(struct macvlan_station) == 48, "no padding");
 _Static_assert(sizeof(struct macvlan_address_key) == 20, "no padding");
 
+/* The node's interfaces in VLANs, by the one below and the tag of their frames there. */
+struct vlan_key {
+	__u32 below; /* ifindex */
+	__u16 id;
+	__be16 protocol;
+};
+
+struct vlan {
+	__u32 above; /* ifindex of one that is a parent too, whose frames have been judged; 0: of any other */
+};
+
+_Static_assert(sizeof(struct vlan_key) == 8, "no padding");
+
+#define VLANS 8192
 #define MACVLAN_STATIONS 1024 /* gone through for every frame to a group: no more than needed */
 #define MACVLAN_ADDRESSES 4096
 
