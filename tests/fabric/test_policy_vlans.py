@@ -50,8 +50,10 @@ class Node:
         self.node = lab.namespace("node")
         if not self.node.call(links.has_tcx):
             pytest.skip("this kernel has no tcx: nothing tags frames before a program of ours")
-        self.node.sysctl({"net/ipv6/conf/all/disable_ipv6": "1"})  # nothing leaves but what is sent here
-        lab.link(self.node, "eth0", lab.namespace("outside"), "eth0")
+        outside = lab.namespace("outside")
+        for each in (self.node, outside):  # nothing leaves or comes but what is sent here
+            each.sysctl({f"net/ipv6/conf/{name}/disable_ipv6": "1" for name in ("all", "default")})
+        lab.link(self.node, "eth0", outside, "eth0")
         self.parent = link(self.node, "eth0")[0]
         loader.install(loader.shipped("policy"), directory)
         self.installed: Installed = self.node.call(
