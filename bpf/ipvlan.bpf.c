@@ -44,6 +44,7 @@ struct {
 enum ipvlan_origin {
 	ORIGIN_WIRE = 0x62670001,   /* its source is no pod's; whether the pod may get it has not been asked */
 	ORIGIN_JUDGED = 0x62670002, /* it may */
+	ORIGIN_STACK = 0x62670003,  /* said by bgpd/policy/table.py of what a pod sends by the node's stack: it may */
 };
 
 /* The cookie of the first network namespace; see macvlan.bpf.c on what else is sent in it. */
@@ -181,16 +182,31 @@ static __always_inline __u64 node_netns(__u32 parent)
 	return node ? node->netns : 0;
 }
 
+/* Whether the table of the node has let it pass: in modes L3 and L3S a pod cannot say so itself. */
+static __always_inline int is_from_stack(struct __sk_buff *skb, __u32 parent)
+{
+	const struct policy_address none = {};
+	const struct ipvlan_owner *node;
+
+	if (skb->priority != ORIGIN_STACK)
+		return 0;
+	skb->priority = 0;
+	node = owner_of(parent, &none);
+	return node && node->flags & IPVLAN_STACK;
+}
+
 __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, __u64 netns)
 {
 	const struct ipvlan_owner *owner;
 	struct policy_address claim;
 	enum policy_verdict verdict;
 	const struct vlan *vlan;
+	int from_stack;
 	__u64 node;
 
 	if (!frame)
 		return POLICY_BAD_HEADER;
+	from_stack = is_from_stack(skb, frame->parent);
 	node = node_netns(frame->parent);
 	if (!is_readable(frame)) {
 		if (netns && node && netns != INIT_NETNS && netns != node)
@@ -205,6 +221,8 @@ __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, _
 	owner = is_zero(&claim) ? NULL : owner_of(frame->parent, &claim);
 	if (!owner)
 		return check_unknown(skb, frame, &claim, netns, node);
+	if (!is_pod(owner) && from_stack)
+		return POLICY_NOT_ISOLATED; /* masqueraded since */
 	verdict = check_owner(owner, netns);
 	if (verdict != UNDECIDED)
 		return verdict;

@@ -234,11 +234,16 @@ class StationFlag(IntFlag):
 
 
 class OwnerFlag(IntFlag):
-    """enum ipvlan_owner_flag: the node's, on an ipvlan beside the pods'; a pod that is closed; one of mode L3S."""
+    """enum ipvlan_owner_flag: the node's, on an ipvlan beside the pods'; a pod that is closed; one of mode L3S; of
+    the address that stands for the node: a parent of pods in mode L3 or L3S."""
 
     BESIDE = 1
     CLOSED = 2
     STACK = 4
+
+
+ORIGIN_STACK = 0x62670003
+"""Of enum ipvlan_origin: what skb->priority says of a pod's packet that the inet table has let pass."""
 
 
 class Action(IntEnum):

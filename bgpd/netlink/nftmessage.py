@@ -132,7 +132,7 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 class Meta(IntEnum):
-    PROTOCOL, MARK, IIF, OIF, NFPROTO, L4PROTO = 1, 3, 4, 5, 15, 16
+    PROTOCOL, PRIORITY, MARK, IIF, OIF, NFPROTO, L4PROTO = 1, 2, 3, 4, 5, 15, 16
 
 
 class Header(IntEnum):
@@ -155,6 +155,11 @@ def expression(name: str, *parts: bytes) -> bytes:
 
 def meta(key: Meta, register: int = _REGISTER) -> bytes:
     return expression("meta", attribute(2, key), attribute(1, register))
+
+
+def set_meta(key: Meta, data: bytes) -> tuple[bytes, bytes]:
+    """Says so of the packet."""
+    return value(data), expression("meta", attribute(2, key), attribute(3, _REGISTER))
 
 
 def payload(base: Header, offset: int, length: int, register: int = _REGISTER) -> bytes:
@@ -180,7 +185,7 @@ def in_set(name: str) -> bytes:
 
 
 def value(data: bytes) -> bytes:
-    """Puts a constant where `snat` takes the address from."""
+    """Puts a constant where `snat` takes the address from, and `set_meta` what it says."""
     return expression("immediate", attribute(1, _REGISTER), nest(2, attribute(1, data)))
 
 

@@ -87,6 +87,11 @@ def on_ipvlans(endpoints: Iterable[Endpoint]) -> list[tuple[Endpoint, IpvlanLink
     return [(each, each.link) for each in endpoints if isinstance(each.link, IpvlanLink)]
 
 
+def on_stack(endpoints: Iterable[Endpoint]) -> list[tuple[Endpoint, IpvlanLink]]:
+    """Those that send by the node's stack."""
+    return [(each, link) for each, link in on_ipvlans(endpoints) if link.mode is not IpvlanMode.L2]
+
+
 def parents_of(endpoints: Iterable[Endpoint]) -> frozenset[int]:
     """The interfaces that these are on."""
     return frozenset(link.parent for _, link in on_ipvlans(endpoints))
@@ -115,8 +120,11 @@ def entries(
     are cut off, `foreign` where the node sends from without having it.
     """
     want = {(_FOREIGN, layout.policy_prefix(prefix)): layout.PRESENT for prefix in foreign}
+    endpoints = list(endpoints)
     node = layout.IPVLAN_OWNER.pack(0, own.netns, 0, 0)
-    want.update({_address_key(parent, _NOBODY): node for parent in at})
+    above = layout.IPVLAN_OWNER.pack(0, own.netns, OwnerFlag.STACK, 0)
+    stack = {link.parent for _, link in on_stack(endpoints)}
+    want.update({_address_key(parent, _NOBODY): above if parent in stack else node for parent in at})
     want.update({(_VLANS, key): value for key, value in parents.vlan_entries(own.vlans, at).items()})
     for endpoint, link in on_ipvlans(endpoints):
         want.update(_pod(endpoint, link, number_of(endpoint, link) in closed))

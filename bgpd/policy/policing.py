@@ -345,9 +345,17 @@ class Policing:
     def _tables(self) -> tuple[Table, Table]:
         installed, place = self.datapath.installed(), str(self.datapath.directory)
         number = {name: program.id for name, program in installed.programs.items()}
-        routed, bridged = sources(self.endpoints.newest.value.values())
+        endpoints = self.endpoints.newest.value.values()
+        routed, bridged = sources(endpoints)
         return (
-            inet_table(place, number["policy"], number["policy_reply"], routed),
+            inet_table(
+                place,
+                number["policy"],
+                number["policy_reply"],
+                routed,
+                [address for each, _ in ipvlans.on_stack(endpoints) for address in each.addresses],
+                number["policy_bridge"],
+            ),
             bridge_table(place, number["policy_astray"], number["policy_bridge"], bridged, self._unjudged),
         )
 

@@ -21,6 +21,15 @@ table inet bgpd-policy {
         <eBPF: policy> drop            # also what connection tracking does not know
     }
     chain replies { <eBPF: policy_reply> drop }
+
+    # where there are pods on ipvlans of mode L3 or L3S, whose packets leave as if the node had sent them:
+    chain postrouting { type filter hook postrouting priority srcnat - 1;
+        meta priority 6267:3 meta priority set 0:0                 # nobody but we says so
+        ip saddr @stack4 goto leaving                              # the same for IPv6
+    }
+    chain leaving { <eBPF: policy_bridge> drop; meta priority set 6267:3 }
+    chain input { type filter hook input priority filter - 1; ip daddr @stack4 goto entering }
+    chain entering { <eBPF: policy_bridge> drop }                  # translated by a service, too
 }
 table bridge bgpd-policy {
     chain prerouting { type filter hook prerouting priority dstnat; iif @links goto source }
@@ -43,11 +52,15 @@ A bridge hands what it forwards to the first table if `bridge-nf-call-iptables` 
 does for what has a VLAN tag, given by a bridge that keeps its ports apart with these: `bridge-nf-filter-vlan-tagged`
 is off everywhere, and where it is on, both tables judge.
 
+Of a pod in mode L3 connection tracking sees one direction, so the program that tracks flows is asked for those. What
+it has let pass is told to the program at the parent, which finds a node's address there when it was masqueraded.
+
 This does not decide what is allowed, nor which links are pods'. `netlink.owntables` tells the kernel.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
@@ -55,6 +68,7 @@ from functools import partial
 from pathlib import PurePath
 from typing import TypeAlias
 
+from bgpd.datapath.layout import ORIGIN_STACK
 from bgpd.model.prefix import Address
 from bgpd.netlink import nftfilter as filters
 from bgpd.netlink import nftmessage as nft
@@ -73,12 +87,13 @@ class Family(IntEnum):
     BRIDGE = filters.NFPROTO_BRIDGE
 
 
-PREROUTING_HOOK, FORWARD_HOOK = 0, 2  # NF_INET_*, NF_BR_*
+PREROUTING_HOOK, INPUT_HOOK, FORWARD_HOOK, POSTROUTING_HOOK = 0, 1, 2, 4  # NF_INET_*, NF_BR_*
 RAW = -300  # before connection tracking; `dstnat` of a bridge is the same number
 FORWARD_PRIORITY = {
     Family.INET: -1,  # before `filter`, so that what we drop is counted nowhere else
     Family.BRIDGE: -2,  # before br_netfilter hands the frame to the inet hooks
 }
+BEFORE_SRCNAT = 99  # `srcnat` - 1: what a pod has sent still has its address
 _PROGRAM_COMMENT = "eBPF program {}: no rule allows it"
 
 ETHER_SOURCE, ETHER_DESTINATION = (Header.LINK, 6, 6), (Header.LINK, 0, 6)
@@ -102,6 +117,11 @@ _KEYS: Mapping[str, tuple[tuple[KeyType, ...], int]] = {
     "sources6": ((KeyType.IFINDEX, KeyType.ETHER_ADDR, KeyType.IPV6_ADDR), 28),
 }
 """The sets: the types of their keys' parts, and the bytes of a key."""
+
+_KEYS_OF = {
+    Family.INET: {**_KEYS, "stack4": ((KeyType.IPV4_ADDR,), 4), "stack6": ((KeyType.IPV6_ADDR,), 16)},
+    Family.BRIDGE: _KEYS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +160,22 @@ _Rules: TypeAlias = list[tuple[Sequence[bytes], str]]
 """The expressions of each rule, and its comment."""
 
 
-def inet_table(directory: str, policy: int, policy_reply: int, sources: Iterable[Source]) -> Table:
-    """`sources`: behind links that are routed. The numbers are those of the programs."""
-    return Table(Family.INET, directory, (policy, policy_reply), frozenset((4, 6)), _sets_of(sources))
+def inet_table(
+    directory: str,
+    policy: int,
+    policy_reply: int,
+    sources: Iterable[Source],
+    stack: Iterable[Address] = (),
+    policy_bridge: int = 0,
+) -> Table:
+    """`sources`: behind links that are routed; `stack`: of pods that send by the node's stack. The numbers are those
+    of the programs.
+    """
+    addresses = set(stack)
+    sets = {f"stack{v}": frozenset(each.packed for each in addresses if each.version == v) for v in (4, 6)}
+    tracking = (policy_bridge, policy_bridge) if addresses else ()
+    versions = frozenset((4, 6))
+    return Table(Family.INET, directory, (policy, policy_reply, *tracking), versions, _sets_of(sources) | sets)
 
 
 def bridge_table(
@@ -183,7 +216,7 @@ def _update(have: Table, want: Table) -> Iterator[Message]:
         yield from (nft.no_chain(NAME, name) for name in old.keys() - _chains(want).keys())
     for number, (name, keys) in enumerate(want.sets.items(), 1):
         if name not in have.sets:
-            yield filters.key_set(NAME, name, *_KEYS[name], number)
+            yield filters.key_set(NAME, name, *_KEYS_OF[want.family][name], number)
         yield from filters.set_keys(NAME, name, have.sets.get(name, frozenset()), keys)
     if not same_rules:
         yield from _rules(want)
@@ -191,7 +224,13 @@ def _update(have: Table, want: Table) -> Iterator[Message]:
 
 def _rules(table: Table) -> Iterator[Message]:
     """The chains, all of them before the first rule that goes to one, and the rules."""
-    hooks = {"prerouting": (PREROUTING_HOOK, RAW), "forward": (FORWARD_HOOK, FORWARD_PRIORITY[table.family])}
+    filtering = FORWARD_PRIORITY[table.family]
+    hooks = {
+        "prerouting": (PREROUTING_HOOK, RAW),
+        "input": (INPUT_HOOK, filtering),
+        "forward": (FORWARD_HOOK, filtering),
+        "postrouting": (POSTROUTING_HOOK, BEFORE_SRCNAT),
+    }
     chains = _chains(table)
     for name in chains:
         hook, priority = hooks.get(name, (None, 0))
@@ -216,8 +255,8 @@ def _inet_chains(table: Table) -> dict[str, _Rules]:
         _RETURN,
     )
     reply = (filters.conntrack_direction(), nft.compare(Compare.EQUAL, bytes([filters.REPLY])))
-    policy, policy_reply = table.ids
-    return {
+    policy, policy_reply, *tracking = table.ids
+    chains: dict[str, _Rules] = {
         "prerouting": [((*_FROM_POD, _goto("source")), "")],
         "source": [*_own_address(ipv4, ipv6), _not_own()],
         "forward": [
@@ -226,6 +265,28 @@ def _inet_chains(table: Table) -> dict[str, _Rules]:
             _judge(table, "policy", policy),
         ],
         "replies": [_judge(table, "policy_reply", policy_reply)],
+    }
+    return chains | (_stack_chains(table, ipv4, ipv6, *tracking) if tracking else {})
+
+
+def _stack_chains(
+    table: Table, ipv4: tuple[bytes, ...], ipv6: tuple[bytes, ...], out: int, into: int
+) -> dict[str, _Rules]:
+    """Of pods whose packets pass the node's stack as if they were its own."""
+    judged = struct.pack("=I", ORIGIN_STACK)
+    forged = (nft.meta(Meta.PRIORITY), nft.compare(Compare.EQUAL, judged), *nft.set_meta(Meta.PRIORITY, bytes(4)))
+    return {
+        "postrouting": [
+            (forged, ""),
+            ((*ipv4, nft.payload(*IPV4_SOURCE), nft.in_set("stack4"), _goto("leaving")), ""),
+            ((*ipv6, nft.payload(*IPV6_SOURCE), nft.in_set("stack6"), _goto("leaving")), ""),
+        ],
+        "leaving": [_judge(table, "policy_bridge", out), (nft.set_meta(Meta.PRIORITY, judged), "it may")],
+        "input": [
+            ((*ipv4, nft.payload(*IPV4_DESTINATION), nft.in_set("stack4"), _goto("entering")), ""),
+            ((*ipv6, nft.payload(*IPV6_DESTINATION), nft.in_set("stack6"), _goto("entering")), ""),
+        ],
+        "entering": [_judge(table, "policy_bridge", into)],
     }
 
 
@@ -366,7 +427,7 @@ def found_in(family: Family, shown: Parts) -> Table:
     judged = frozenset(version for version in (4, 6) if family is Family.INET or f"judge{version}" in shown.chains)
     asked = [
         found
-        for name in ("forward", "replies", "to_pod", "judge4", "tagged4", "judge6", "tagged6")
+        for name in ("forward", "replies", "leaving", "entering", "to_pod", "judge4", "tagged4", "judge6", "tagged6")
         for found in programs_asked(shown.rules.get(name, ()), _PROGRAM_COMMENT)
     ]
     found = Table(
@@ -374,17 +435,17 @@ def found_in(family: Family, shown: Parts) -> Table:
         str(PurePath(asked[0][0]).parent) if asked else "",
         tuple(number for _, number in asked),
         judged,
-        {name: filters.keys_in(shown.sets[name]) for name in _KEYS if name in shown.sets},
+        {name: filters.keys_in(shown.sets[name]) for name in _KEYS_OF[family] if name in shown.sets},
     )
     return replace(found, damage=_damage(found, shown))
 
 
 def _damage(found: Table, shown: Parts) -> str:
     """How what is there differs from what `found` would have been made of; empty: not at all."""
-    asked = 2 if found.family is Family.INET else 3
-    if shown.sets.keys() == _KEYS.keys() and len(found.ids) != asked:
+    asked, keys = (2, 4) if found.family is Family.INET else (3,), _KEYS_OF[found.family]
+    if shown.sets.keys() == keys.keys() and len(found.ids) not in asked:
         return "its chains do not ask our programs"
-    return differences(_KEYS, _rules(found), shown)
+    return differences(keys, _rules(found), shown)
 
 
 def key(family: Family) -> str:

@@ -301,7 +301,9 @@ struct ipvlan_owner {
 enum ipvlan_owner_flag {
 	IPVLAN_BESIDE = 1 << 0, /* the node's, of an ipvlan of its own on this parent: it can send to pods here */
 	IPVLAN_CLOSED = 1 << 1, /* a pod that has meddled: nothing from it, nothing to it */
-	IPVLAN_STACK = 1 << 2,	/* a pod whose packets from the wire come by the node's stack: mode L3S */
+	/* a pod whose packets from the wire come by the node's stack: mode L3S; of the address that stands for the
+	 * node: what pods send leaves by its stack, mode L3 or L3S */
+	IPVLAN_STACK = 1 << 2,
 };
 
 /* A pod's interface, by a number of which its own program knows. */

@@ -1,0 +1,164 @@
+"""Pods on ipvlans of mode L3 and L3S send by the node's stack, where masquerading and services translate.
+
+Few kernels have ipvlan. An address of the node's own stands for a pod's here: what is sent from it passes OUTPUT and
+POSTROUTING, what is sent to it PREROUTING and INPUT, which is how packets of such pods go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from bgpd.datapath import features, layout, loader
+from bgpd.datapath.layout import OwnerFlag, Peer
+from bgpd.model.outcome import DONE
+from bgpd.netlink.links import own_cookie
+from bgpd.netlink.nftables import Connection
+from bgpd.netlink.owntables import TableActuator, can_own
+from bgpd.policy import filters, ipvlans, parents
+from bgpd.policy.parents import Programs
+from bgpd.policy.table import TABLES, Family, Table, inet_table, key
+from bgpd.runtime.diff import Change
+from tests.fabric.masq_node import NETLINK_NETFILTER, alone
+from tests.fabric.netns import Lab
+from tests.fabric.policy_node import link
+from tests.fabric.reach import ping
+
+pytestmark = pytest.mark.needs("mount", "nft")
+
+NOBODY = 1  # a set without rules
+SILENCE_S = 0.25
+INET = key(Family.INET)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The outside has no route to the pod: only masquerading leads back."""
+
+    version: int
+    pod: str
+    node: str
+    outside: str
+    length: int
+    echo: str
+
+    @property
+    def family(self) -> str:
+        return "ip" if self.version == 4 else "ip6"
+
+
+PLANS = (
+    Plan(4, "10.244.7.10", "192.0.2.1", "192.0.2.2", 24, "icmp"),
+    Plan(6, "fd44:7::10", "2001:db8::1", "2001:db8::2", 64, "icmpv6"),
+)
+both = pytest.mark.parametrize("plan", PLANS, ids=["IPv4", "IPv6"])
+
+
+class Node:
+    def __init__(self, lab: Lab, bpffs: Path) -> None:
+        self.node, self.outside = lab.namespace("node"), lab.namespace("outside")
+        self.directory = bpffs / "bgpd"
+        self.installed = loader.install(loader.shipped("policy"), self.directory)
+        lab.link(self.node, "eth0", self.outside, "eth0")
+        for plan in PLANS:
+            self.node.add_address("lo", alone(plan.pod))
+            self.node.add_address("eth0", f"{plan.node}/{plan.length}")
+            self.outside.add_address("eth0", f"{plan.outside}/{plan.length}")
+            self.nft(
+                f"table {plan.family} services {{",
+                " chain leaving { type nat hook postrouting priority srcnat;",
+                f"  {plan.family} saddr {plan.pod} masquerade\n }}",
+                " chain service { type nat hook prerouting priority dstnat;",
+                f"  {plan.echo} type echo-request {plan.family} daddr {plan.node} dnat to {plan.pod}\n }}",
+                "}",
+            )
+        self.connection = Connection(self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
+        self.tables = TableActuator(self.connection, TABLES, owned=can_own(self.connection))
+        self.isolate()
+
+    def nft(self, *lines: str) -> None:
+        self.node.run(["nft", "-f", "-"], stdin="\n".join(lines))
+
+    def isolate(self, egress: int = 0, ingress: int = 0) -> None:
+        value = layout.PEER.pack(*Peer(101, egress, ingress))
+        keys = [layout.policy_address(ip_address(plan.pod)) for plan in PLANS]
+        self.installed.maps["policy_peers"].update(dict.fromkeys(keys, value))
+
+    def wanted(self, *plans: Plan) -> Table:
+        number = {name: each.id for name, each in self.installed.programs.items()}
+        stack = [ip_address(plan.pod) for plan in plans]
+        place = str(self.directory)
+        return inet_table(place, number["policy"], number["policy_reply"], [], stack, number["policy_bridge"])
+
+    def apply(self, have: Table | None, want: Table) -> None:
+        assert list(asyncio.run(self.tables.apply([Change(INET, want, have)]))) == [DONE]
+        assert asyncio.run(self.tables.observe()) == {INET: want}
+
+    def sends(self, plan: Plan) -> bool:
+        return ping(self.node, plan.outside, source=plan.pod, timeout_s=SILENCE_S)
+
+    def serves(self, plan: Plan) -> bool:
+        """By the node's address."""
+        return ping(self.outside, plan.node, timeout_s=SILENCE_S)
+
+
+@pytest.fixture
+def node(lab: Lab, bpffs: Path) -> Iterator[Node]:
+    made = Node(lab, bpffs)
+    yield made
+    made.connection.close()
+
+
+def test_rules_are_asked_before_masquerading_and_after_services(node: Node) -> None:
+    """Answers are let through, to both: a flow is known from either side."""
+    node.apply(None, node.wanted(*PLANS))
+    for plan in PLANS:
+        assert (node.sends(plan), node.serves(plan)) == (True, True)
+    node.isolate(egress=NOBODY)
+    for plan in PLANS:
+        assert (node.sends(plan), node.serves(plan)) == (False, True)
+    node.isolate(ingress=NOBODY)
+    for plan in PLANS:
+        assert (node.sends(plan), node.serves(plan)) == (True, False)
+
+
+def test_the_rules_are_there_as_long_as_such_pods_are(node: Node) -> None:
+    """From an earlier table too, and back."""
+    tables = [node.wanted(), node.wanted(PLANS[0]), node.wanted(*PLANS), node.wanted()]
+    node.isolate(egress=NOBODY)
+    for have, want in zip([None, *tables], tables, strict=False):
+        node.apply(have, want)
+        asked = [not want.sets[f"stack{plan.version}"] for plan in PLANS]
+        assert [node.sends(plan) for plan in PLANS] == asked
+
+
+@both
+def test_what_was_masqueraded_is_not_taken_for_a_forgery(node: Node, plan: Plan) -> None:
+    """Where the kernel tells who sends, it tells that it was not the node; in mode L2 that is so."""
+    if not features.can_tell_netns():
+        pytest.skip("this kernel does not tell a program where a packet was sent: Linux 6.15 does")
+    parent = link(node.node, "eth0")[0]
+    installed = node.node.call(lambda: ipvlans.install(node.directory))
+    elsewhere = node.node.call(own_cookie) + 1  # than where the packets of this test come from
+
+    def tell(address: str, flags: int) -> None:
+        key = layout.IPVLAN_ADDRESS_KEY.pack(parent, layout.policy_address(ip_address(address)))
+        installed.maps["ipvlan_addresses"].update({key: layout.IPVLAN_OWNER.pack(0, elsewhere, flags, 0)})
+
+    assert node.sends(plan)  # and the neighbor is known
+    tell(plan.node, 0)
+    tell("::", OwnerFlag.STACK)
+    target = node.node.call(lambda: filters.actuator(installed, node.directory, ipvlans.KIND))
+    asked: Programs = {hook: each.id for hook, each in parents.programs(installed, ipvlans.KIND).items()}
+    assert node.node.call(lambda: list(asyncio.run(target.apply([Change(parent, asked, None)])))) == [DONE]
+    assert not node.sends(plan)
+    node.apply(None, node.wanted(*PLANS))
+    assert node.sends(plan)
+    tell("::", 0)
+    assert not node.sends(plan)
