@@ -31,6 +31,7 @@ const enum bgpd_abi layout SEC("bgpd_abi") = BGPD_ABI;
 POLICY_HASH(ipvlan_addresses, struct ipvlan_address_key, struct ipvlan_owner, IPVLAN_ADDRESSES);
 POLICY_HASH(ipvlan_pods, __u64, struct ipvlan_pod, IPVLAN_PODS);
 POLICY_HASH(ipvlan_vlans, struct vlan_key, struct vlan, VLANS);
+POLICY_HASH(ipvlan_tunnels, __be16, __u8, TUNNELS);		      /* to be there is all */
 POLICY_TRIE(ipvlan_foreign, struct lpm_key_v6, __u8, IPVLAN_FOREIGN); /* to be there is all */
 
 struct {
@@ -221,8 +222,8 @@ __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, _
 	owner = is_zero(&claim) ? NULL : owner_of(frame->parent, &claim);
 	if (!owner)
 		return check_unknown(skb, frame, &claim, netns, node);
-	if (!is_pod(owner) && from_stack)
-		return POLICY_NOT_ISOLATED; /* masqueraded since */
+	if (!is_pod(owner) && (from_stack /* masqueraded since */ || is_tunnel(&ipvlan_tunnels, frame)))
+		return POLICY_NOT_ISOLATED;
 	verdict = check_owner(owner, netns);
 	if (verdict != UNDECIDED)
 		return verdict;

@@ -28,6 +28,7 @@ const enum bgpd_abi layout SEC("bgpd_abi") = BGPD_ABI;
 
 POLICY_HASH(macvlan_stations, struct macvlan_station_key, struct macvlan_station, MACVLAN_STATIONS);
 POLICY_HASH(macvlan_vlans, struct vlan_key, struct vlan, VLANS);
+POLICY_HASH(macvlan_tunnels, __be16, __u8, TUNNELS); /* to be there is all */
 POLICY_HASH(macvlan_addresses, struct macvlan_address_key, struct macvlan_owner, MACVLAN_ADDRESSES);
 
 /* The mark of what egress gives back. No other frame from a pod has it: the kernel takes a pod's own marks away where
@@ -155,7 +156,8 @@ static __always_inline enum policy_verdict check_sender(struct __sk_buff *skb, c
 
 	if (vlan)
 		return check_vlan(frame, sender, netns, vlan);
-	if (netns && netns != INIT_NETNS && sender && sender->netns && netns != sender->netns)
+	if (netns && netns != INIT_NETNS && sender && sender->netns && netns != sender->netns &&
+	    !(sender->flags & MACVLAN_NODE && is_tunnel(&macvlan_tunnels, frame)))
 		return POLICY_SPOOFED;
 	if (sender && sender->flags & MACVLAN_NODE) {
 		verdict = check_source(skb, frame, 0);

@@ -143,6 +143,12 @@ class Policy(Section):
     for in layer 2 mode, or a proxy of ARP. From Linux 6.15 on only what no process sends needs it: the kernel tells
     where the rest comes from. None by default: before that, a pod can send from them too."""
 
+    tunnel_ports: Annotated[tuple[Annotated[int, PORT], ...], DISTINCT] = ()
+    """UDP ports of tunnels, at parents of pods' macvlans and ipvlans, through which the node sends what pods on other
+    interfaces have sent without its stack: of a bridge, OVS or Cilium with eBPF host routing. From Linux 6.15 on the
+    kernel says of such a packet that the pod has sent it, with the node's address: so a forger would. None by
+    default: a pod with CAP_NET_RAW can then send to these ports as the node."""
+
 
 class Cni(Section):
     """The plugin that is chained behind the node's CNI, so that NetworkPolicy reaches its pods."""

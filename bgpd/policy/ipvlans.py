@@ -44,6 +44,7 @@ from bgpd.runtime.store import Store
 KIND = Kind("ipvlan", alone=(FILTER,))
 LOOK_S = 1.0  # how long a pod may go without its program where it can remove it, should the kernel not tell of it
 _ADDRESSES, _PODS, _FOREIGN, _VLANS = "ipvlan_addresses", "ipvlan_pods", "ipvlan_foreign", "ipvlan_vlans"
+_TUNNELS = "ipvlan_tunnels"
 _NOBODY = bytes(16)  # the address that stands for the node itself
 _FEWER = (
     "name their prefixes by `policy.foreignCIDRs`, or have fewer: each counts once for each parent, and kube-proxy "
@@ -115,11 +116,13 @@ def entries(
     at: Collection[int],
     closed: Collection[int] = (),
     foreign: Iterable[Prefix] = (),
+    tunnels: Iterable[int] = (),
 ) -> dict[Entry, bytes]:
     """What the maps are to hold, the most important first; `at` are the parents, `closed` the numbers of pods that
-    are cut off, `foreign` where the node sends from without having it.
+    are cut off, `foreign` where the node sends from without having it, `tunnels` the UDP ports of its tunnels.
     """
     want = {(_FOREIGN, layout.policy_prefix(prefix)): layout.PRESENT for prefix in foreign}
+    want |= {(_TUNNELS, layout.transport_port(port)): layout.PRESENT for port in tunnels}
     endpoints = list(endpoints)
     node = layout.IPVLAN_OWNER.pack(0, own.netns, 0, 0)
     above = layout.IPVLAN_OWNER.pack(0, own.netns, OwnerFlag.STACK, 0)
@@ -226,7 +229,7 @@ class Neighbors:
         self.own = _own()
         return {
             (name, key): value
-            for name in (_ADDRESSES, _PODS, _FOREIGN, _VLANS)
+            for name in (_ADDRESSES, _PODS, _FOREIGN, _VLANS, _TUNNELS)
             for key, value in self.installed.maps[name].entries().items()
         }
 
@@ -396,7 +399,8 @@ class Ipvlans:
         pods, closed = self._endpoints.newest.value.values(), self._closed()
         own = self._behind.own if self._behind else _NOTHING
         at = parents_of(pods) | self.parents.have.keys()
-        want = entries(pods, own, at, closed, policy.foreign_cidrs if at else ())
+        foreign, tunnels = (policy.foreign_cidrs, policy.tunnel_ports) if at else ((), ())
+        want = entries(pods, own, at, closed, foreign, tunnels)
         self._left_out = left_out(want)
         for entry in self._left_out:
             del want[entry]

@@ -57,6 +57,7 @@ class Kind:
 MACVLAN = Kind("macvlan")
 _WITHOUT_NETNS = "_v6_6"  # ends the name of a program for kernels that do not tell who sends
 _STATIONS, _ADDRESSES, _VLANS = "macvlan_stations", "macvlan_addresses", "macvlan_vlans"
+_TUNNELS = "macvlan_tunnels"
 
 Entry: TypeAlias = tuple[str, bytes]
 """A map, and a key in it."""
@@ -123,9 +124,15 @@ def vlan_entries(vlans: Mapping[bytes, int], at: Collection[int]) -> dict[bytes,
 
 
 def entries(
-    endpoints: Iterable[Endpoint], own: Own, at: Collection[int], others: Iterable[bytes] = ()
+    endpoints: Iterable[Endpoint],
+    own: Own,
+    at: Collection[int],
+    others: Iterable[bytes] = (),
+    tunnels: Iterable[int] = (),
 ) -> dict[Entry, bytes]:
-    """What the maps are to hold; `at` are the parents, `others` the MAC addresses of other systems' macvlans."""
+    """What the maps are to hold; `at` are the parents, `others` the MAC addresses of other systems' macvlans,
+    `tunnels` the UDP ports of the node's tunnels.
+    """
     pods = [(each, each.link) for each in endpoints if isinstance(each.link, MacvlanLink)]
     senders = [(parent, mac, 0, StationFlag.BRIDGE) for mac in set(others) for parent in at]
     senders += [(parent, mac, own.netns, flag) for parent in at for mac, flag in own.macs.get(parent, {}).items()]
@@ -133,6 +140,7 @@ def entries(
         _station_key(parent, mac): layout.STATION.pack(bytes(16), bytes(16), netns, mac, StationFlag.NODE | flag)
         for parent, mac, netns, flag in senders
     }
+    want |= {(_TUNNELS, layout.transport_port(port)): layout.PRESENT for port in tunnels}
     want |= {(_VLANS, key): value for key, value in vlan_entries(own.vlans, at).items()}
     for endpoint, link in pods:
         want.update(_pod(endpoint, link))
@@ -185,7 +193,7 @@ class Stations:
         self.own = _own()
         return {
             (name, key): value
-            for name in (_ADDRESSES, _STATIONS, _VLANS)
+            for name in (_ADDRESSES, _STATIONS, _VLANS, _TUNNELS)
             for key, value in self.installed.maps[name].entries().items()
         }
 

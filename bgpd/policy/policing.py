@@ -315,8 +315,9 @@ class Policing:
         """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
         pods = self.endpoints.newest.value.values()
         own = self._behind.own if self._behind else Own({}, 0)
-        foreign = self._config.newest.value.config.policy.foreign_mac_addresses
-        want = entries(pods, own, parents_of(pods) | self.parents.have.keys(), map(mac_address, foreign))
+        policy, at = self._config.newest.value.config.policy, parents_of(pods) | self.parents.have.keys()
+        tunnels = policy.tunnel_ports if at else ()
+        want = entries(pods, own, at, map(mac_address, policy.foreign_mac_addresses), tunnels)
         return Desired(want, complete=self.endpoints.newest.synced and self.parents.ever_settled)
 
     def _want_parents(self) -> Desired[int, Programs]:

@@ -163,8 +163,8 @@ class Sight:
         stages = policing.maps.have.get(KEY)
         there = stages.steps[-1] if stages is not None else Contents()
         others = Counter({"policy_links": len(policing.links.have)})
-        others.update({f"macvlan_{name}": 0 for name in ("stations", "addresses", "vlans")})
-        others.update({f"ipvlan_{name}": 0 for name in ("addresses", "pods", "foreign", "vlans")})
+        others.update({f"macvlan_{name}": 0 for name in ("stations", "addresses", "vlans", "tunnels")})
+        others.update({f"ipvlan_{name}": 0 for name in ("addresses", "pods", "foreign", "vlans", "tunnels")})
         others.update(name for name, _ in (*policing.stations.have, *policing.ipvlans.neighbors.have))
         return Policy(
             endpoints=self._states(),

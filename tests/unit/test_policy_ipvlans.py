@@ -71,6 +71,21 @@ def test_what_the_node_sends_from_without_having_it() -> None:
     assert prefixes == {v4, struct.pack("=I", 64) + ip_network("2001:db8::/64").network_address.packed}
 
 
+def test_the_ports_of_tunnels_are_told() -> None:
+    """Of macvlans too. As headers have them."""
+    assert entries([], OWN, [], tunnels=[4789]) == {("ipvlan_tunnels", b"\x12\xb5"): layout.PRESENT}
+    told = parents.entries([], parents.Own({}, 0), [], tunnels=[4789])
+    assert told == {("macvlan_tunnels", b"\x12\xb5"): layout.PRESENT}
+
+
+@pytest.mark.parametrize("mode", list(IpvlanMode))
+def test_a_parent_whose_pods_send_by_the_node_s_stack_is_told(mode: IpvlanMode) -> None:
+    """All pods of a parent are in one mode."""
+    found = entries([pod("198.51.100.10", mode=mode)], OWN, [PARENT, OTHER])
+    assert owner(found, "::")[2] == (0 if mode is IpvlanMode.L2 else OwnerFlag.STACK)
+    assert owner(found, "::", OTHER)[2] == 0
+
+
 @pytest.mark.parametrize(
     ("mode", "flag"), [(IpvlanMode.L2, 0), (IpvlanMode.L3, 0), (IpvlanMode.L3S, OwnerFlag.STACK)]
 )

@@ -105,6 +105,18 @@ static __always_inline const struct vlan *vlan_of(void *vlans, struct __sk_buff 
 	return skb->vlan_present && key.id ? bpf_map_lookup_elem(vlans, &key) : NULL;
 }
 
+/*
+ * Whether it goes to one of these UDP ports, __be16. A tunnel of the node's hands on the socket of the pod that has
+ * sent what is inside: such a packet is not from the node's network namespace, and yet the node's.
+ */
+static __always_inline int is_tunnel(void *tunnels, const struct frame *frame)
+{
+	const __be16 port = frame->packet.destination_port;
+
+	return frame->state == PACKET_WHOLE && frame->packet.protocol == IPPROTO_UDP &&
+	       bpf_map_lookup_elem(tunnels, &port);
+}
+
 /* False if the Ethernet header cannot be read. */
 static __always_inline int read_frame(struct __sk_buff *skb, struct frame *frame)
 {

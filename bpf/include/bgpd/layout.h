@@ -282,6 +282,7 @@ struct vlan {
 _Static_assert(sizeof(struct vlan_key) == 8, "no padding");
 
 #define VLANS 8192
+#define TUNNELS 1024	      /* UDP ports */
 #define MACVLAN_STATIONS 1024 /* gone through for every frame to a group: no more than needed */
 #define MACVLAN_ADDRESSES 4096
 
