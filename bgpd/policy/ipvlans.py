@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from bgpd.config.load import Loaded
 from bgpd.datapath import jump, layout, loader
@@ -45,6 +45,7 @@ KIND = Kind("ipvlan", alone=(FILTER,))
 LOOK_S = 1.0  # how long a pod may go without its program where it can remove it, should the kernel not tell of it
 _ADDRESSES, _PODS, _FOREIGN, _VLANS = "ipvlan_addresses", "ipvlan_pods", "ipvlan_foreign", "ipvlan_vlans"
 _TUNNELS = "ipvlan_tunnels"
+PAUSE_S = 0.5  # between two looks for news: a pod can make thousands in that, by its interface
 _NOBODY = bytes(16)  # the address that stands for the node itself
 _FEWER = (
     "name their prefixes by `policy.foreignCIDRs`, or have fewer: each counts once for each parent, and kube-proxy "
@@ -276,13 +277,22 @@ def _own() -> Own:
     )
 
 
-def _watch() -> RtWatch:
-    """Without the right to hear of pods' namespaces, looking by ourselves has to do."""
-    groups = (GROUP_LINK, GROUP_TC, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS)
+class News(Protocol):
+    async def news(self) -> object:
+        """Waits for some."""
+
+    def close(self) -> None: ...
+
+
+async def heed(watch: News, tell: Callable[[], object], pause_s: float = PAUSE_S) -> None:
+    """Calls `tell` for news, at once, then no sooner than after `pause_s`, however many come; until cancelled."""
     try:
-        return RtWatch(groups, everywhere=True)
-    except PermissionError:
-        return RtWatch(groups)
+        while True:
+            await watch.news()
+            tell()
+            await asyncio.sleep(pause_s)
+    finally:
+        watch.close()
 
 
 def install(directory: Path) -> loader.Installed:
@@ -309,6 +319,7 @@ class Ipvlans:
         self._behind: Neighbors | None = None
         self._meddling, self._recalled = Meddling(), False
         self._left_out: frozenset[Entry] = frozenset()
+        self._deaf, self._removable = False, False
         self.removed = 0
         self.neighbors: Reconciler[Entry, bytes] = Reconciler(
             "policy_ipvlans",
@@ -365,6 +376,11 @@ class Ipvlans:
             if number_of(each, link) in meddled:
                 closed = "; it is closed until it is started anew" if self._closes else "; it was put back"
                 yield f"policy: somebody in {each} removed the program that it is policed by{closed}"
+        if self._deaf and self._removable and self._has_ipvlans():
+            yield (
+                "policy: bgpd is not told when a pod on an ipvlan removes the program that it is policed by, and "
+                "notices it late; give its unit CAP_NET_BROADCAST (systemd/ipvlan.conf)"
+            )
         if node := sum(name == _ADDRESSES for name, _ in self._left_out):
             yield (
                 f"policy: {_full(_ADDRESSES)}: at parents of ipvlans what the node sends from {node:,} more of its "
@@ -372,16 +388,27 @@ class Ipvlans:
             )
 
     async def follow(self) -> None:
-        """Whatever changes of interfaces, addresses and filters, here and in pods' namespaces, until cancelled."""
-        watch = _watch()
+        """Interfaces and addresses here, and interfaces and filters in pods' namespaces too, until cancelled."""
+        own = RtWatch((GROUP_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS))
+
+        def look_at_own() -> None:
+            if self._has_ipvlans():
+                self.neighbors.kick(stale=True)
+
+        def look_at_pods() -> None:
+            if self._has_ipvlans():
+                self.pods.suspect()
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(heed(own, look_at_own), name="what the node has on parents of ipvlans")
+            group.create_task(heed(self._watch_pods(), look_at_pods), name="what pods on ipvlans change")
+
+    def _watch_pods(self) -> RtWatch:
         try:
-            while True:
-                await watch.news()
-                if self._has_ipvlans():
-                    self.neighbors.kick(stale=True)
-                    self.pods.suspect()
-        finally:
-            watch.close()
+            return RtWatch((GROUP_LINK, GROUP_TC), everywhere=True)
+        except PermissionError:
+            self._deaf = True
+            return RtWatch((GROUP_LINK, GROUP_TC))
 
     # --- what the reconcilers ask -------------------------------------------------------------------------
 
@@ -449,12 +476,14 @@ class Ipvlans:
 
     def _open_pods(self) -> podhooks.PodHooks:
         assert self._behind is not None, "nothing is wanted in a pod before it is known"
-        return podhooks.actuator(
+        hooks = podhooks.actuator(
             self._behind.installed,
             self._datapath.directory,
             lambda: places(self._endpoints.newest.value.values()),
             self._removed,
         )
+        self._removable = isinstance(hooks, podhooks.HookFilters)
+        return hooks
 
     def _open_parents(self) -> Actuator[int, Programs]:
         assert self._behind is not None, "nothing is wanted at a parent before the pods are known"

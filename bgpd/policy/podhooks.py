@@ -25,7 +25,7 @@ from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.links import Hook, Link
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.netlink.clsact import Filters, Side
-from bgpd.netlink.enter import within
+from bgpd.netlink.enter import within, within_each
 from bgpd.netlink.rtsocket import EXT_ACK, RtSocket
 from bgpd.runtime.diff import Change
 from bgpd.runtime.reconcile import TargetError
@@ -202,9 +202,11 @@ class HookFilters:
     def _observe(self) -> dict[int, Place]:
         """What cannot be looked at is put again, which tells why it cannot be; nobody is to blame for it."""
         found, wanted = {}, self._wanted()
-        for number, place in {**wanted, **self._placed}.items():
+        numbers = {**wanted, **self._placed}
+        filters = _filters_at(numbers.values())
+        for number, place in numbers.items():
             try:
-                is_there = self._is_there(number, place)
+                is_there = self._is_there(number, filters[place])
             except (DatapathError, OSError):
                 found[number] = _NOWHERE
                 continue
@@ -214,15 +216,13 @@ class HookFilters:
                 self._removed(number)
         return found
 
-    def _is_there(self, number: int, place: Place) -> bool:
-        """Its filter; or the interface is not, and there is nothing to be asked about."""
-        try:
-            program = _filter_at(place)
-        except OSError as error:
-            if _is_gone(error):
-                return True
-            raise
-        return program is not None and self._programs.is_it(number, program)
+    def _is_there(self, number: int, looked: int | OSError | None) -> bool:
+        """Its filter; or the interface is not, and there is nothing to be asked about. OSError: nobody knows."""
+        if not isinstance(looked, OSError):
+            return looked is not None and self._programs.is_it(number, looked)
+        if _is_gone(looked):
+            return True
+        raise looked
 
     def _apply(self, number: int, want: Place | None) -> Outcome:
         before = self._placed.pop(number, None)
@@ -269,14 +269,26 @@ def _has_interface(place: Place) -> bool:
         return not _is_gone(error)
 
 
-def _filter_at(place: Place) -> int | None:
-    def look() -> int | None:
-        if place.index not in dict(socket.if_nameindex()):  # or there would be no filter, as if it had been removed
-            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        with RtSocket() as rtnetlink:
-            return Filters(rtnetlink).first(place.index, Side.INGRESS, FILTER)
+def _filters_at(places: Iterable[Place]) -> dict[Place, int | OSError | None]:
+    """The program that is asked first at each; None: there is none of ours. OSError: why it is not known."""
+    indexes: dict[Path, set[int]] = {}
+    for place in places:
+        indexes.setdefault(place.netns, set()).add(place.index)
+    looked = within_each(indexes, lambda netns: _filters_of(indexes[netns]))
+    return {
+        Place(netns, index): found if isinstance(found, OSError) else found[index]
+        for netns, found in looked.items()
+        for index in indexes[netns]
+    }
 
-    return within(place.netns, look)
+
+def _filters_of(indexes: Iterable[int]) -> dict[int, int | OSError | None]:
+    """In the namespace of this thread."""
+    there = dict(socket.if_nameindex())
+    gone = OSError(errno.ENODEV, os.strerror(errno.ENODEV))  # not a filter that was removed
+    with RtSocket() as rtnetlink:
+        filters = Filters(rtnetlink)
+        return {each: filters.first(each, Side.INGRESS, FILTER) if each in there else gone for each in indexes}
 
 
 def _put(place: Place, program: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
@@ -17,7 +18,7 @@ from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode, VethLink
 from bgpd.netlink.link import Link as Interface
 from bgpd.policy import parents
-from bgpd.policy.ipvlans import Meddling, Own, entries, left_out, number_of, parents_of, places, refusal
+from bgpd.policy.ipvlans import Meddling, Own, entries, heed, left_out, number_of, parents_of, places, refusal
 from bgpd.policy.parents import vlans_among
 from bgpd.policy.podhooks import Place
 
@@ -138,6 +139,49 @@ def test_there_is_room_for_pods_before_the_node_s_addresses() -> None:
 
 def address_key(address: str, parent: int = PARENT) -> bytes:
     return layout.IPVLAN_ADDRESS_KEY.pack(parent, layout.policy_address(ip_address(address)))
+
+
+class Flood:
+    """There is always news."""
+
+    def __init__(self) -> None:
+        self.told, self.closed = 0, False
+
+    async def news(self) -> None:
+        await asyncio.sleep(0)
+        self.told += 1
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_pod_that_changes_something_all_the_time_is_looked_at_now_and_then() -> None:
+    """The first news at once."""
+    flood, looks = Flood(), []
+
+    async def scenario() -> None:
+        task = asyncio.create_task(heed(flood, lambda: looks.append(flood.told), pause_s=3600))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert (looks, flood.closed) == ([1], True)
+
+
+def test_news_while_nobody_looks_are_looked_at_later() -> None:
+    flood, looks = Flood(), []
+
+    async def scenario() -> None:
+        task = asyncio.create_task(heed(flood, lambda: looks.append(flood.told), pause_s=0))
+        for _ in range(100):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(scenario())
+    assert looks[:3] == [1, 2, 3]
 
 
 ADDRESSES = st.ip_addresses(v=4) | st.ip_addresses(v=6, network="2001:db8::/32")
