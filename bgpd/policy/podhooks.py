@@ -151,8 +151,12 @@ class HookLinks:
             pins.substitute(link.fd, self._path(number))
         except (DatapathError, OSError) as error:
             if _is_gone(error):
+                self._detach(number)
                 self._places[number] = want
             return _outcome(error)
+        before = self._held.get(number)
+        if before is not None and before is not link:
+            _end(before)
         self._held[number], self._places[number] = link, want
         return DONE
 
@@ -165,7 +169,7 @@ class HookLinks:
         return link
 
     def _attached(self, number: int, want: Place) -> Link:
-        self._detach(number)
+        """Beside the one that there was, which may be in force there."""
         program = self._programs.of(number)
         return within(want.netns, lambda: links.attach(program.fd, want.index, Hook.INGRESS))
 
@@ -174,11 +178,15 @@ class HookLinks:
         self._places.pop(number, None)
         link = self._held.pop(number, None)
         if link is not None:
-            link.detach()
-            link.close()
+            _end(link)
 
     def _path(self, number: int) -> Path:
         return self._directory / f"{PREFIX}{number:016x}"
+
+
+def _end(link: Link) -> None:
+    link.detach()
+    link.close()
 
 
 class HookFilters:
@@ -225,19 +233,20 @@ class HookFilters:
         raise looked
 
     def _apply(self, number: int, want: Place | None) -> Outcome:
-        before = self._placed.pop(number, None)
-        if before is not None and before != want:
-            removed = _tried(lambda: _remove(before))
-            if removed != DONE:
-                self._placed[number] = before
-                return removed
+        before = self._placed.get(number)
+        done: Outcome = DONE
+        if want is not None:
+            done = _tried(lambda: _put(want, self._programs.of(number).fd))
+        if done == DONE and before is not None and before != want:
+            done = _tried(lambda: _remove(before))
+        if done != DONE:
+            return done
         if want is None:
+            self._placed.pop(number, None)
             self._programs.forget(number)
-            return DONE
-        put = _tried(lambda: _put(want, self._programs.of(number).fd))
-        if put == DONE:
+        else:
             self._placed[number] = want
-        return put
+        return DONE
 
 
 def remove(namespaces: Iterable[Path]) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import links, loader
-from bgpd.model.outcome import DONE
+from bgpd.model.outcome import DONE, Outcome, Retry
 from bgpd.policy import ipvlans
 from bgpd.policy.podhooks import HookFilters, HookLinks, Place, PodHooks, remove
 from bgpd.runtime.diff import Change
@@ -243,6 +243,30 @@ def test_nobody_is_blamed_for_what_cannot_be_looked_at(node: Node) -> None:
     node.want(pod)
     assert node.found() == node.wanted
     assert node.asks(pod)
+
+
+def test_what_cannot_be_put_elsewhere_stays_where_it_is(node: Node) -> None:
+    """Until it can: no packet passes unasked meanwhile."""
+    before, after = node.pod("a"), node.pod("b")
+    node.want(before)
+    place = Place(after.path, link(after, "eth0")[0])
+    node.wanted = {NUMBER: place}
+    have = node.found().get(NUMBER)
+
+    async def move() -> list[Outcome]:
+        with no_more_files():
+            return list(await node.hooks.apply([Change(NUMBER, place, have)]))
+
+    async def scenario() -> list[Outcome]:
+        await asyncio.to_thread(lambda: None)  # what a loop and its threads open
+        return await move()
+
+    (outcome,) = asyncio.run(scenario())
+    assert isinstance(outcome, Retry)
+    assert (node.asks(before), node.asks(after)) == (True, False)
+    node.want(after)
+    assert (node.asks(before), node.asks(after)) == (False, True)
+    assert node.removed == []
 
 
 def test_nothing_stays_open_of_pods_that_ended(node: Node) -> None:
