@@ -7,7 +7,6 @@ POSTROUTING, what is sent to it PREROUTING and INPUT, which is how packets of su
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -19,22 +18,20 @@ from bgpd.datapath import features, layout, loader
 from bgpd.datapath.layout import OwnerFlag, Peer
 from bgpd.model.outcome import DONE
 from bgpd.netlink.links import own_cookie
-from bgpd.netlink.nftables import Connection
-from bgpd.netlink.owntables import TableActuator, can_own
 from bgpd.policy import filters, ipvlans, parents
 from bgpd.policy.parents import Programs
-from bgpd.policy.table import TABLES, Family, Table, inet_table, key
+from bgpd.policy.table import Table
 from bgpd.runtime.diff import Change
-from tests.fabric.masq_node import NETLINK_NETFILTER, alone
+from tests.fabric.masq_node import alone
 from tests.fabric.netns import Lab
 from tests.fabric.policy_node import link
 from tests.fabric.reach import ping
+from tests.fabric.stack_table import StackTable
 
 pytestmark = pytest.mark.needs("mount", "nft")
 
 NOBODY = 1  # a set without rules
 SILENCE_S = 0.25
-INET = key(Family.INET)
 
 
 @dataclass(frozen=True)
@@ -46,16 +43,11 @@ class Plan:
     node: str
     outside: str
     length: int
-    echo: str
-
-    @property
-    def family(self) -> str:
-        return "ip" if self.version == 4 else "ip6"
 
 
 PLANS = (
-    Plan(4, "10.244.7.10", "192.0.2.1", "192.0.2.2", 24, "icmp"),
-    Plan(6, "fd44:7::10", "2001:db8::1", "2001:db8::2", 64, "icmpv6"),
+    Plan(4, "10.244.7.10", "192.0.2.1", "192.0.2.2", 24),
+    Plan(6, "fd44:7::10", "2001:db8::1", "2001:db8::2", 64),
 )
 both = pytest.mark.parametrize("plan", PLANS, ids=["IPv4", "IPv6"])
 
@@ -66,24 +58,13 @@ class Node:
         self.directory = bpffs / "bgpd"
         self.installed = loader.install(loader.shipped("policy"), self.directory)
         lab.link(self.node, "eth0", self.outside, "eth0")
+        self.table = StackTable(self.node, self.installed, self.directory)
         for plan in PLANS:
             self.node.add_address("lo", alone(plan.pod))
             self.node.add_address("eth0", f"{plan.node}/{plan.length}")
             self.outside.add_address("eth0", f"{plan.outside}/{plan.length}")
-            self.nft(
-                f"table {plan.family} services {{",
-                " chain leaving { type nat hook postrouting priority srcnat;",
-                f"  {plan.family} saddr {plan.pod} masquerade\n }}",
-                " chain service { type nat hook prerouting priority dstnat;",
-                f"  {plan.echo} type echo-request {plan.family} daddr {plan.node} dnat to {plan.pod}\n }}",
-                "}",
-            )
-        self.connection = Connection(self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
-        self.tables = TableActuator(self.connection, TABLES, owned=can_own(self.connection))
+            self.table.translate(plan.version, plan.pod, plan.node)
         self.isolate()
-
-    def nft(self, *lines: str) -> None:
-        self.node.run(["nft", "-f", "-"], stdin="\n".join(lines))
 
     def isolate(self, egress: int = 0, ingress: int = 0) -> None:
         value = layout.PEER.pack(*Peer(101, egress, ingress))
@@ -91,14 +72,7 @@ class Node:
         self.installed.maps["policy_peers"].update(dict.fromkeys(keys, value))
 
     def wanted(self, *plans: Plan) -> Table:
-        number = {name: each.id for name, each in self.installed.programs.items()}
-        stack = [ip_address(plan.pod) for plan in plans]
-        place = str(self.directory)
-        return inet_table(place, number["policy"], number["policy_reply"], [], stack, number["policy_bridge"])
-
-    def apply(self, have: Table | None, want: Table) -> None:
-        assert list(asyncio.run(self.tables.apply([Change(INET, want, have)]))) == [DONE]
-        assert asyncio.run(self.tables.observe()) == {INET: want}
+        return self.table.wanted(ip_address(plan.pod) for plan in plans)
 
     def sends(self, plan: Plan) -> bool:
         return ping(self.node, plan.outside, source=plan.pod, timeout_s=SILENCE_S)
@@ -112,12 +86,12 @@ class Node:
 def node(lab: Lab, bpffs: Path) -> Iterator[Node]:
     made = Node(lab, bpffs)
     yield made
-    made.connection.close()
+    made.table.close()
 
 
 def test_rules_are_asked_before_masquerading_and_after_services(node: Node) -> None:
     """Answers are let through, to both: a flow is known from either side."""
-    node.apply(None, node.wanted(*PLANS))
+    node.table.apply(None, node.wanted(*PLANS))
     for plan in PLANS:
         assert (node.sends(plan), node.serves(plan)) == (True, True)
     node.isolate(egress=NOBODY)
@@ -133,7 +107,7 @@ def test_the_rules_are_there_as_long_as_such_pods_are(node: Node) -> None:
     tables = [node.wanted(), node.wanted(PLANS[0]), node.wanted(*PLANS), node.wanted()]
     node.isolate(egress=NOBODY)
     for have, want in zip([None, *tables], tables, strict=False):
-        node.apply(have, want)
+        node.table.apply(have, want)
         asked = [not want.sets[f"stack{plan.version}"] for plan in PLANS]
         assert [node.sends(plan) for plan in PLANS] == asked
 
@@ -158,7 +132,7 @@ def test_what_was_masqueraded_is_not_taken_for_a_forgery(node: Node, plan: Plan)
     asked: Programs = {hook: each.id for hook, each in parents.programs(installed, ipvlans.KIND).items()}
     assert node.node.call(lambda: list(asyncio.run(target.apply([Change(parent, asked, None)])))) == [DONE]
     assert not node.sends(plan)
-    node.apply(None, node.wanted(*PLANS))
+    node.table.apply(None, node.wanted(*PLANS))
     assert node.sends(plan)
     tell("::", 0)
     assert not node.sends(plan)

@@ -29,11 +29,14 @@ FILES = (
     "tests/fabric/test_masq_nft.py::test_a_listed_destination_sees_the_pod_and_another_the_node",
     "tests/fabric/test_policy_filters.py::test_a_removal_is_noticed_and_mended_at_once_and_counts_as_drift",
     "tests/fabric/test_policy_kernels.py",
+    "tests/fabric/test_policy_podhooks.py::test_what_somebody_puts_in_the_place_of_a_program_goes",
+    "tests/fabric/test_policy_stack.py",
     "tests/kernel/test_faults.py",
     # of ipvlan, which the machine's own kernel need not have
     "tests/fabric/test_policy_ipvlan.py",
     "tests/fabric/test_ipvlan_escapes.py",
     "tests/fabric/test_policy_ipvlan_site.py",
+    "tests/fabric/test_policy_ipvlan_stack.py",
 )
 LACKING: dict[str, dict[str, str]] = {}
 """What a kernel cannot do, and why."""
