@@ -10,6 +10,7 @@ with the lab. Few kernels have ipvlan; in a virtual machine a node is a minute's
 from __future__ import annotations
 
 import contextlib
+import socket
 from collections.abc import Collection, Iterator
 from ipaddress import ip_address
 from pathlib import Path
@@ -25,6 +26,7 @@ from bgpd.netlink.links import Links
 from bgpd.policy import filters, ipvlans, parents, podhooks
 from bgpd.runtime.diff import Change, diff
 from tests.fabric import frames
+from tests.fabric.frames import MARK, listener, marked
 from tests.fabric.mounts import bpffs_at
 from tests.fabric.netns import Lab, Namespace, missing
 from tests.fabric.parent_node import PLANS, ParentPlace, RulesByHand
@@ -32,6 +34,8 @@ from tests.fabric.policy_node import link
 
 NAMES = ("a", "b", "c")
 PROBE = "bgpdt-ipvlan"
+SILENCE_S = 0.4
+DISCARD = 9  # the port of `frames.udp`
 
 
 def lacking() -> str:
@@ -158,3 +162,24 @@ class IpvlanNode(RulesByHand, IpvlanPlace):
         asked = {hook: each.id for hook, each in parents.programs(self.installed, ipvlans.KIND).items()}
         outcomes = self.here(lambda: self.links.apply([Change(self.parent, asked, None)]))
         assert list(outcomes) == [DONE], outcomes
+
+
+def gets(node: IpvlanNode, receiver: str, frame: bytes, sender: str = "a", **how: object) -> bool:
+    """Whether it comes to a socket of the pod; from the wire, whether it is on it."""
+    if receiver == "outside":
+        with listener(node.outside) as wire:
+            node.inject(sender, frame, **how)  # type: ignore[arg-type]
+            return marked(wire, SILENCE_S) is not None
+    family = socket.AF_INET6 if frame[12:14] == frames.IPV6.to_bytes(2) else socket.AF_INET
+    with node.namespace(receiver).socket(family, socket.SOCK_DGRAM) as server:
+        server.bind(("", DISCARD))
+        server.settimeout(SILENCE_S)
+        node.inject(sender, frame, **how)  # type: ignore[arg-type]
+        with contextlib.suppress(TimeoutError):
+            return MARK in server.recv(4096)
+    return False
+
+
+def tells(node: IpvlanNode) -> bool:
+    """Whether the kernel tells where a packet was sent: Linux 6.15; that of a pod, 6.18."""
+    return "ipvlan_pod" in node.installed.programs and bool(node.endpoints["a"].link.netns)

@@ -6,8 +6,6 @@ get it. Not who can see it: what is dropped in a pod, its packet sockets have se
 
 from __future__ import annotations
 
-import contextlib
-import socket
 from collections.abc import Iterator
 
 import pytest
@@ -15,8 +13,8 @@ import pytest
 from bgpd.datapath.layout import PolicyVerdict
 from bgpd.model.endpoint import IpvlanMode
 from tests.fabric import frames
-from tests.fabric.frames import EVERYBODY, MARK, listener, marked
-from tests.fabric.ipvlan_node import IpvlanNode, ipvlan_node
+from tests.fabric.frames import EVERYBODY
+from tests.fabric.ipvlan_node import IpvlanNode, gets, ipvlan_node, tells
 from tests.fabric.parent_node import PLANS, Plan
 from tests.fabric.process import poll
 from tests.fabric.reach import ping
@@ -24,7 +22,6 @@ from tests.fabric.reach import ping
 SILENCE_S = 0.4
 FOUND_S = 30.0  # an address that was not found is asked for again ever more seldom
 NOBODY = 1  # a set without rules
-DISCARD = 9  # the port of `frames.udp`
 V4, V6 = PLANS
 ROUTER_ADVERTISEMENT, REDIRECT = 134, 137
 FOREIGN = bytes.fromhex("020000000099")
@@ -45,27 +42,6 @@ def node(place: IpvlanNode) -> Iterator[IpvlanNode]:
     yield place
     place.tell()
     place.open()
-
-
-def gets(node: IpvlanNode, receiver: str, frame: bytes, sender: str = "a", **how: object) -> bool:
-    """Whether it comes to a socket of the pod; from the wire, whether it is on it."""
-    if receiver == "outside":
-        with listener(node.outside) as wire:
-            node.inject(sender, frame, **how)  # type: ignore[arg-type]
-            return marked(wire, SILENCE_S) is not None
-    family = socket.AF_INET6 if frame[12:14] == frames.IPV6.to_bytes(2) else socket.AF_INET
-    with node.namespace(receiver).socket(family, socket.SOCK_DGRAM) as server:
-        server.bind(("", DISCARD))
-        server.settimeout(SILENCE_S)
-        node.inject(sender, frame, **how)  # type: ignore[arg-type]
-        with contextlib.suppress(TimeoutError):
-            return MARK in server.recv(4096)
-    return False
-
-
-def tells(node: IpvlanNode) -> bool:
-    """Whether the kernel tells where a packet was sent: Linux 6.15; that of a pod, 6.18."""
-    return "ipvlan_pod" in node.installed.programs and bool(node.endpoints["a"].link.netns)
 
 
 def spoofed(node: IpvlanNode) -> int:
