@@ -22,6 +22,7 @@ from tests.fabric.process import inside
 
 PLUGIN = PROGRAMS / f"bgpd-cni.{platform.machine()}"
 DEBIAN = Path("/usr/lib/cni")  # containernetworking-plugins
+TIMEOUT_S = 120.0  # the kubelet's runtimeRequestTimeout; on a busy machine a daemon in a guest takes most of a minute
 
 
 class PluginError(Exception):
@@ -52,7 +53,7 @@ def call(
     environment: Mapping[str, str],
     *,
     netns: Path | None = None,
-    timeout_s: float = 30.0,
+    timeout_s: float = TIMEOUT_S,
 ) -> Answer:
     """One plugin, once."""
     text = configuration if isinstance(configuration, str) else json.dumps(configuration)
