@@ -8,6 +8,7 @@ kernel.outcomes. Decides how long a guest may take. Exit status 0 whatever the t
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import tempfile
@@ -21,13 +22,15 @@ from tests.kernel import suite
 from tests.kernel.image import KERNELS, ImageError, image
 from tests.kernel.machine import Guest
 
-LIMIT_S = 780.0  # the suite, by which it is interrupted; the tier is to take 15 minutes at most
-BOOT_S = 100.0  # what comes before and after it, by which the guest is ended
+LIMIT_S = 1800.0  # the suite, by which it is interrupted: it hangs, or twice as much goes on on this machine as fits
+BOOT_S = 200.0  # what comes before and after it, by which the guest is ended
+NICE = 10  # guests only compute: the tests that wait for timers of this machine come first
 CONSOLE_LINES = 60  # of a guest in which something went wrong
 CUT = (124, 137)  # what timeout(1) ends with
 
 
 def main(results: Path, names: list[str]) -> None:
+    os.nice(NICE)
     kernels = [each for each in KERNELS if not names or each.name in names]
     suite.compile_all()
     with ExitStack() as stack:

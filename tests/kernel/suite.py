@@ -42,7 +42,7 @@ LACKING: dict[str, dict[str, str]] = {}
 """What a kernel cannot do, and why."""
 # After so long without an end the stacks of a test are printed; it is cut with the suite. More than the slowest takes
 # on a busy machine: Python 3.11 may crash when it prints the stack of a thread that runs on.
-TEST_S = 300
+TEST_S = 600
 
 
 def compile_all() -> None:
