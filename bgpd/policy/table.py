@@ -32,13 +32,17 @@ table inet bgpd-policy {
     chain entering { <eBPF: policy_bridge> drop }                  # translated by a service, too
 }
 table bridge bgpd-policy {
-    chain prerouting { type filter hook prerouting priority dstnat; iif @links goto source }
+    chain prerouting { type filter hook prerouting priority dstnat;
+        ether type ip iif . ether saddr . ip saddr @sources4 return    # the same for IPv6 but ICMPv6: most frames
+        iif @links goto source
+    }
     chain source { as above, nothing with a VLAN tag, and ARP and neighbor discovery only of the pod's own addresses }
     chain forward { type filter hook forward priority filter - 2...
-        iif @links ip6 saddr fe80::/10 goto on_link                # neighbor discovery, and nothing else
+        ip6 saddr fe80::/10 iif @links goto on_link                # neighbor discovery, and nothing else
         oif @links jump to_pod
         meta protocol ip goto judge4   # where the bridge does not hand its frames to the table above
-        ether type 8021q meta protocol ip goto tagged4             # else: such frames it never does
+        ether type ip return           # else: it does
+        meta protocol ip goto tagged4  # but never what has a VLAN tag
     }
     chain to_pod {
         oif . ether daddr . ip daddr @sources4 return              # the same for IPv6; ARP
@@ -153,7 +157,12 @@ class Table:
     @property
     def rules_from(self) -> tuple[object, ...]:
         """All that the chains and rules depend on."""
-        return self.family, self.directory, self.ids, self.judged, bool(self.sets)
+        return self.family, self.directory, self.ids, self.judged, bool(self.sets), self.has_links
+
+    @property
+    def has_links(self) -> bool:
+        """Else no packet is asked for its source: a chain at a hook costs each packet, however short it is."""
+        return bool(self.sets.get("links"))
 
 
 _Rules: TypeAlias = list[tuple[Sequence[bytes], str]]
@@ -243,11 +252,19 @@ def _rules(table: Table) -> Iterator[Message]:
 def _chains(table: Table) -> dict[str, _Rules]:
     if not table.sets:
         return {}
-    return _inet_chains(table) if table.family is Family.INET else _bridge_chains(table)
+    if table.family is Family.INET:
+        return (_inet_sources() if table.has_links else {}) | _inet_forward(table)
+    return (_bridge_sources() if table.has_links else {}) | _bridge_forward(table)
 
 
-def _inet_chains(table: Table) -> dict[str, _Rules]:
-    ipv4, ipv6 = _IPV4.is_family, _IPV6.is_family
+def _inet_sources() -> dict[str, _Rules]:
+    return {
+        "prerouting": [((*_FROM_POD, _goto("source")), "")],
+        "source": [((*_IPV4.is_family, *_OWN_IPV4), ""), *_own_ipv6(_IPV6.is_family), _not_own()],
+    }
+
+
+def _inet_forward(table: Table) -> dict[str, _Rules]:
     related = (
         filters.conntrack_state(),
         nft.masked(filters.ConntrackState.RELATED.to_bytes(4, "little")),
@@ -257,8 +274,6 @@ def _inet_chains(table: Table) -> dict[str, _Rules]:
     reply = (filters.conntrack_direction(), nft.compare(Compare.EQUAL, bytes([filters.REPLY])))
     policy, policy_reply, *tracking = table.ids
     chains: dict[str, _Rules] = {
-        "prerouting": [((*_FROM_POD, _goto("source")), "")],
-        "source": [*_own_address(ipv4, ipv6), _not_own()],
         "forward": [
             *(((*_is_protocol(each), *related), "errors of known flows") for each in (ICMP, ICMPV6)),
             ((*reply, _goto("replies")), ""),
@@ -266,13 +281,12 @@ def _inet_chains(table: Table) -> dict[str, _Rules]:
         ],
         "replies": [_judge(table, "policy_reply", policy_reply)],
     }
-    return chains | (_stack_chains(table, ipv4, ipv6, *tracking) if tracking else {})
+    return chains | (_stack_chains(table, *tracking) if tracking else {})
 
 
-def _stack_chains(
-    table: Table, ipv4: tuple[bytes, ...], ipv6: tuple[bytes, ...], out: int, into: int
-) -> dict[str, _Rules]:
+def _stack_chains(table: Table, out: int, into: int) -> dict[str, _Rules]:
     """Of pods whose packets pass the node's stack as if they were its own."""
+    ipv4, ipv6 = _IPV4.is_family, _IPV6.is_family
     judged = struct.pack("=I", ORIGIN_STACK)
     forged = (nft.meta(Meta.PRIORITY), nft.compare(Compare.EQUAL, judged), *nft.set_meta(Meta.PRIORITY, bytes(4)))
     return {
@@ -290,21 +304,25 @@ def _stack_chains(
     }
 
 
-def _bridge_chains(table: Table) -> dict[str, _Rules]:
-    arp, ipv4, ipv6 = (
-        (nft.meta(Meta.PROTOCOL), nft.compare(Compare.EQUAL, each)) for each in (ETH_ARP, ETH_IP, ETH_IPV6)
-    )
-    chains: dict[str, _Rules] = {
-        "prerouting": [((*_FROM_POD, _goto("source")), "")],
+def _bridge_sources() -> dict[str, _Rules]:
+    return {
+        "prerouting": [
+            ((*_outermost(ETH_IP), *_OWN_IPV4), ""),
+            ((*_outermost(ETH_IPV6), *_is_protocol(ICMPV6, Compare.NOT_EQUAL), *_OWN_IPV6), ""),
+            ((*_FROM_POD, _goto("source")), ""),
+        ],
         "source": [
-            *(((*_tagged(each), filters.counter(), _DROP), "pods are in no VLAN of their own") for each in VLAN_TAGS),
-            ((*arp, _goto("arp")), ""),
             *(
-                ((*ipv6, *_is_icmpv6(each), filters.counter(), _DROP), "pods are no routers")
+                ((*_outermost(each), filters.counter(), _DROP), "pods are in no VLAN of their own")
+                for each in VLAN_TAGS
+            ),
+            ((*_is(ETH_ARP), _goto("arp")), ""),
+            *(
+                ((*_is(ETH_IPV6), *_is_icmpv6(each), filters.counter(), _DROP), "pods are no routers")
                 for each in (ROUTER_ADVERTISEMENT, REDIRECT)
             ),
-            ((*ipv6, *_is_icmpv6(NEIGHBOR_ADVERTISEMENT), _goto("advertised")), ""),
-            *_own_address(ipv4, ipv6),
+            ((*_is(ETH_IPV6), *_is_icmpv6(NEIGHBOR_ADVERTISEMENT), _goto("advertised")), ""),
+            *_own_ipv6(_is(ETH_IPV6)),
             _not_own(),
         ],
         "arp": [
@@ -322,31 +340,24 @@ def _bridge_chains(table: Table) -> dict[str, _Rules]:
             _not_own(),
         ],
     }  # fmt: skip
-    return chains | _bridge_forward(table, arp, ipv4, ipv6)
 
 
-def _bridge_forward(
-    table: Table, arp: tuple[bytes, ...], ipv4: tuple[bytes, ...], ipv6: tuple[bytes, ...]
-) -> dict[str, _Rules]:
-    versions = {4: ipv4, 6: ipv6}
-    judged = {version: is_version for version, is_version in versions.items() if version in table.judged}
+def _bridge_forward(table: Table) -> dict[str, _Rules]:
+    ether_types = {4: ETH_IP, 6: ETH_IPV6}
+    handed = {version: each for version, each in ether_types.items() if version not in table.judged}
     chains: dict[str, _Rules] = {
         "forward": [
-            ((*_FROM_POD, *ipv6, *_link_local(IPV6_SOURCE), _goto("on_link")), ""),
-            ((*_FROM_POD, *ipv6, *_is_unspecified(), _goto("on_link")), ""),
+            ((*_is(ETH_IPV6), *_link_local(IPV6_SOURCE), *_FROM_POD, _goto("on_link")), ""),
+            ((*_is(ETH_IPV6), *_is_unspecified(), *_FROM_POD, _goto("on_link")), ""),
             ((nft.meta(Meta.OIF), nft.in_set("links"), nft.verdict(nft.Verdict.JUMP, "to_pod")), ""),
-            *(((*is_version, _goto(f"judge{version}")), "") for version, is_version in judged.items()),
-            *(
-                ((*_tagged(each), *versions[version], _goto(f"tagged{version}")), "not for br_netfilter")
-                for version in versions
-                if version not in judged
-                for each in VLAN_TAGS
-            ),
+            *(((*_is(ether_types[each]), _goto(f"judge{each}")), "") for each in sorted(table.judged)),
+            *(((*_outermost(each), _RETURN), "for br_netfilter") for each in handed.values()),
+            *(((*_is(each), _goto(f"tagged{version}")), "not for br_netfilter") for version, each in handed.items()),
         ],
         "to_pod": [
-            ((*ipv4, *_to(IPV4_DESTINATION), nft.in_set("sources4"), _RETURN), ""),
-            ((*ipv6, *_to(IPV6_DESTINATION), nft.in_set("sources6"), _RETURN), ""),
-            ((*arp, _RETURN), ""),
+            ((*_is(ETH_IP), *_to(IPV4_DESTINATION), nft.in_set("sources4"), _RETURN), ""),
+            ((*_is(ETH_IPV6), *_to(IPV6_DESTINATION), nft.in_set("sources6"), _RETURN), ""),
+            ((*_is(ETH_ARP), _RETURN), ""),
             _judge(table, "policy_astray", table.ids[0]),
         ],
         "on_link": [
@@ -354,8 +365,8 @@ def _bridge_forward(
             ((filters.counter(), _DROP), "policy knows no link-local addresses"),
         ],
     }  # fmt: skip
-    for version, number in zip(versions, table.ids[1:], strict=True):
-        name = f"judge{version}" if version in judged else f"tagged{version}"
+    for version, number in zip(ether_types, table.ids[1:], strict=True):
+        name = f"judge{version}" if version in table.judged else f"tagged{version}"
         chains[name] = [_judge(table, "policy_bridge", number)]
     return chains
 
@@ -379,12 +390,15 @@ def _goto(chain: str) -> bytes:
     return nft.verdict(nft.Verdict.GOTO, chain)
 
 
-def _own_address(ipv4: tuple[bytes, ...], ipv6: tuple[bytes, ...]) -> _Rules:
-    """Let pass what a pod sends as itself."""
+# What a pod sends as itself passes.
+_OWN_IPV4 = (*_joined(ETHER_SOURCE, IPV4_SOURCE), nft.in_set("sources4"), _RETURN)
+_OWN_IPV6 = (*_joined(ETHER_SOURCE, IPV6_SOURCE), nft.in_set("sources6"), _RETURN)
+
+
+def _own_ipv6(is_ipv6: tuple[bytes, ...]) -> _Rules:
     return [
-        ((*ipv4, *_joined(ETHER_SOURCE, IPV4_SOURCE), nft.in_set("sources4"), _RETURN), ""),
-        ((*ipv6, *_joined(ETHER_SOURCE, IPV6_SOURCE), nft.in_set("sources6"), _RETURN), ""),
-        ((*ipv6, *_link_local(IPV6_SOURCE), *_OWN_HARDWARE, _RETURN), "never routed"),
+        ((*is_ipv6, *_OWN_IPV6), ""),
+        ((*is_ipv6, *_link_local(IPV6_SOURCE), *_OWN_HARDWARE, _RETURN), "never routed"),
     ]
 
 
@@ -402,12 +416,17 @@ def _is_unspecified() -> tuple[bytes, ...]:
     return nft.payload(*IPV6_SOURCE), nft.compare(Compare.EQUAL, UNSPECIFIED[6])
 
 
-def _tagged(tag: bytes) -> tuple[bytes, ...]:
-    return nft.payload(*ETHER_TYPE), nft.compare(Compare.EQUAL, tag)
+def _is(ether_type: bytes) -> tuple[bytes, ...]:
+    """Below the VLAN tag, if there is one."""
+    return nft.meta(Meta.PROTOCOL), nft.compare(Compare.EQUAL, ether_type)
 
 
-def _is_protocol(number: int) -> tuple[bytes, ...]:
-    return nft.meta(Meta.L4PROTO), nft.compare(Compare.EQUAL, bytes([number]))
+def _outermost(ether_type: bytes) -> tuple[bytes, ...]:
+    return nft.payload(*ETHER_TYPE), nft.compare(Compare.EQUAL, ether_type)
+
+
+def _is_protocol(number: int, operation: Compare = Compare.EQUAL) -> tuple[bytes, ...]:
+    return nft.meta(Meta.L4PROTO), nft.compare(operation, bytes([number]))
 
 
 def _is_icmpv6(kind: int) -> tuple[bytes, ...]:
