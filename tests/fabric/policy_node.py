@@ -140,11 +140,11 @@ class PolicyNode(PolicyPlace):
         ifindex, mac = link(self.node, f"port-{name}")[0], link(self.namespace(name), "eth0")[1]
         return Source(ifindex, mac, tuple(ip_address(plan.of(name)) for plan in PLANS))
 
-    def wanted(self, bridged: Iterable[str] = BRIDGED) -> dict[str, Table]:
-        """`bridged`: the pods on the bridge whose ports are told of."""
+    def wanted(self, bridged: Iterable[str] = BRIDGED, routed: Iterable[str] = ROUTED) -> dict[str, Table]:
+        """With these pods' ends at the node told of."""
         programs = {name: each.id for name, each in self.installed.programs.items()}
         place, judged = str(self.directory), () if self.br_netfilter else (4, 6)
-        inet = inet_table(place, programs["policy"], programs["policy_reply"], map(self.source, ROUTED))
+        inet = inet_table(place, programs["policy"], programs["policy_reply"], map(self.source, routed))
         bridge = bridge_table(
             place, programs["policy_astray"], programs["policy_bridge"], map(self.source, bridged), judged
         )

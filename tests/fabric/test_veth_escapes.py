@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bgpd.model.outcome import DONE
 from tests.fabric import frames
 from tests.fabric.frames import listener, marked
 from tests.fabric.netns import Lab
@@ -121,6 +122,21 @@ def test_a_pod_that_may_send_cannot_pass_for_another(node: PolicyNode, plan: Pla
         assert not gets(node, "outside", pod, plan, source=source, mac=mac)
     assert not gets(node, "outside", pod, plan, vlan=5)
     assert not gets(node, neighbor, pod, plan, vlan=5)
+
+
+@both
+@pods
+def test_a_pod_can_pass_for_another_only_while_its_link_is_not_told_of(
+    node: PolicyNode, plan: Plan, pod: str
+) -> None:
+    """With the first link that is told of the table gets its hook, and with the last it goes."""
+    forged = plan.of(NEIGHBORS[pod])
+    nobody, everybody = node.wanted(bridged=(), routed=()), node.wanted()
+    for want in (nobody, everybody, nobody, everybody):
+        assert set(node.apply(want)) == {DONE}
+        assert node.observe() == want
+        assert gets(node, "outside", pod, plan, source=forged) == (want == nobody)
+        assert gets(node, "outside", pod, plan)
 
 
 @pods

@@ -93,6 +93,16 @@ static __always_inline enum flow_end lower_of(const struct packet *packet)
 	return source[0] > destination[0];
 }
 
+/* In words: a key that is written in smaller pieces than it is hashed in has to be waited for. */
+static __always_inline void copy_address(struct policy_address *to, const struct policy_address *from)
+{
+	const __u64 *source = (const void *)from->bytes;
+	__u64 *destination = (void *)to->bytes;
+
+	destination[0] = source[0];
+	destination[1] = source[1];
+}
+
 /* Which flow it is of, and which end has sent it. Echoes have an identifier for ports. */
 static __always_inline enum flow_end flow_of(struct __sk_buff *skb, const struct packet *packet,
 					     struct policy_flow_key *flow)
@@ -101,13 +111,13 @@ static __always_inline enum flow_end flow_of(struct __sk_buff *skb, const struct
 
 	flow->protocol = packet->protocol;
 	if (sender == FLOW_LOW) {
-		flow->low = packet->source;
-		flow->high = packet->destination;
+		copy_address(&flow->low, &packet->source);
+		copy_address(&flow->high, &packet->destination);
 		flow->low_port = packet->source_port;
 		flow->high_port = packet->destination_port;
 	} else {
-		flow->low = packet->destination;
-		flow->high = packet->source;
+		copy_address(&flow->low, &packet->destination);
+		copy_address(&flow->high, &packet->source);
 		flow->low_port = packet->destination_port;
 		flow->high_port = packet->source_port;
 	}

@@ -202,7 +202,7 @@ struct policy_flow_key {
 	__u16 high_port;
 	__u8 protocol;
 	__u8 pad[3];
-};
+} __attribute__((aligned(8))); /* see copy_address */
 
 /* Until which tick it is remembered that the lower end has begun a flow with these ports, and that the higher one
  * has. 0: it has not. */
