@@ -87,6 +87,7 @@ class PodAttacher:
         self._held: dict[AttachmentKey, _Held] = {}
         self._unremembered: set[AttachmentKey] = set()
         self._adopted = asyncio.Event()
+        self._told = 0  # how often of news
         self.ended: Counter[Cause] = Counter()
         self._log = log.get("endpoints")
 
@@ -111,6 +112,7 @@ class PodAttacher:
 
     async def take(self, news: News) -> None:
         """Looks again at the endpoints that the news are about."""
+        self._told += 1
         concerned = [
             key
             for key, held in self._held.items()
@@ -123,6 +125,7 @@ class PodAttacher:
 
     async def attach(self, attachment: Attachment) -> Outcome:
         await self._adopted.wait()
+        told = self._told
         try:
             seen = await asyncio.to_thread(_look, attachment)
             endpoint = attached(attachment, seen)
@@ -135,7 +138,8 @@ class PodAttacher:
         key = attachment.key
         self._held[key] = _Held(attachment, endpoint, seen)
         self._publish()
-        await self._verify([key])  # what went before it was published was nobody's news
+        if self._told != told:  # what went before it was published was nobody's news
+            await self._verify([key])
         outcome = await self._enforced(self._held[key].endpoint) if key in self._held else DONE
         if isinstance(outcome, Done) and key not in self._held:
             return Retry(f"{key.interface} went while it was being attached")

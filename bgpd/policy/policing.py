@@ -261,9 +261,11 @@ class Policing:
             loop.suspect()  # the first look took as long as loading the programs did, and put the next one off
 
     def _inputs_changed(self) -> None:
+        for loop in (self.tables, self.maps, self.links):  # what takes the kernel longest goes first
+            loop.kick()
+        for at_parents in (self.stations, self.parents):
+            at_parents.kick(stale=self._has_macvlans())
         self.ipvlans.inputs_changed()
-        for loop in (self.maps, self.links, self.stations, self.parents, self.tables):
-            loop.kick(stale=loop in (self.stations, self.parents) and self._has_macvlans())
 
     # --- what the reconcilers ask -------------------------------------------------------------------------
 

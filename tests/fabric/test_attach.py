@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
 import pytest
 
@@ -12,6 +15,8 @@ from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.netlink.links import Links, News
 from tests.fabric.attach_site import Attaching, Node, add_of, key_of
 from tests.fabric.netns import Lab, Namespace
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -230,16 +235,34 @@ def test_an_interface_of_the_node_with_a_number_from_before(node: Node) -> None:
 
 
 def test_gone_before_it_is_published(node: Node) -> None:
-    """The news came before anybody knew of the endpoint."""
+    """The news came when it had been looked at, and nobody knew of the endpoint yet."""
     pod = node.bridged("a")
+    index = node.link("veth-a").index
 
     async def scenario(at: Attaching) -> None:
         await at.until_adopted()
         await at.deafen()
-        at.store.on_change(lambda: node.namespace.run(["ip", "link", "del", "veth-a"], check=False))
-        assert await at.attacher.attach(add_of(node, pod)[1]) == Retry("eth0 went while it was being attached")
+        looks = Threads()
+        asyncio.get_running_loop().set_default_executor(looks)
+        attaching = asyncio.create_task(at.attacher.attach(add_of(node, pod)[1]))
+        await asyncio.sleep(0)
+        wait([looks.newest])  # it goes on when this lets it
+        node.namespace.run(["ip", "link", "del", "veth-a"])
+        await at.attacher.take(News(links=frozenset([index])))
+        assert at.endpoints == {}
+        assert await attaching == Retry("eth0 went while it was being attached")
 
     node.run(scenario)
+
+
+class Threads(ThreadPoolExecutor):
+    """`newest` is what was last given to one."""
+
+    newest: Future[Any]
+
+    def submit(self, function: Callable[..., T], /, *given: Any, **named: Any) -> Future[T]:
+        self.newest = super().submit(function, *given, **named)
+        return self.newest
 
 
 # --- changed ----------------------------------------------------------------------------------------------
