@@ -40,7 +40,7 @@ def results(name: str, measured: Mapping[str, float]) -> list[Result]:
             unit="us",
             beside={"nothing": measured[f"{kind}_nothing_us"]},
         )
-        for kind in ("veth", "macvlan")
+        for kind in ("veth", "macvlan", "ipvlan")
     )
     return [*round_trips, Result(name=f"{prefix}_memory_mb", value=measured["memory_mb"], unit="MB")]
 

@@ -1,9 +1,10 @@
 """What policy costs on the kernel that this runs on: `python -m tests.benchmarks.kernel_guest FILE`, as root.
 
 A datagram there and back between two sockets of one process, so that nothing but the kernel's work is in it, with
-policy and without, in turns: pod to pod on veths, and from a macvlan to the wire. Both ends of the pods' flow have a
-rule for its port. Memory is what less is available once every object has been loaded; what a cluster adds to that
-does not depend on the kernel. Writes {name: number} to FILE; `tests.benchmarks.kernel` says what they mean.
+policy and without, in turns: pod to pod on veths and on ipvlans, and from a macvlan to the wire. Both ends of the
+pods' flow have a rule for its port. Memory is what less is available once every object has been loaded; what a
+cluster adds to that does not depend on the kernel. Writes {name: number} to FILE; `tests.benchmarks.kernel` says what
+they mean.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from bgpd.datapath import loader
+from bgpd.model.endpoint import IpvlanMode
 from bgpd.policy import parents
 from tests.benchmarks.masq_stage import bpffs
 from tests.fabric import parent_node, policy_node
+from tests.fabric.ipvlan_node import IpvlanNode
 from tests.fabric.macvlan_node import MacvlanNode
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.policy_node import PolicyNode
@@ -40,6 +43,8 @@ def main(file: Path) -> None:
         found |= {f"veth_{way}_us": value for way, value in _veth(lab, place).items()}
     with Lab() as lab, bpffs(lab) as place:
         found |= {f"macvlan_{way}_us": value for way, value in _macvlan(lab, place).items()}
+    with Lab() as lab, bpffs(lab) as place:
+        found |= {f"ipvlan_{way}_us": value for way, value in _ipvlan(lab, place).items()}
     file.write_text(json.dumps(found))
 
 
@@ -73,6 +78,15 @@ def _macvlan(lab: Lab, place: Path) -> dict[str, float]:
     node.isolate("a", egress=ALLOWED)
     ways = {"nothing": lambda: node.apply(None), "bgpd": node.enforcing}
     return _in_turns(ways, node.namespace("a"), node.outside, parent_node.IPV4.outside)
+
+
+def _ipvlan(lab: Lab, place: Path) -> dict[str, float]:
+    node = IpvlanNode(lab, place, IpvlanMode.L2)
+    node.allow(ALLOWED, "a", "b", ports=[(socket.IPPROTO_UDP, PORT)])
+    node.isolate("a", egress=ALLOWED)
+    node.isolate("b", ingress=ALLOWED)
+    ways = {"nothing": node.unhook, "bgpd": node.hook}
+    return _in_turns(ways, node.namespace("a"), node.namespace("b"), parent_node.IPV4.b)
 
 
 def _in_turns(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -149,8 +149,12 @@ class IpvlanNode(RulesByHand, IpvlanPlace):
 
     def hook(self) -> None:
         """The programs in the pods, as the loop does it: what is not there is put there."""
-        want = ipvlans.places(self.endpoints.values())
+        self._hook(ipvlans.places(self.endpoints.values()))
 
+    def unhook(self) -> None:
+        self._hook({})
+
+    def _hook(self, want: Mapping[int, podhooks.Place]) -> None:
         async def put() -> None:
             have = await self.hooks.observe()
             outcomes = await self.hooks.apply(diff(want, have, int, prune=True))

@@ -15,6 +15,7 @@ from bgpd.model.outcome import Retry
 from bgpd.observe.unixsocket import is_answered
 from tests.contract.cni_runtime import DEBIAN, PLUGIN, PluginError, Runtime
 from tests.fabric.attach_site import WAIT_S, Attaching, Node
+from tests.fabric.disks import fill, small_disk
 from tests.fabric.netns import Lab
 from tests.fabric.process import poll
 
@@ -113,6 +114,31 @@ def test_a_pod_that_cannot_be_policed_does_not_start(node: Node) -> None:
         assert (at.endpoints, dict(at.journal.attachments)) == ({}, {})
 
     serve(node, scenario)
+
+
+@pytest.mark.needs("mount", "umount")
+def test_a_full_disk_starts_no_pod_and_ends_those_that_there_are(node: Node) -> None:
+    """What cannot be remembered is not attached; when there is room again, it is."""
+    runtime, (one, other) = chain(node, MAINS["bridge"], ours={}), map(node.lab.namespace, ("one", "other"))
+
+    async def scenario(at: Attaching) -> None:
+        await asyncio.to_thread(runtime.add, "c1", one.path)
+        attached = at.endpoints
+        fill(ballast)
+        with pytest.raises(PluginError) as raised:
+            await asyncio.to_thread(runtime.add, "c2", other.path)
+        text = f"the attachment cannot be remembered: {node.journal}: No space left on device"
+        assert (raised.value.error["code"], raised.value.error["msg"]) == (11, text)
+        assert at.endpoints == attached
+        for name, pod in (("c2", other), ("c1", one)):
+            await asyncio.to_thread(runtime.delete, name, pod.path)
+        assert (at.endpoints, dict(at.journal.attachments)) == ({}, {})
+        ballast.unlink()
+        await asyncio.to_thread(runtime.add, "c2", other.path)
+        assert len(at.endpoints) == 1
+
+    with small_disk(node.journal) as ballast:
+        serve(node, scenario)
 
 
 @pytest.mark.parametrize("main", MAINS)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fabric.disks import fill, mounted, small_disk
 from tests.fabric.node import BgpdNode
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import run
@@ -19,30 +20,6 @@ from tests.fabric.test_lifecycle import never_without
 from tests.fabric.topology import CABLE, TwoTorFabric
 
 pytestmark = pytest.mark.needs("bird", "mount", "umount")
-
-
-@contextlib.contextmanager
-def mounted(path: Path, *options: str) -> Iterator[None]:
-    """Something mounted at `path`; lazily unmounted at the end, whoever still uses it."""
-    run(["mount", *options, str(path)])
-    try:
-        yield
-    finally:
-        run(["umount", "--lazy", str(path)])
-
-
-@contextlib.contextmanager
-def small_disk(path: Path) -> Iterator[Path]:
-    """A tmpfs of 64 KiB at `path`; the file that fills it, if somebody makes it, is `path`/ballast."""
-    path.mkdir(parents=True, exist_ok=True)
-    with mounted(path, "-t", "tmpfs", "-o", "size=64k", "tmpfs"):
-        yield path / "ballast"
-
-
-def fill(ballast: Path) -> None:
-    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
-        while file.write(bytes(4096)):
-            pass
 
 
 def run_directory(node: BgpdNode) -> Path:

@@ -31,6 +31,7 @@ FILES = (
     "tests/fabric/test_policy_kernels.py",
     "tests/fabric/test_policy_podhooks.py::test_what_somebody_puts_in_the_place_of_a_program_goes",
     "tests/fabric/test_policy_stack.py",
+    "tests/fabric/test_attach_plugins.py::test_a_full_disk_starts_no_pod_and_ends_those_that_there_are",
     "tests/kernel/test_faults.py",
     # of ipvlan, which the machine's own kernel need not have
     "tests/fabric/test_policy_ipvlan.py",
