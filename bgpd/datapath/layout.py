@@ -88,6 +88,7 @@ _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
 _ADDRESS_BYTES = 16
 _RANGE_BITS = 48  # portset, protocol and pad
 
+
 def transport_port(number: int) -> bytes:
     """__be16"""
     return number.to_bytes(2, "big")
