@@ -11,6 +11,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,40 +22,44 @@ _REMEDY = "bgpd needs CAP_SYS_ADMIN, and RestrictNamespaces=net in its unit"
 
 def within(netns: Path, function: Callable[[], T]) -> T:
     """What it returns, or raises. OSError: the namespace cannot be entered; ENOENT: it is no more."""
-    returned: list[T] = []
-    raised: list[BaseException] = []
 
-    def enter_and_call() -> None:
-        try:
-            _enter(netns)
-            returned.append(function())
-        except BaseException as problem:  # noqa: BLE001 - raised again where it was called
-            raised.append(problem)
+    def enter_and_call() -> T:
+        _enter(netns)
+        return function()
 
-    visitor = threading.Thread(target=enter_and_call, name=f"in {netns.name}")
-    visitor.start()
-    visitor.join()
-    if raised:
-        raise raised[0]
-    return returned[0]
+    return _in_thread(f"in {netns.name}", enter_and_call)
 
 
 def within_each(namespaces: Iterable[Path], function: Callable[[Path], T]) -> dict[Path, T | OSError]:
     """What it returns in each, or why it does not: OSError as of `within`, or its own. One thread enters them all."""
-    found: dict[Path, T | OSError] = {}
 
-    def go_through() -> None:
+    def go_through() -> dict[Path, T | OSError]:
+        found: dict[Path, T | OSError] = {}
         for netns in namespaces:
             try:
                 _enter(netns)
                 found[netns] = function(netns)
             except OSError as error:
                 found[netns] = error
+        return found
 
-    visitor = threading.Thread(target=go_through, name="in each namespace")
+    return _in_thread("in each namespace", go_through)
+
+
+def _in_thread(name: str, function: Callable[[], T]) -> T:
+    """What it returns, or raises, in a thread of its own that ends with it."""
+    outcome: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            outcome.set_result(function())
+        except BaseException as problem:  # noqa: BLE001 - raised again where it was called
+            outcome.set_exception(problem)
+
+    visitor = threading.Thread(target=call, name=name)
     visitor.start()
     visitor.join()
-    return found
+    return outcome.result()
 
 
 def _enter(netns: Path) -> None:
