@@ -88,12 +88,6 @@ _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
 _ADDRESS_BYTES = 16
 _RANGE_BITS = 48  # portset, protocol and pad
 
-
-def transport_port(number: int) -> bytes:
-    """__be16"""
-    return number.to_bytes(2, "big")
-
-
 PRESENT = b"\0"  # the value of a list entry: to be there is all
 COUNTER = struct.Struct("Q")
 
@@ -177,8 +171,8 @@ MAPS = {
         MapSpec("policy_seeding", MapType.ARRAY, struct.calcsize("I"), struct.calcsize("I"), 1),
         MapSpec("policy_fragments", MapType.LRU_HASH, _FRAGMENT_KEY_BYTES, struct.calcsize("HH"), 4096),
         MapSpec("macvlan_stations", MapType.HASH, STATION_KEY.size, STATION.size, 1024, NO_PREALLOC),
-        MapSpec("macvlan_tunnels", MapType.HASH, len(transport_port(0)), len(PRESENT), 1024, NO_PREALLOC),
-        MapSpec("ipvlan_tunnels", MapType.HASH, len(transport_port(0)), len(PRESENT), 1024, NO_PREALLOC),
+        MapSpec("macvlan_tunnels", MapType.HASH, struct.calcsize("H"), len(PRESENT), 1024, NO_PREALLOC),
+        MapSpec("ipvlan_tunnels", MapType.HASH, struct.calcsize("H"), len(PRESENT), 1024, NO_PREALLOC),
         MapSpec("macvlan_vlans", MapType.HASH, VLAN_KEY.size, VLAN.size, 8192, NO_PREALLOC),
         MapSpec("ipvlan_vlans", MapType.HASH, VLAN_KEY.size, VLAN.size, 8192, NO_PREALLOC),
         MapSpec("macvlan_addresses", MapType.HASH, ADDRESS_KEY.size, OWNER.size, 4096, NO_PREALLOC),
@@ -191,6 +185,11 @@ MAPS = {
         MapSpec("policy_events", MapType.RINGBUF, 0, 0, 1 << 18),
     )
 }
+
+
+def transport_port(number: int) -> bytes:
+    """__be16"""
+    return number.to_bytes(2, "big")
 
 
 def policy_address(address: Address) -> bytes:

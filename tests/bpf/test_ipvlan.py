@@ -23,7 +23,7 @@ from tests.bpf.conftest import emptied
 from tests.bpf.program import run
 from tests.fabric import frames
 from tests.fabric.frames import EVERYBODY
-from tests.fabric.policy_node import verdicts
+from tests.fabric.rules_by_hand import verdicts
 
 LOOPBACK = 1  # the interface that a test run says a packet is at
 POD = 77

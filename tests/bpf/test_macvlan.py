@@ -16,7 +16,7 @@ from bgpd.policy import parents
 from tests.bpf.conftest import emptied
 from tests.bpf.packets import ICMPV6, SOURCE_V4, SOURCE_V6, TCP, ipv4, ipv6
 from tests.bpf.program import run
-from tests.fabric.policy_node import verdicts
+from tests.fabric.rules_by_hand import verdicts
 
 LOOPBACK = 1  # the interface that a test run says a packet is at
 NEXT, SHOT = 0xFFFFFFFF, 2  # TC_ACT_UNSPEC, TC_ACT_SHOT

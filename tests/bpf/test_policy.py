@@ -17,7 +17,7 @@ from tests.bpf import loopback, packets
 from tests.bpf.conftest import emptied
 from tests.bpf.packets import FRAGMENT, HOP_BY_HOP, ICMPV6, NO_NEXT, ROUTING, TCP, UDP, ethernet, ipv4, ipv6
 from tests.bpf.program import run
-from tests.fabric.policy_node import verdicts
+from tests.fabric.rules_by_hand import verdicts
 
 PASS, DROP = 0, 1
 ICMP, SCTP, AH, DESTINATION = 1, 132, 51, 60

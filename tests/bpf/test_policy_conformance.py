@@ -21,7 +21,7 @@ from tests import cyclonus
 from tests.bpf.packets import ipv4
 from tests.bpf.program import run_opened
 from tests.cyclonus import ALLOWED, snapshot
-from tests.fabric.policy_node import verdicts
+from tests.fabric.rules_by_hand import verdicts
 
 PASS, DROP = 0, 1
 CLIENT_PORT = 40000

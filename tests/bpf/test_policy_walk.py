@@ -26,7 +26,7 @@ from bgpd.policy.walk import Side, walk
 from bgpd.runtime.diff import Change
 from tests.bpf.packets import SOURCE_V4, SOURCE_V6
 from tests.bpf.test_policy import DROP, PASS, ask, to
-from tests.fabric.policy_node import verdicts
+from tests.fabric.rules_by_hand import verdicts
 from tests.unit.policy_cases import FLOWS, NAMESPACES, snapshots
 from tests.unit.test_policy_evaluate import CLIENT, OUTSIDE, WEB, allow, cluster, into
 from tests.unit.test_policy_explain import CLIENTS

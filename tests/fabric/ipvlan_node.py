@@ -29,8 +29,9 @@ from tests.fabric import frames
 from tests.fabric.frames import MARK, listener, marked
 from tests.fabric.mounts import bpffs_at
 from tests.fabric.netns import Lab, Namespace, missing
-from tests.fabric.parent_node import PLANS, ParentPlace, RulesByHand
+from tests.fabric.parent_node import PLANS, ParentPlace
 from tests.fabric.policy_node import link
+from tests.fabric.rules_by_hand import RulesByHand
 
 NAMES = ("a", "b", "c")
 PROBE = "bgpdt-ipvlan"
@@ -95,7 +96,7 @@ class IpvlanPlace(ParentPlace):
         frames.send(self.namespace(name), "eth0", frame, told)
 
 
-class IpvlanNode(RulesByHand, IpvlanPlace):
+class IpvlanNode(IpvlanPlace, RulesByHand):
     """Everything open until `isolate`; programs are asked from the beginning on."""
 
     def __init__(self, lab: Lab, bpffs: Path, mode: IpvlanMode) -> None:

@@ -24,8 +24,9 @@ from bgpd.policy.parents import ParentLinks, Programs, Stations, entries, instal
 from bgpd.runtime.diff import Change, diff
 from tests.fabric import frames
 from tests.fabric.netns import Lab, Namespace
-from tests.fabric.parent_node import PLANS, ParentPlace, RulesByHand
+from tests.fabric.parent_node import PLANS, ParentPlace
 from tests.fabric.policy_node import link
+from tests.fabric.rules_by_hand import RulesByHand
 
 
 def macvlan(node: Namespace, parent: str, owner: Namespace, mode: str, name: str = "eth0") -> None:
@@ -80,7 +81,7 @@ class MacvlanPlace(ParentPlace):
         frames.send(self.namespace(name), interface, frame, protocol)
 
 
-class MacvlanNode(RulesByHand, MacvlanPlace):
+class MacvlanNode(MacvlanPlace, RulesByHand):
     """Everything open until `isolate`, nothing asked until `enforcing`."""
 
     def __init__(

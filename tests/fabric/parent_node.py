@@ -1,6 +1,6 @@
-"""What nodes of macvlan and of ipvlan have in common: a parent, an outside on its wire, and rules written by hand.
+"""What nodes of macvlan and of ipvlan have in common: a parent, and an outside on its wire.
 
-This decides which addresses they have, how rules get into the maps, and how one asks who reaches whom. How pods are
+This decides which addresses they have, and how one asks who reaches whom. How pods are
 wired, and what is asked where, is for `macvlan_node` and `ipvlan_node`.
 """
 
@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from bgpd.datapath import layout, loader
-from bgpd.datapath.layout import Action, PolicyVerdict, Port, Rule, RuleFlag
 from tests.fabric.masq_node import echoed, udp_client, udp_echo
 from tests.fabric.netns import Namespace
-from tests.fabric.policy_node import link, verdicts
+from tests.fabric.policy_node import link
 from tests.fabric.reach import ping, source_seen
 
 T = TypeVar("T")
@@ -52,6 +49,10 @@ class ParentPlace:
     node: Namespace
     outside: Namespace
     pods: dict[str, Namespace]
+    classes: ClassVar[Mapping[str, int]] = CLASS
+
+    def addresses(self, name: str) -> list[str]:
+        return [plan.of(name) for plan in PLANS]
 
     def namespace(self, name: str) -> Namespace:
         return {"outside": self.outside, "node": self.node, **self.pods}[name]
@@ -62,38 +63,6 @@ class ParentPlace:
     def here(self, function: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """What it returns, run as the daemon of this node would."""
         return self.node.call(lambda: asyncio.run(function()))
-
-
-class RulesByHand:
-    """In the maps of `policy`."""
-
-    policy: loader.Installed
-
-    def isolate(self, name: str, *, egress: int = 0, ingress: int = 0, flags: int = 0) -> None:
-        """Sets of rules, 0: not isolated; see `allow`."""
-        value = layout.PEER.pack(CLASS[name], egress, ingress, flags)
-        keys = [layout.policy_address(ip_address(plan.of(name))) for plan in PLANS]
-        self.policy.maps["policy_peers"].update(dict.fromkeys(keys, value))
-
-    def open(self) -> None:
-        """Nobody is isolated (any more)."""
-        for name in CLASS:
-            self.isolate(name)
-
-    def allow(self, number: int, *names: str, ports: Iterable[tuple[int, int]] = ()) -> None:
-        """The set `number` allows these ends: everything, or only (protocol, port)."""
-        pairs = list(ports)
-        rule = Rule(number, Action.DENY if pairs else Action.ALLOW, RuleFlag.HAS_PORTS if pairs else 0, 0, number)
-        one = layout.PORT.pack(*Port(Action.ALLOW, 0, 0, number))
-        self.policy.maps["policy_ports"].update({layout.port_key(number, *pair): one for pair in pairs})
-        keys = [layout.rule_key(number, CLASS[name]) for name in names]
-        self.policy.maps["policy_rules"].update(dict.fromkeys(keys, layout.RULE.pack(*rule)))
-
-    def forbid(self, number: int, *names: str) -> None:
-        self.policy.maps["policy_rules"].delete([layout.rule_key(number, CLASS[name]) for name in names])
-
-    def verdicts(self) -> dict[PolicyVerdict, int]:
-        return verdicts(self.policy.maps["policy_verdicts"])
 
 
 def reaches(

@@ -19,10 +19,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import ClassVar
 
 from bgpd.datapath import layout, loader
-from bgpd.datapath.layout import Action, Peer, PolicyVerdict, Port, Rule, RuleFlag
-from bgpd.datapath.maps import Map
 from bgpd.model.outcome import Outcome
 from bgpd.netlink.nftables import Connection
 from bgpd.netlink.owntables import TableActuator, can_own
@@ -30,6 +29,7 @@ from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table
 from bgpd.runtime.diff import Change
 from tests.fabric.masq_node import NETLINK_NETFILTER, alone
 from tests.fabric.netns import Lab, Namespace
+from tests.fabric.rules_by_hand import RulesByHand
 
 BRIDGE_NF = ("net/bridge/bridge-nf-call-iptables", "net/bridge/bridge-nf-call-ip6tables")
 PORT, SERVICE_PORT = 8080, 80
@@ -117,8 +117,10 @@ class PolicyPlace:
         return Connection(self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER))
 
 
-class PolicyNode(PolicyPlace):
+class PolicyNode(PolicyPlace, RulesByHand):
     """Everything open until `isolate`."""
+
+    classes: ClassVar[Mapping[str, int]] = POD_CLASS
 
     def __init__(self, lab: Lab, bpffs: Path, *, br_netfilter: bool = True) -> None:
         super().__init__(lab, br_netfilter=br_netfilter)
@@ -126,8 +128,8 @@ class PolicyNode(PolicyPlace):
         self.installed = loader.install(loader.shipped("policy"), self.directory)
         self.connection = self.connect()
         self.owned = can_own(self.connection)
-        self._peers: dict[str, Peer] = {name: Peer(number) for name, number in POD_CLASS.items()}
-        self._write_peers(self._peers)
+        self.policy = self.installed
+        self.open()
         self._write_links()
 
     def close(self) -> None:
@@ -170,20 +172,8 @@ class PolicyNode(PolicyPlace):
 
     # --- the maps -------------------------------------------------------------------------------------------------
 
-    def isolate(self, name: str, *, egress: int = 0, ingress: int = 0, flags: int = 0) -> None:
-        """Sets of rules, 0: not isolated; see `allow`."""
-        self._peers[name] = Peer(POD_CLASS[name], egress, ingress, flags)
-        self._write_peers({name: self._peers[name]})
-
-    def _write_peers(self, peers: Mapping[str, Peer]) -> None:
-        self.installed.maps["policy_peers"].update(
-            {
-                layout.policy_address(ip_address(address)): layout.PEER.pack(*peer)
-                for name, peer in peers.items()
-                for plan in PLANS
-                for address in ((plan.remote_pod,) if name == "outside" else (plan.of(name),))
-            }
-        )
+    def addresses(self, name: str) -> list[str]:
+        return [plan.remote_pod if name == "outside" else plan.of(name) for plan in PLANS]
 
     def _write_links(self) -> None:
         links = {name: link(self.node, f"port-{name}")[0] for name in BRIDGED}
@@ -196,40 +186,11 @@ class PolicyNode(PolicyPlace):
             }
         )
 
-    def allow(self, number: int, *names: str, ports: Iterable[tuple[int, int]] = ()) -> None:
-        """The set `number` allows these ends: everything, or only (protocol, port)."""
-        pairs = list(ports)
-        flags = RuleFlag.HAS_PORTS if pairs else 0
-        rule = Rule(number, Action.DENY if pairs else Action.ALLOW, flags, 0, number)
-        one = layout.PORT.pack(*Port(Action.ALLOW, 0, 0, number))
-        self.installed.maps["policy_ports"].update({layout.port_key(number, *pair): one for pair in pairs})
-        keys = [layout.rule_key(number, POD_CLASS[name]) for name in names]
-        self.installed.maps["policy_rules"].update(dict.fromkeys(keys, layout.RULE.pack(*rule)))
-
-    def forbid(self, number: int, *names: str) -> None:
-        """The set no longer says anything of these."""
-        self.installed.maps["policy_rules"].delete([layout.rule_key(number, POD_CLASS[name]) for name in names])
-
-    def verdicts(self) -> dict[PolicyVerdict, int]:
-        """How many packets each verdict has met."""
-        return verdicts(self.installed.maps["policy_verdicts"])
-
 
 def link(namespace: Namespace, name: str) -> tuple[int, bytes]:
     """Number and hardware address of an interface."""
     (shown,) = json.loads(namespace.run(["ip", "-json", "link", "show", "dev", name]).stdout)
     return shown["ifindex"], bytes.fromhex(shown["address"].replace(":", ""))
-
-
-def verdicts(target: Map) -> dict[PolicyVerdict, int]:
-    """What `policy_verdicts` has, summed over all CPUs; none that is zero."""
-    found = {}
-    for verdict in PolicyVerdict:
-        value = target.lookup_each_cpu(struct.pack("=I", verdict))
-        total = sum(layout.COUNTER.unpack(each)[0] for each in value)
-        if total:
-            found[verdict] = total
-    return found
 
 
 def serve(node: PolicyPlace, plan: Plan, endpoint: str) -> None:

@@ -33,9 +33,10 @@ from tests.fabric import plugin
 from tests.fabric.masq_node import NETLINK_NETFILTER
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.node import BgpdNode
-from tests.fabric.policy_node import PLANS, PORT, PolicyPlace, verdicts
+from tests.fabric.policy_node import PLANS, PORT, PolicyPlace
 from tests.fabric.probes import End, How, Probe, Prober
 from tests.fabric.process import poll
+from tests.fabric.rules_by_hand import verdicts
 
 Object: TypeAlias = dict[str, Any]
 

@@ -16,8 +16,9 @@ from bgpd.policy import filters, ipvlans, parents
 from bgpd.policy.parents import MACVLAN, Kind, Programs
 from bgpd.runtime.diff import Change
 from tests.fabric.netns import Lab
-from tests.fabric.policy_node import link, verdicts
+from tests.fabric.policy_node import link
 from tests.fabric.reach import ping
+from tests.fabric.rules_by_hand import verdicts
 
 pytestmark = pytest.mark.needs("mount")
 

@@ -29,7 +29,8 @@ from bgpd.policy.parents import MACVLAN, Kind, Programs
 from bgpd.runtime.diff import Change
 from tests.fabric import frames
 from tests.fabric.netns import Lab
-from tests.fabric.policy_node import link, verdicts
+from tests.fabric.policy_node import link
+from tests.fabric.rules_by_hand import verdicts
 
 pytestmark = pytest.mark.needs("mount", "tc")
 

@@ -11,9 +11,9 @@ import pytest
 from bgpd.datapath import layout, pins
 from bgpd.datapath.layout import PolicyVerdict
 from tests.fabric.netns import Namespace
-from tests.fabric.policy_node import verdicts
 from tests.fabric.policy_site import Object, labelled, namespace, peers, pod, policy
 from tests.fabric.process import poll
+from tests.fabric.rules_by_hand import verdicts
 from tests.fabric.topology import STRANGER, STRANGER6, TwoTorFabric
 from tests.fabric.virtualserver_site import CLIENT, VirtualServerSite
 

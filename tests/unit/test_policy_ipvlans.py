@@ -155,33 +155,29 @@ class Flood:
         self.closed = True
 
 
-def test_a_pod_that_changes_something_all_the_time_is_looked_at_now_and_then() -> None:
-    """The first news at once."""
-    flood, looks = Flood(), []
+def heeded(flood: Flood, pause_s: float) -> list[int]:
+    """What had been told at each look, for a while."""
+    looks: list[int] = []
 
     async def scenario() -> None:
-        task = asyncio.create_task(heed(flood, lambda: looks.append(flood.told), pause_s=3600))
+        task = asyncio.create_task(heed(flood, lambda: looks.append(flood.told), pause_s=pause_s))
         for _ in range(100):
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
 
     asyncio.run(scenario())
-    assert (looks, flood.closed) == ([1], True)
+    return looks
+
+
+def test_a_pod_that_changes_something_all_the_time_is_looked_at_now_and_then() -> None:
+    """The first news at once."""
+    flood = Flood()
+    assert (heeded(flood, pause_s=3600), flood.closed) == ([1], True)
 
 
 def test_news_while_nobody_looks_are_looked_at_later() -> None:
-    flood, looks = Flood(), []
-
-    async def scenario() -> None:
-        task = asyncio.create_task(heed(flood, lambda: looks.append(flood.told), pause_s=0))
-        for _ in range(100):
-            await asyncio.sleep(0)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-
-    asyncio.run(scenario())
-    assert looks[:3] == [1, 2, 3]
+    assert heeded(Flood(), pause_s=0)[:3] == [1, 2, 3]
 
 
 ADDRESSES = st.ip_addresses(v=4) | st.ip_addresses(v=6, network="2001:db8::/32")
