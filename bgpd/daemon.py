@@ -70,7 +70,7 @@ if TYPE_CHECKING:
 Tasks: TypeAlias = dict[str, Coroutine[Any, Any, Any]]
 
 HEARTBEAT_S = 1.0
-PUBLISH_S = 0.1  # a burst of changes is published once
+PUBLISH_S = 0.1  # a burst of changes is published once, and when whoever waits for it has been answered
 STOP_TIMEOUT_S = 10.0
 
 
@@ -283,6 +283,7 @@ class Daemon:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self.changed.wait()
             if self.changed.is_set():
+                await asyncio.sleep(PUBLISH_S)
                 self.changed.clear()
                 self.metrics.publish(gauges.snapshot(console))
                 self.readiness = gauges.ready(console)
@@ -291,7 +292,6 @@ class Daemon:
                 if status != shown:
                     shown = status
                     self.notifier.status(status)
-                await asyncio.sleep(PUBLISH_S)
 
 
 async def _api_server(config: Config) -> ApiServer | None:

@@ -163,8 +163,8 @@ class Fitting:
         self._full = {place: self._full.get(place, len(entries_in(have, place))) for place in places}
         names = [misfit.policy for misfit in state.misfits]
         self._refused = {name: self._refused.get(name, snapshot.policies.get(name)) for name in names}
-        self._state, self._last = state, snapshot
         self._good = dict(self._remembered(snapshot, state.held))
+        self._state, self._last = state, snapshot
         return stages
 
     def _advance(self, snapshot: Snapshot, have: Contents, state: _State) -> tuple[Contents, ...]:
@@ -211,12 +211,15 @@ class Fitting:
                 yield replace(misfit, pods=pods)
 
     def _remembered(self, snapshot: Snapshot, held: Mapping[str, Hold]) -> Iterator[tuple[str, _Good]]:
+        """Mostly pods and policies are the very objects that they were: whoever waits does not wait for these."""
+        last = self._last if self._last is not None and self._last.policies is snapshot.policies else None
         for key in snapshot.local:
-            pod = snapshot.pods.get(key)
-            if pod is not None and key not in held:
+            pod, good = snapshot.pods.get(key), self._good.get(key)
+            is_same = last is not None and last.pods.get(key) is pod and key not in self._state.held
+            if good is not None and (key in held or is_same):
+                yield key, good
+            elif pod is not None and key not in held:
                 yield key, _Good(pod.uid, self._compiler.policies_of(key))
-            elif key in held and key in self._good:
-                yield key, self._good[key]
 
 
 def _hold(good: _Good | None, overflow: Overflow) -> Hold:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -80,16 +81,40 @@ def rows(
     misfits: Sequence[Misfit] = (),
 ) -> Iterator[Row]:
     """By pod. `blocked`: why single endpoints cannot be policed; `unready`: why nothing gets into the kernel."""
+    each = _standing(snapshot, endpoints, blocked, unready, misfits)
+    for pod, endpoint, state, why in sorted(each, key=lambda it: (it[0], it[1] and it[1].key)):
+        addresses = endpoint.addresses if endpoint is not None else snapshot.addresses(pod)
+        yield Row(pod, endpoint, addresses, _isolated(contents, addresses), state, why)
+
+
+def states(
+    snapshot: Snapshot,
+    endpoints: Mapping[AttachmentKey, Endpoint],
+    blocked: Mapping[AttachmentKey, str],
+    unready: str,
+    misfits: Sequence[Misfit] = (),
+) -> Mapping[State, int]:
+    """How many of the rows are in which state, for a fraction of their price."""
+    return Counter(state for _, _, state, _ in _standing(snapshot, endpoints, blocked, unready, misfits))
+
+
+def _standing(
+    snapshot: Snapshot,
+    endpoints: Mapping[AttachmentKey, Endpoint],
+    blocked: Mapping[AttachmentKey, str],
+    unready: str,
+    misfits: Sequence[Misfit],
+) -> Iterator[tuple[str, Endpoint | None, State, str]]:
+    """Every pod with each of its interfaces, or with None, in no order; how policy stands with it, and why."""
     held = {pod: misfit.reason for misfit in misfits for pod in misfit.pods}
-    by_pod: dict[str, list[Endpoint]] = {key: [] for key in snapshot.local}
+    attached = set()
     for endpoint in endpoints.values():
-        by_pod.setdefault(str(endpoint.pod or ""), []).append(endpoint)
-    for pod, attached in sorted(by_pod.items()):
-        for each in sorted(attached, key=lambda it: it.key) or (None,):
-            addresses = each.addresses if each is not None else snapshot.addresses(pod)
-            reason = unready or (blocked.get(each.key, "") if each is not None else "") or held.get(pod, "")
-            state, why = _state(snapshot, pod, each, reason)
-            yield Row(pod, each, addresses, _isolated(contents, addresses), state, why)
+        pod = str(endpoint.pod or "")
+        attached.add(pod)
+        reason = unready or blocked.get(endpoint.key, "") or held.get(pod, "")
+        yield pod, endpoint, *_state(snapshot, pod, endpoint, reason)
+    for pod in snapshot.local.keys() - attached:
+        yield pod, None, *_state(snapshot, pod, None, unready or held.get(pod, ""))
 
 
 def _state(snapshot: Snapshot, pod: str, endpoint: Endpoint | None, blocked: str) -> tuple[State, str]:

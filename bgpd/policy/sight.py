@@ -11,13 +11,14 @@ import json
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from bgpd.datapath import layout
 from bgpd.datapath.layout import PolicyVerdict
 from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.maps import Map
 from bgpd.model.attachment import AttachmentKey
+from bgpd.model.endpoint import Endpoint
 from bgpd.model.policy import RuleRef, Snapshot
 from bgpd.observe.control import USAGE, ControlError, Handler, Progress
 from bgpd.observe.samples.policy import Policy
@@ -25,6 +26,7 @@ from bgpd.policy import explain, report
 from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.events import Event, Events
 from bgpd.policy.explain import Answer, Question, QuestionError
+from bgpd.policy.fit import Misfit
 from bgpd.policy.map import KEY, sizes
 from bgpd.policy.policing import Policing
 from bgpd.policy.report import Row, State
@@ -35,6 +37,9 @@ SETTLE_S = 1.0  # a change takes some ten milliseconds from here to the kernel
 STILL_HERE_S = 10.0  # a client that hears nothing for thrice as long gives up
 FATES = ("dropped", "audited")
 NOT_READ = "what the kernel has is not read yet; `bgpd status` says what is in the way"
+
+_Standing: TypeAlias = tuple[Mapping[AttachmentKey, Endpoint], Mapping[AttachmentKey, str], str, Sequence[Misfit]]
+"""The interfaces, why some of them cannot be policed, why nothing gets into the kernel, and what does not fit."""
 
 
 class Sight:
@@ -137,15 +142,16 @@ class Sight:
     # --- what there is ------------------------------------------------------------------------------------
 
     def _rows(self) -> Iterator[Row]:
-        policing = self._policing
-        endpoints = policing.endpoints.newest.value
-        told = policing.unready(), policing.misfits
-        blocked = {**self._blocked(), **policing.ipvlans.blocked}
-        return report.rows(policing.snapshot, policing.contents, endpoints, blocked, *told)
+        return report.rows(self._policing.snapshot, self._policing.contents, *self._standing())
 
     def _states(self) -> dict[str, int]:
-        counted = Counter(row.state for row in self._rows())
-        return {state.value: counted[state] for state in State}
+        counted = report.states(self._policing.snapshot, *self._standing())
+        return {state.value: counted.get(state, 0) for state in State}
+
+    def _standing(self) -> _Standing:
+        policing = self._policing
+        blocked = {**self._blocked(), **policing.ipvlans.blocked}
+        return policing.endpoints.newest.value, blocked, policing.unready(), policing.misfits
 
     def _counting(self) -> set[str]:
         """The policies that isolate a pod of this node."""

@@ -68,7 +68,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import PurePath
 from typing import TypeAlias
 
@@ -199,13 +199,20 @@ def bridge_table(
 def _sets_of(sources: Iterable[Source]) -> dict[str, frozenset[bytes]]:
     found: dict[str, set[bytes]] = {name: set() for name in _KEYS}
     for source in sources:
-        link = filters.ifindex(source.ifindex)
-        found["links"].add(link)
-        found["hardware"].add(filters.key(link, source.mac))
-        found["sources6"].add(filters.key(link, source.mac, UNSPECIFIED[6]))  # RFC 4862: of whom has no address yet
-        for address in source.addresses:
-            found[f"sources{address.version}"].add(filters.key(link, source.mac, address.packed))
+        for name, key in _keys_of(source):
+            found[name].add(key)
     return {name: frozenset(keys) for name, keys in found.items()}
+
+
+@lru_cache(1_024)  # a pod that starts waits for this, and all others are as they were
+def _keys_of(source: Source) -> tuple[tuple[str, bytes], ...]:
+    link = filters.ifindex(source.ifindex)
+    return (
+        ("links", link),
+        ("hardware", filters.key(link, source.mac)),
+        ("sources6", filters.key(link, source.mac, UNSPECIFIED[6])),  # RFC 4862: of whom has no address yet
+        *((f"sources{each.version}", filters.key(link, source.mac, each.packed)) for each in source.addresses),
+    )
 
 
 # --- the table as messages ------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -12,7 +13,7 @@ from bgpd.model.notice import Notice, Reason, Reference
 from bgpd.model.policy import Direction, Snapshot
 from bgpd.policy.compile import Compiler
 from bgpd.policy.fit import Fate, Misfit
-from bgpd.policy.report import NOTICES, Row, State, notices, policies, rows
+from bgpd.policy.report import NOTICES, Row, State, notices, policies, rows, states
 from tests.unit.test_policy_evaluate import CLIENT, WEB, allow, cluster, into, label, out
 
 KEY = AttachmentKey("cluster", "c1", "eth0")
@@ -78,6 +79,19 @@ def test_audit_comes_before_unattached_and_blocked_before_all() -> None:
     blocked = found(snapshot, endpoint("x/web", WEB), blocked="its link is a bond now")
     assert (blocked["x/web"].state, blocked["x/web"].why) == (State.BLOCKED, "its link is a bond now")
     assert found(snapshot, unready="no bpffs")["x/web"].why == "no bpffs"
+
+
+def test_every_interface_of_a_pod_counts_in_their_order() -> None:
+    """Counted alone as in the rows."""
+    second = AttachmentKey("cluster", "c1", "net1")
+    snapshot = cluster(local=("x/web", "x/client"))
+    both = {each: endpoint("x/web", WEB, each) for each in (second, KEY)}
+    blocked = {second: "its link is a bond now"}
+    shown = list(rows(snapshot, Compiler().advance(snapshot)[-1], both, blocked, ""))
+    assert [(row.pod, row.endpoint and row.endpoint.key) for row in shown] == [
+        ("x/client", None), ("x/web", KEY), ("x/web", second)
+    ]  # fmt: skip
+    assert states(snapshot, both, blocked, "") == Counter(row.state for row in shown)
 
 
 def test_what_no_kubelet_attached_is_shown_without_a_pod() -> None:
