@@ -10,6 +10,7 @@ from tests.benchmarks import (
     http,
     policy_cni,
     policy_contenders,
+    policy_first,
     policy_latency,
     policy_packet,
     policy_sync,
@@ -85,11 +86,14 @@ def _traffic(screen: Screen) -> list[Result]:
             found = [*serial_results(serial_measured(contenders, tenants))]
         with screen.step(f"{http.ROUNDS} rounds of HTTP connections"):
             found += http_results(http_measured(contenders, tenants))
+        made: dict[str, Mapping[str, Wire]] = {}
         for where, (make, names) in STREAM_WAYS.items():
             with screen.step(f"{STREAM_ROUNDS} rounds of one stream, {where}"):
-                few = wires(ready, tenants.values(), make, names, where)
+                few = made[where] = wires(ready, tenants.values(), make, names, where)
                 listen(few)
                 found += stream_results(where, streams_measured(few, tenants[MANY]))
                 if where == ROUTED:
                     found += moving_results(where, streams_measured(few, tenants[MANY], pinned=False))
+        with screen.step(f"{policy_first.ROUNDS} rounds of {policy_first.FLOWS} first packets, bridged"):
+            found += policy_first.results(made["bridge_alone"], made["bridged"], tenants[MANY])
     return found

@@ -6,8 +6,7 @@ subtracted; what the kernel itself takes for a run is told as `test_run_ns`, by 
 
 Behind the kernel's connection tracking nothing is remembered, so the first packet of a flow costs what all others of
 its direction do: `known_flow` is the dearer direction, `new_flow` the first packet's. A bridge without br_netfilter
-has a program that tracks flows itself. There a first packet cannot be repeated, so it is measured in single runs,
-beside single runs of a later one, and the difference is added to what a later one costs when it is repeated.
+has a program that tracks flows itself. There a first packet cannot be repeated: `policy_first` measures it.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from tests.fabric.policy_site import Object, policy
 
 T = TypeVar("T")
 
-SAMPLE, RUNS, REPEAT, SINGLE_RUNS = 100, 5, 20_000, 2_000
+SAMPLE, RUNS, REPEAT = 100, 5, 20_000
 KNOWN_NS, NEW_NS = 100.0, 150.0
 NODE = "worker1"
 _POD = str(SOURCE_V4)
@@ -52,7 +51,7 @@ BLOCKS = 1_000
 _Case: TypeAlias = tuple[str, str]  # what is in the maps, and the program
 _EMPTY: _Case = "", "nothing"
 _BLOCKS: _Case = "blocks", "policy"
-_ACK, _SYN = 0x10, 0x02
+_ACK, SYN = 0x10, 0x02
 _SOCKET_FILTER = 1  # enum bpf_prog_type
 _RETURN_0 = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
 
@@ -62,28 +61,26 @@ def results(place: Path) -> list[Result]:
     rand = random.Random(1)
     programs = {name: _installed(place / name, list(it.objects())) for name, it in TENANTS.items()}
     peers = {name: [peer for each in range(it.policies) for peer in it.peers(each)] for name, it in TENANTS.items()}
-    frames = {name: [_frame(peer) for peer in rand.choices(some, k=SAMPLE)] for name, some in peers.items()}
+    frames = {name: [frame(peer) for peer in rand.choices(some, k=SAMPLE)] for name, some in peers.items()}
     blocks = _installed(place / "blocks", list(_blocks()))
-    in_blocks = [_frame(str(each[1])) for each in rand.choices(_networks(), k=SAMPLE)]
+    in_blocks = [frame(str(each[1])) for each in rand.choices(_networks(), k=SAMPLE)]
     cases = {(name, "policy"): (pins["policy"], frames[name]) for name, pins in programs.items()}
     cases |= {(name, "policy_bridge"): (pins["policy_bridge"], frames[name]) for name, pins in programs.items()}
     cases |= {
         (name, "policy_reply"): (pins["policy_reply"], [*map(_reply, frames[name])])
         for name, pins in programs.items()
     }
-    cases[_EMPTY] = _returning(place / "empty"), [_frame(_POD)]
+    cases[_EMPTY] = _returning(place / "empty"), [frame(_POD)]
     cases[_BLOCKS] = blocks["policy"], in_blocks
     taken = _mean_ns(cases)
     known = {name: max(taken[name, "policy"], taken[name, "policy_reply"]) for name in TENANTS}
     bridged = {name: taken[name, "policy_bridge"] for name in TENANTS}
     most = list(TENANTS)[-1]
-    first = bridged[most] + _first_ns(programs[most]["policy_bridge"], peers[most], rand)
     return [
         Result(name="test_run_ns", value=taken[_EMPTY], unit="ns"),
         Result(name="known_flow_ns", value=known[most], unit="ns", goal=KNOWN_NS),
         Result(name="new_flow_ns", value=taken[most, "policy"], unit="ns", goal=NEW_NS),
         Result(name="bridge_known_flow_ns", value=bridged[most], unit="ns", goal=KNOWN_NS),
-        Result(name="bridge_new_flow_ns", value=first, unit="ns", goal=NEW_NS),
         Result(name=f"known_flow_{BLOCKS}_blocks_ns", value=taken[_BLOCKS], unit="ns"),
         *(Result(name=f"known_flow_{name}_ns", value=value, unit="ns") for name, value in known.items()),
         flatness("known_flow_flatness", known, FLAT),
@@ -127,10 +124,10 @@ def _models(kind: Kind[T], objects: Sequence[Object]) -> dict[str, T]:
 # --- packets --------------------------------------------------------------------------------------------------------
 
 
-def _frame(to: str, port: int = 40_000, flags: int = _ACK) -> bytes:
-    """Of the pod to a peer, in the middle of a connection."""
+def frame(to: str, port: int = 40_000, flags: int = _ACK, source: IPv4Address = SOURCE_V4) -> bytes:
+    """Of the pod to a peer; as a rule in the middle of a connection."""
     header = struct.pack("!HHIIBBHHH", port, PORT, 1, 1, 5 << 4, flags, 65535, 0, 0)
-    return ipv4(IPv4Address(to), header, protocol=TCP)
+    return ipv4(IPv4Address(to), header, protocol=TCP, source=source)
 
 
 def _reply(frame: bytes) -> bytes:
@@ -147,17 +144,6 @@ def _mean_ns(cases: Mapping[_Case, tuple[Path, Sequence[bytes]]]) -> dict[_Case,
                 raise RuntimeError(f"{pin} drops a packet that it should let pass")
             taken[name].append([it.duration_ns for it in runs])
     return {name: statistics.fmean(map(min, zip(*rounds, strict=True))) for name, rounds in taken.items()}
-
-
-def _first_ns(pin: Path, peers: Sequence[str], rand: random.Random) -> float:
-    """What a first packet costs more than a later one, the median of single runs of each."""
-    ports = iter(rand.sample(range(1024, 65536), SINGLE_RUNS))
-    first, later = [], []
-    for port in ports:
-        peer = rand.choice(peers)
-        first.append(run(pin, _frame(peer, port, _SYN)).duration_ns)
-        later.append(run(pin, _frame(peer, port)).duration_ns)
-    return statistics.median(first) - statistics.median(later)
 
 
 def _returning(pin: Path) -> Path:
