@@ -81,7 +81,7 @@ def install(file: Path, directory: Path, without: Collection[str] = ()) -> Insta
             spec = _spec(each, file)
             if spec.name not in maps:
                 pins.put(call.bpf_map__fd(each), directory / spec.name)
-                maps[spec.name] = Map(os.dup(call.bpf_map__fd(each)))
+                maps[spec.name] = Map(os.dup(call.bpf_map__fd(each)), spec.name)
         programs = {}
         for each in _all(call.bpf_object__next_program, handle):
             if each in left_out:

@@ -16,32 +16,39 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from bgpd.datapath.layout import MAPS, MapSpec
+from bgpd.datapath.layout import MapSpec
 from bgpd.datapath.libbpf import ENOTSUPP, DatapathError, check, library, map_create, map_info
 
 K = TypeVar("K", bound=bytes)
 
-_KEPT = 15  # bytes of a map's name, by the kernel
 BATCH = 4096  # entries in one call
 NO_BATCH = (-errno.EINVAL, -ENOTSUPP)  # a kernel before 5.6; a map of a kind that has none
 
 
 class Map:
-    """Owns `fd` and closes it when it goes. `spec` is what the kernel says; it keeps 15 bytes of the name."""
+    """Owns `fd` and closes it when it goes. `spec` is what the kernel says, which keeps 15 bytes of the name: give
+    all of it where it is known.
+    """
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, name: str = "") -> None:
         self.fd = fd
         self._closed = weakref.finalize(self, os.close, fd)
         info = map_info(fd)
         self.id = int(info.id)
         self.spec = MapSpec(
-            info.name.decode(), info.type, info.key_size, info.value_size, info.max_entries, info.map_flags
+            name or info.name.decode(),
+            info.type,
+            info.key_size,
+            info.value_size,
+            info.max_entries,
+            info.map_flags,
         )
 
     @classmethod
     def create(cls, spec: MapSpec) -> Map:
         """A new map, which lasts as long as somebody holds or pins it."""
-        return cls(map_create(spec.type, spec.name, spec.key_size, spec.value_size, spec.max_entries, spec.flags))
+        fd = map_create(spec.type, spec.name, spec.key_size, spec.value_size, spec.max_entries, spec.flags)
+        return cls(fd, spec.name)
 
     def close(self) -> None:
         """Twice does no harm."""
@@ -131,8 +138,7 @@ class Map:
         return found
 
     def _check(self, doing: str, code: int) -> None:
-        whole = (name for name in MAPS if name.encode()[:_KEPT] == self.spec.name.encode())
-        what = f"{doing} the map {next(whole, self.spec.name)}"
+        what = f"{doing} the map {self.spec.name}"
         if code in (-errno.ENOSPC, -errno.E2BIG):  # a trie's, a hash's
             raise DatapathError(f"{what}: it is full, with {self.spec.max_entries:,} entries", -code)
         check(what, code)

@@ -68,7 +68,7 @@ def open_map(path: Path, spec: MapSpec, *, exact: bool = True) -> Map | None:
     fd = get(path, "map")
     if fd is None:
         return None
-    found = Map(fd)
+    found = Map(fd, spec.name)
     wanted = spec if exact else replace(spec, flags=found.spec.flags)
     differences = list(_differences(wanted, found.spec))
     if differences:

@@ -102,8 +102,9 @@ def test_a_hash_is_read_whole_across_batches() -> None:
 
 
 def test_a_full_hash_says_so_as_well() -> None:
-    table = Map.create(MapSpec("tiny", MapType.HASH, 4, 1, 2))
-    with pytest.raises(DatapathError, match="it is full, with 2 entries"):
+    """By its whole name, of which the kernel keeps 15 bytes."""
+    table = Map.create(MapSpec("tiny_but_named_at_length", MapType.HASH, 4, 1, 2))
+    with pytest.raises(DatapathError, match="the map tiny_but_named_at_length: it is full, with 2 entries"):
         table.update({struct.pack("I", number): b"\0" for number in range(3)})
 
 
