@@ -23,6 +23,7 @@ from tests.fabric.mounts import bpffs_at
 from tests.fabric.netns import Lab
 from tests.fabric.node import BgpdNode, node_manifest
 from tests.fabric.process import Process, poll
+from tests.files import rewrite
 
 POD, POD_CIDR, CLUSTER = "10.244.1.10", "10.244.1.0/24", "10.244.0.0/16"
 POD_GATEWAY = "10.244.1.1"
@@ -125,9 +126,7 @@ class MasqDaemon:
 
     def write(self, entries: Sequence[IPv4Network]) -> None:
         """The document of a daemon that reads a file, as an atomic writer does it."""
-        new = self._document.with_name("new")
-        new.write_text(document(entries))
-        new.replace(self._document)
+        rewrite(self._document, document(entries))
 
     def start(self, entries: Sequence[IPv4Network] = ()) -> MasqDaemon:
         """With this list; see `wait_masquerades`."""

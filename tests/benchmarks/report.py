@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import files
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -123,9 +125,7 @@ def rewrite(readme: Path, bench: str, results: Sequence[Result]) -> None:
     )
     if count != 1:
         raise ValueError(f"{readme} has {count} places between {begin} and {end}, not one")
-    temporary = readme.with_name(f".{readme.name}.new")
-    temporary.write_text(text)
-    temporary.replace(readme)
+    files.rewrite(readme, text)
 
 
 def number(value: float) -> str:

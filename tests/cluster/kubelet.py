@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from tests.fabric.process import Process, poll
 from tests.fabric.topology import NodePlace
+from tests.files import rewrite
 
 from .apply import apply
 from .images import IMAGE, PROGRAM, write_image
@@ -115,9 +116,7 @@ class KubeletNode:
         """As an installer of a CNI does it."""
         directory = self.machine.root / CNI_CONF.relative_to("/")
         directory.mkdir(exist_ok=True)
-        temporary = directory / f".{name}"
-        temporary.write_text(json.dumps(chain))
-        temporary.rename(directory / name)
+        rewrite(directory / name, json.dumps(chain))
 
     def remove_chain(self, name: str) -> None:
         (self.machine.root / CNI_CONF.relative_to("/") / name).unlink()

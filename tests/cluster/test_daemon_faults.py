@@ -26,6 +26,7 @@ from tests.fabric.node import BgpdNode
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import poll
 from tests.fabric.topology import NodePlace
+from tests.files import rewrite
 
 from .node import (
     API_ADDRESS,
@@ -180,23 +181,16 @@ def token_file(node: BgpdNode) -> Path:
     return node.namespace.lab.directory / f"{node.namespace.name}.token"
 
 
-def replace(file: Path, text: str) -> None:
-    """As the kubelet does it."""
-    temporary = file.with_suffix(".new")
-    temporary.write_text(text)
-    temporary.rename(file)
-
-
 def test_token_that_is_rotated(cluster: Cluster, place: NodePlace, node: BgpdNode) -> None:
     """A new token in the file is used for the next request: the old one, revoked then, is never missed."""
     secrets = "/api/v1/namespaces/kube-system/secrets"
     admin = cluster.control_plane.admin
     secret = admin.create(secrets, {"metadata": {"name": "old"}})
     old = cluster.control_plane.service_account_token("kube-system", "bgpd", bound_to=secret)
-    replace(token_file(node), old)
+    rewrite(token_file(node), old)
     announcing(cluster, node, place)
     with unbroken(cluster, place) as capture:
-        replace(token_file(node), cluster.token())
+        rewrite(token_file(node), cluster.token())
         admin.delete(f"{secrets}/old")
         cluster.control_plane.kill_apiserver()  # ends the watch, and what the server remembers of tokens
         wait_retrying(node)
@@ -211,12 +205,12 @@ def test_token_that_expired(cluster: Cluster, place: NodePlace, node: BgpdNode) 
     """401 is said in the status; a fresh token in the file ends the trouble, without a restart or a signal."""
     announcing(cluster, node, place)
     with unbroken(cluster, place) as capture:
-        replace(token_file(node), cluster.control_plane.expiring_token("kube-system", "bgpd", 0))
+        rewrite(token_file(node), cluster.control_plane.expiring_token("kube-system", "bgpd", 0))
         cluster.control_plane.kill_apiserver()
         cluster.control_plane.start_apiserver()
         wait_error(node, "(401)")
         assert "does not accept the credentials (401)" in wait_retrying(node)
-        replace(token_file(node), cluster.token())
+        rewrite(token_file(node), cluster.token())
         node.wait_healthy(PAUSE_S)
     assert capture.besides_keepalives() == []
     follow_a_change(cluster, node, place)
@@ -319,9 +313,9 @@ def clock(tmp_path: Path) -> Iterator[dict[str, Any]]:
 
 def set_clock(directory: Path, offset_s: int) -> Path:
     """Moves the wall clock to so many seconds from the real one."""
-    temporary = directory / "clock.new"
-    temporary.write_text(f"{offset_s:+d}\n")
-    return temporary.rename(directory / "clock")
+    file = directory / "clock"
+    rewrite(file, f"{offset_s:+d}\n")
+    return file
 
 
 def wait_keepalives(cluster: Cluster, place: NodePlace, capture: BgpCapture, count: int) -> None:

@@ -24,6 +24,7 @@ from bgpd.kube.parse import NODE
 from bgpd.kube.sources import Source
 from bgpd.model.node import Node
 from bgpd.runtime.store import Store
+from tests.files import rewrite
 
 SOON_S = 5.0
 
@@ -283,9 +284,7 @@ class Directory:
         if self._writes % 2:
             target.write_text(yaml.safe_dump(content))
         else:
-            temporary = self._path / f".{name}.yaml"
-            temporary.write_text(json.dumps(content))
-            temporary.rename(target)
+            rewrite(target, json.dumps(content))
 
 
 class TestManifests(SourceContract):

@@ -19,6 +19,7 @@ from tests.fabric.process import poll
 from tests.fabric.reach import source_seen
 from tests.fabric.screen import Screen
 from tests.fabric.topology import F5_SNAT, F5_SNAT6, GATEWAY, POD_SUPERNETS, STRANGER, STRANGER6, TwoTorFabric
+from tests.files import rewrite
 
 POD, POD6 = "188.188.0.10", "fd00:188:188::10"
 BRIDGED_POD = "188.188.1.10"
@@ -43,7 +44,7 @@ class MasqueradePart:
         self.document.parent.mkdir()
         self.absent = ""
         self._mounts: list[BpfMounts] = []
-        self._write(_LIST)
+        rewrite(self.document, _LIST)
 
     # --- before the daemons start -------------------------------------------------------------------------
 
@@ -155,18 +156,13 @@ class MasqueradePart:
         """
         seen: list[str | None] = []
         alive, first_s, began = True, 0.0, time.monotonic()
-        self._write(f"{_LIST}- {ADDED}\n")
+        rewrite(self.document, f"{_LIST}- {ADDED}\n")
         while seen.count(POD) < _AFTERWARDS and time.monotonic() - began < _PATIENCE_S:
             alive = alive and speaks(client, server)
             seen.append(source_seen(pod, self.fabric.outside, STRANGER))
             if not first_s and seen[-1] == POD:
                 first_s = time.monotonic() - began
         return seen, first_s, alive and speaks(client, server)
-
-    def _write(self, text: str) -> None:
-        new = self.document.with_name(".config.new")
-        new.write_text(text)
-        new.rename(self.document)
 
 
 def show(screen: Screen, node: BgpdNode, *words: str) -> str:

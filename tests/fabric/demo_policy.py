@@ -16,6 +16,7 @@ from tests.fabric.process import poll
 from tests.fabric.reach import ping, source_seen
 from tests.fabric.screen import Screen
 from tests.fabric.topology import HEALTH_CHECKER, NodePlace, TwoTorFabric
+from tests.files import rewrite
 
 PORT, OTHER_PORT = 8080, 8081
 _PATIENCE_S = 15.0
@@ -77,7 +78,7 @@ class PolicyPart:
             self.screen.note(f"not shown, this machine cannot do it: {self.absent}")
             return
         place, checker = self.fabric.nodes[0], self.fabric.outside
-        _write(node, "pod.yaml", _POD.format(node=place.name, ipv4=POD, ipv6=POD6))
+        rewrite(node.manifests / "pod.yaml", _POD.format(node=place.name, ipv4=POD, ipv6=POD6))
         self._put(node, "deny-all.yaml", _DENY_ALL)
         self._wait("the first ping without an answer", lambda: not ping(checker, POD, timeout_s=_SHORT_S))
         self._check_isolated(place, pod)
@@ -108,7 +109,7 @@ class PolicyPart:
 
     def _put(self, node: BgpdNode, name: str, text: str) -> None:
         self.screen.shell(node.namespace.name, f"cat {name}", text)
-        _write(node, name, text)
+        rewrite(node.manifests / name, text)
         self._put_at = time.monotonic()
 
     def _wait(self, what: str, probe: Callable[[], bool]) -> None:
@@ -130,12 +131,6 @@ class PolicyPart:
         text = f"without policies ping {POD} is answered again"
         poll(lambda: ping(checker, POD, timeout_s=_SHORT_S), _PATIENCE_S, lambda: text)
         self.screen.check(text, ping(checker, POD))
-
-
-def _write(node: BgpdNode, name: str, text: str) -> None:
-    new = node.manifests / f".{name}.new"
-    new.write_text(text)
-    new.rename(node.manifests / name)
 
 
 def _seen(

@@ -25,6 +25,7 @@ from tests.fabric.netns import Lab, Namespace
 from tests.fabric.node import BIN, BgpdNode, node_manifest
 from tests.fabric.process import poll
 from tests.fabric.reach import source_seen
+from tests.files import rewrite
 
 LINK_LOCAL: Mapping[int, set[LpmKey]] = {each.version: {LpmKey.of(each)} for each in masq.LINK_LOCAL}
 
@@ -62,10 +63,8 @@ class MasqSite:
     def write(self, *entries: str, resync: str = "60s") -> None:
         """The document; a mere address is taken for the prefix that holds it alone."""
         prefixes = [entry if "/" in entry else str(ip_network(entry)) for entry in entries]
-        new = self.document.with_name("new")
         document = {"nonMasqueradeCIDRs": prefixes, "resyncInterval": resync, "cidrLimit": layout.IPMASQ_ENTRIES}
-        new.write_text(json.dumps(document))
-        new.replace(self.document)
+        rewrite(self.document, json.dumps(document))
 
     # --- seen from outside ----------------------------------------------------------------------------------------
 

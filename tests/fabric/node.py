@@ -23,6 +23,7 @@ from tests.fabric.netns import Namespace
 from tests.fabric.observe import BgpCapture
 from tests.fabric.process import Process, poll
 from tests.fabric.topology import ASN, CABLE, NodePlace, TwoTorFabric
+from tests.files import rewrite
 
 BIN = Path(sys.executable).parent
 
@@ -113,12 +114,12 @@ class BgpdNode:
         return self.directory / "run" / "speaker.sock"
 
     def write_config(self) -> None:
-        self._replace(self.config_file, yaml.safe_dump(self.config, sort_keys=False))
+        rewrite(self.config_file, yaml.safe_dump(self.config, sort_keys=False))
 
     def allocate(self, place: NodePlace, *pod_cidrs: str, labels: dict[str, str] | None = None) -> None:
         """Writes this node's Node object, as the controller manager changes it in a cluster."""
         text = node_manifest(place.name, list(pod_cidrs), place.address, place.address6, labels=labels)
-        self._replace(self.manifests / "node.yaml", text)
+        rewrite(self.manifests / "node.yaml", text)
 
     def start(self) -> BgpdNode:
         self.start_speaker()
@@ -265,13 +266,6 @@ class BgpdNode:
     @staticmethod
     def _tail(process: Process | None) -> str:
         return process.log_tail() if process is not None else "(never started)"
-
-    @staticmethod
-    def _replace(file: Path, text: str) -> None:
-        """As an atomic writer does it: never a half file under the name."""
-        temporary = file.with_name(f".{file.name}.new")
-        temporary.write_text(text)
-        temporary.rename(file)
 
 
 def _wait_messages(capture: BgpCapture, wanted: Callable[[BgpMessage], bool], count: int) -> None:

@@ -16,6 +16,7 @@ from bgpd.model.noderoute import DEVICE
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.node import BgpdNode, node_manifest
 from tests.fabric.process import poll
+from tests.files import rewrite
 
 CABLE = "eth0"
 
@@ -128,7 +129,7 @@ class NodeRoutesSite:
         text = "---\n".join(node_manifest(it.name, it.cidrs, *it.addresses[self._shown]) for it in shown)
         for name in self.members if to is None else to:
             bgpd = self.members[name].bgpd
-            bgpd._replace(bgpd.manifests / "nodes.yaml", text)
+            rewrite(bgpd.manifests / "nodes.yaml", text)
 
     def start(self, *names: str) -> NodeRoutesSite:
         """Publishes, and starts the daemons of these nodes (default: of all)."""

@@ -37,6 +37,7 @@ from tests.fabric.policy_node import PLANS, PORT, PolicyPlace
 from tests.fabric.probes import End, How, Probe, Prober
 from tests.fabric.process import poll
 from tests.fabric.rules_by_hand import verdicts
+from tests.files import rewrite
 
 Object: TypeAlias = dict[str, Any]
 
@@ -84,9 +85,7 @@ class Cluster:
             policy(FENCE, FENCE, types=["Ingress"]),
         ]
         self._written = set(self.objects)
-        new = self.file.with_name(".new")
-        new.write_text(yaml.dump_all([*self.objects.values(), *fence], Dumper=yaml.CSafeDumper))
-        new.replace(self.file)
+        rewrite(self.file, yaml.dump_all([*self.objects.values(), *fence], Dumper=yaml.CSafeDumper))
 
     def wait_in_force(self) -> None:
         """Until the last file is in the kernel, all of it: what it no longer names is let go after a while."""

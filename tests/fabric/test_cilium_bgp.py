@@ -12,12 +12,11 @@ from tests.fabric.node import BgpdNode
 from tests.fabric.process import poll
 from tests.fabric.service_objects import endpoint, endpoint_slice, service
 from tests.fabric.topology import TwoTorFabric
+from tests.files import rewrite
 
 
 def write(node: BgpdNode, *objects: Manifest, file: str = "bgp") -> None:
-    temporary = node.manifests / f".{file}"
-    temporary.write_text(yaml.safe_dump_all(objects))
-    temporary.rename(node.manifests / f"{file}.yaml")
+    rewrite(node.manifests / f"{file}.yaml", yaml.safe_dump_all(objects))
 
 
 def running(fabric: TwoTorFabric, *objects: Manifest, **bgp: object) -> BgpdNode:

@@ -35,6 +35,7 @@ from tests.fabric.netns import Lab, Namespace
 from tests.fabric.observe import BgpCapture
 from tests.fabric.peer import FAMILIES, Neighbor, Options, many_prefixes
 from tests.fabric.process import Process, poll
+from tests.files import rewrite
 
 ASN = 64512
 TOR, NODE, NODE6 = "10.0.0.1", "10.0.0.2", "fd00::2"
@@ -134,9 +135,7 @@ class Rig:
         """Writes the configuration file: our helper and these neighbors."""
         run = f"{sys.executable} -I -S {self.lab.directory}/helper.py {self.lab.directory}/helper.sock"
         head = f"process helper {{ run {run}; encoder json; }}\n"
-        temporary = self.file.with_suffix(".new")
-        temporary.write_text(head + "\n".join(blocks))
-        temporary.rename(self.file)
+        rewrite(self.file, head + "\n".join(blocks))
 
     def start(self, *blocks: str, **env: str) -> Helper:
         """Starts ExaBGP; returns its helper. `env` is added to the settings, without their `exabgp_`."""

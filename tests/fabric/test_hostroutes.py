@@ -16,6 +16,7 @@ from tests.benchmarks.failover_probe import ON_THE_WAY_S, Flow, Probe, Receiver
 from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.process import poll
 from tests.fabric.topology import STRANGER, STRANGER6, NodePlace, TwoTorFabric
+from tests.files import rewrite
 
 pytestmark = pytest.mark.needs("bird")
 
@@ -58,7 +59,7 @@ class Site:
     def show(self, *pods: dict[str, Any]) -> None:
         """These are all pods of the cluster, to both nodes."""
         for node in self.nodes:
-            node._replace(node.manifests / "pods.yaml", yaml.safe_dump_all(pods))
+            rewrite(node.manifests / "pods.yaml", yaml.safe_dump_all(pods))
 
     def wait_from(self, index: int, *prefixes: str) -> None:
         """Until both ToRs have these from this node alone."""

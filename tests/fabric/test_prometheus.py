@@ -21,6 +21,7 @@ from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.process import poll
 from tests.fabric.prometheus import JOB, Prometheus
 from tests.fabric.topology import BOTH_FAMILIES, F5_SNAT, POD_SUPERNETS, TwoTorFabric
+from tests.files import rewrite
 from tests.system.observability import ALERTS, dashboard, panels, variables
 from tests.unit.cni_requests import frame
 
@@ -62,9 +63,7 @@ def node(fabric: TwoTorFabric) -> Iterator[BgpdNode]:
 
 def write_list(document: Path, entries: Sequence[str]) -> None:
     """As an atomic writer does it; `cidrLimit` lets it be as long as it is."""
-    new = document.with_name("new")
-    new.write_text(json.dumps({"nonMasqueradeCIDRs": entries, "cidrLimit": len(entries)}))
-    new.replace(document)
+    rewrite(document, json.dumps({"nonMasqueradeCIDRs": entries, "cidrLimit": len(entries)}))
 
 
 @pytest.fixture(scope="module")

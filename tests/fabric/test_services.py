@@ -6,7 +6,6 @@ is tested in `tests/unit/test_services_plan.py`.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ import yaml
 from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.service_objects import endpoint, endpoint_slice, service
 from tests.fabric.topology import TwoTorFabric
+from tests.files import rewrite
 
 pytestmark = pytest.mark.needs("bird")
 
@@ -40,10 +40,8 @@ class Shop:
     def put(self, *objects: dict[str, Any]) -> None:
         """Each object has a file of its own, replaced as a whole."""
         for each in objects:
-            file = self.node.manifests / f"{each['kind']}-{each['metadata']['name']}.yaml"
-            temporary = Path(f"{file}.new")
-            temporary.write_text(yaml.safe_dump(each))
-            temporary.rename(file)
+            name = f"{each['kind']}-{each['metadata']['name']}.yaml"
+            rewrite(self.node.manifests / name, yaml.safe_dump(each))
 
     def wait(self, *prefixes: str) -> None:
         """Until both ToRs have them."""

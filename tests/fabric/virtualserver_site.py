@@ -19,6 +19,7 @@ from tests.fabric.netns import Namespace
 from tests.fabric.node import BgpdNode, two_tor_bgp
 from tests.fabric.process import Process, poll
 from tests.fabric.topology import TwoTorFabric
+from tests.files import rewrite
 
 VIP = {4: "11.16.22.80", 6: "fd00:11:16:22::80"}
 CLIENT = {4: "11.11.250.12", 6: "fd00:11:11:250::12"}
@@ -202,9 +203,7 @@ class VirtualServerSite:
 
     def write(self, name: str, *values: dict[str, Any]) -> None:
         """A manifest of this name, with these objects."""
-        new = self.node.manifests / f".{name}"
-        new.write_text(yaml.safe_dump_all(values))
-        new.replace(self.node.manifests / f"{name}.yaml")
+        rewrite(self.node.manifests / f"{name}.yaml", yaml.safe_dump_all(values))
 
     # --- seen from outside ------------------------------------------------------------------------------------
 
