@@ -20,11 +20,11 @@ from bgpd.kube.feed import Feed
 from bgpd.kube.networkpolicy import NETWORK_POLICY
 from bgpd.kube.parse import CONFIG_MAP, NAMESPACE, NODE, POD, Kind
 from bgpd.kube.service import ENDPOINT_SLICE, SERVICE
-from bgpd.model.attachment import OWN_FILE, AttachmentKey
+from bgpd.model.attachment import OWN_FILE
 from bgpd.model.bgp import AdvertisementType
 from bgpd.model.candidate import Candidate
 from bgpd.model.configmap import ConfigMap
-from bgpd.model.endpoint import Endpoint
+from bgpd.model.endpoint import Endpoints
 from bgpd.model.node import Node
 from bgpd.model.noderoute import MARK
 from bgpd.model.pod import Namespace, Pod
@@ -178,7 +178,7 @@ class Builder:
         from bgpd.policy.policing import Policing
         from bgpd.policy.view import Objects
 
-        endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
+        endpoints: Store[Endpoints] = Store({})
         endpoints.on_change(self._noted)
         cluster = self._cluster
         objects = Objects(inputs.nodes, cluster.pods, cluster.namespaces, cluster.policies)

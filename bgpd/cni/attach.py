@@ -29,7 +29,7 @@ from bgpd.cni.interface import RefusedError, attached, differences, endpoint_lin
 from bgpd.cni.journal import Journal
 from bgpd.model.attachment import Attachment, AttachmentKey
 from bgpd.model.brief import brief
-from bgpd.model.endpoint import Endpoint, VethLink, is_bridging
+from bgpd.model.endpoint import Endpoint, Endpoints, VethLink, is_bridging
 from bgpd.model.outcome import DONE, Blocked, Done, Outcome, Retry
 from bgpd.netlink.link import PodLink
 from bgpd.netlink.links import LinkError, Links, News, NoNamespaceError, Watch
@@ -38,7 +38,6 @@ from bgpd.runtime.store import Store
 
 RESYNC_S = 60.0  # news of the kernel are hints; looking is the truth, 0.2 ms for each endpoint
 
-Endpoints: TypeAlias = Mapping[AttachmentKey, Endpoint]
 Enforced: TypeAlias = Callable[[Endpoint], Awaitable[Outcome]]
 """Waits until the policy of an endpoint that was published is in the kernel."""
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
 
-from bgpd.cni.attach import Endpoints, Enforced, PodAttacher
+from bgpd.cni.attach import Enforced, PodAttacher
 from bgpd.cni.journal import DIRECTORY, Journal, Queue
 from bgpd.cni.publish import Places, Publisher, settings
 from bgpd.cni.server import CniServer
 from bgpd.config.schema import Config
 from bgpd.model.configmap import ConfigMap
+from bgpd.model.endpoint import Endpoints
 from bgpd.observe import log
 from bgpd.observe.metrics import RequestDone
 from bgpd.observe.samples.cni import Cni

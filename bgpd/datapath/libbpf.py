@@ -233,6 +233,8 @@ def explain(code: int, *, may: bool, version: tuple[int, int]) -> str:
         return f"{text}: CAP_BPF is missing (before Linux 5.8 CAP_SYS_ADMIN); run as root, or add it to the unit"
     if code == errno.EPERM and version < (5, 11):
         return f"{text}: before Linux 5.11 maps count as locked memory; set LimitMEMLOCK=infinity in the unit"
+    if code == errno.ENOMEM:
+        return f"{text}: the node has none left, or bgpd's unit as much as it may (MemoryMax=); what maps take counts"
     return text
 
 

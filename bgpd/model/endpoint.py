@@ -5,6 +5,7 @@ What `cni` finds out and `policy` acts on; neither knows the other.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -105,3 +106,6 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"{self.pod} {self.key.interface}" if self.pod else str(self.key)
+
+
+Endpoints: TypeAlias = Mapping[AttachmentKey, Endpoint]

@@ -12,32 +12,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import itertools
 import struct
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from bgpd.config.load import Loaded
 from bgpd.datapath import jump, layout, loader
 from bgpd.datapath.layout import OwnerFlag
-from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.loader import Datapath
-from bgpd.datapath.maps import Map
-from bgpd.model.attachment import AttachmentKey
-from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode
-from bgpd.model.outcome import DONE, Outcome, Retry
+from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, IpvlanMode
 from bgpd.model.policy import Tampering
 from bgpd.model.prefix import Address, Prefix
 from bgpd.netlink.links import Links, own_cookie
 from bgpd.netlink.rtsocket import GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, GROUP_TC, RtWatch
 from bgpd.policy import filters, parents, podhooks
-from bgpd.policy.ondemand import OnDemand, then
-from bgpd.policy.parents import Entry, Kind, Programs
-from bgpd.policy.podhooks import FILTER, Place
-from bgpd.runtime.diff import Change
+from bgpd.policy.behind import Behind, Entry, full, left_out
+from bgpd.policy.ondemand import Needs, OnDemand, applied, heed, then
+from bgpd.policy.parents import Kind, Programs
+from bgpd.policy.podhooks import FILTER, Meddling, Place
 from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
 from bgpd.runtime.store import Store
 
@@ -45,14 +39,11 @@ KIND = Kind("ipvlan", alone=(FILTER,))
 LOOK_S = 1.0  # how long a pod may go without its program where it can remove it, should the kernel not tell of it
 _ADDRESSES, _PODS, _FOREIGN, _VLANS = "ipvlan_addresses", "ipvlan_pods", "ipvlan_foreign", "ipvlan_vlans"
 _TUNNELS = "ipvlan_tunnels"
-PAUSE_S = 0.5  # between two looks for news: a pod can make thousands in that, by its interface
 _NOBODY = bytes(16)  # the address that stands for the node itself
 _FEWER = (
     "name their prefixes by `policy.foreignCIDRs`, or have fewer: each counts once for each parent, and kube-proxy "
     "in IPVS mode gives the node every Service's"
 )
-
-Endpoints: TypeAlias = Store[Mapping[AttachmentKey, Endpoint]]
 
 
 # --- who is behind a parent -----------------------------------------------------------------------------------------
@@ -72,7 +63,7 @@ class Own:
     vlans: Mapping[bytes, int] = field(default_factory=dict)
 
 
-_NOTHING = Own({}, (), frozenset(), 0)
+NOTHING = Own({}, (), frozenset(), 0)
 
 
 def refusal(link: IpvlanLink) -> str:
@@ -131,7 +122,7 @@ def entries(
     want.update({_address_key(parent, _NOBODY): above if parent in stack else node for parent in at})
     want.update({(_VLANS, key): value for key, value in parents.vlan_entries(own.vlans, at).items()})
     for endpoint, link in on_ipvlans(endpoints):
-        want.update(_pod(endpoint, link, number_of(endpoint, link) in closed))
+        want.update(entries_of(endpoint, link, closed))
     beside = layout.IPVLAN_OWNER.pack(0, own.netns, OwnerFlag.BESIDE, 0)
     for parent in at:
         for address in own.beside.get(parent, ()):
@@ -142,27 +133,21 @@ def entries(
     return want
 
 
-def left_out(want: Iterable[Entry]) -> frozenset[Entry]:
-    """Of these the last ones, for which the maps have no room."""
-    counted: Counter[str] = Counter()
-    found = set()
-    for entry in want:
-        counted[entry[0]] += 1
-        if counted[entry[0]] > layout.MAPS[entry[0]].max_entries:
-            found.add(entry)
-    return frozenset(found)
-
-
-def _pod(endpoint: Endpoint, link: IpvlanLink, closed: bool) -> Iterator[tuple[Entry, bytes]]:
+def entries_of(endpoint: Endpoint, link: IpvlanLink, closed: Collection[int] = ()) -> dict[Entry, bytes]:
+    """What they are to hold of one pod."""
     number = number_of(endpoint, link)
     first = parents.first_addresses(endpoint.addresses)
-    yield (_PODS, layout.POD_NUMBER.pack(number)), layout.IPVLAN_POD.pack(*first, link.parent, 0)
-    flags = OwnerFlag.CLOSED if closed else OwnerFlag(0)
+    pod = layout.IPVLAN_POD.pack(*first, link.parent, 0)
+    flags = OwnerFlag.CLOSED if number in closed else OwnerFlag(0)
     if link.mode is IpvlanMode.L3S:
         flags |= OwnerFlag.STACK
     owner = layout.IPVLAN_OWNER.pack(number, link.netns, flags, 0)
-    for address in endpoint.addresses:
-        yield _address_key(link.parent, layout.policy_address(address)), owner
+    addresses = (_address_key(link.parent, layout.policy_address(address)) for address in endpoint.addresses)
+    return {_pod_key(number): pod, **dict.fromkeys(addresses, owner)}
+
+
+def _pod_key(number: int) -> Entry:
+    return _PODS, layout.POD_NUMBER.pack(number)
 
 
 def _address_key(parent: int, address: bytes) -> Entry:
@@ -180,83 +165,9 @@ def _closed_in(have: Mapping[Entry, bytes]) -> frozenset[int]:
     return frozenset(number for number, _, flags, _ in owners if flags & OwnerFlag.CLOSED)
 
 
-def _full(name: str) -> str:
-    return f"the map {name} is full, with {layout.MAPS[name].max_entries:,} entries"
-
-
-class Meddling:
-    """Who has removed the program that it is policed by, and where it was then: whoever has its addresses next, so
-    also its number, is another pod.
-    """
-
-    def __init__(self) -> None:
-        self._places: dict[int, Place] = {}
-
-    def note(self, numbers: Iterable[int], at: Mapping[int, Place]) -> None:
-        """`at` are the places of all pods, by their numbers."""
-        self._places.update({number: at[number] for number in numbers if number in at})
-
-    def among(self, at: Mapping[int, Place]) -> frozenset[int]:
-        """Of the pods that are there now."""
-        return frozenset(number for number, place in at.items() if self._places.get(number) == place)
-
-    def forget_gone(self, at: Mapping[int, Place]) -> None:
-        for number in self._places.keys() - self.among(at):
-            del self._places[number]
-
-
-class Neighbors:
-    """The actuator of these maps. `own` is what the node had when they were last read: read them when it changes."""
-
-    def __init__(self, installed: loader.Installed, directory: Path) -> None:
-        self.installed, self._directory = installed, directory
-        self.own = _NOTHING
-
-    async def observe(self) -> Mapping[Entry, bytes]:
-        return await asyncio.to_thread(self._observe)
-
-    async def apply(self, changes: Sequence[Change[Entry, bytes]]) -> Sequence[Outcome]:
-        return await asyncio.to_thread(self._apply, changes)
-
-    def _apply(self, changes: Sequence[Change[Entry, bytes]]) -> list[Outcome]:
-        """Many at a time: with kube-proxy in IPVS mode the node has every Service's address."""
-        outcomes: list[Outcome] = []
-        for name, alike in itertools.groupby(changes, key=lambda change: change.key[0]):
-            outcomes += _written(self.installed.maps[name], list(alike))
-        return outcomes
-
-    def _observe(self) -> dict[Entry, bytes]:
-        loader.restore(self.installed, self._directory)
-        self.own = _own()
-        return {
-            (name, key): value
-            for name in (_ADDRESSES, _PODS, _FOREIGN, _VLANS, _TUNNELS)
-            for key, value in self.installed.maps[name].entries().items()
-        }
-
-
-def _written(to: Map, changes: Sequence[Change[Entry, bytes]]) -> Iterator[Outcome]:
-    """All at once, or each by itself, where some cannot be: what there is no room for is in nobody else's way."""
-    gone = [change.key[1] for change in changes if change.want is None]
-    try:
-        to.delete(gone)  # first, for room
-        to.update({change.key[1]: change.want for change in changes if change.want is not None})
-    except DatapathError:
-        yield from (_tried(to, change) for change in changes)
-    else:
-        yield from (DONE for _ in changes)
-
-
-def _tried(to: Map, change: Change[Entry, bytes]) -> Outcome:
-    _, key = change.key
-    try:
-        if change.want is None:
-            to.delete([key])
-        else:
-            to.update({key: change.want})
-    except DatapathError as error:
-        return Retry(str(error))
-    return DONE
+def neighbors(installed: loader.Installed, directory: Path) -> Behind[Own]:
+    """The actuator of these maps."""
+    return Behind(installed, directory, (_ADDRESSES, _PODS, _FOREIGN, _VLANS, _TUNNELS), NOTHING, _own)
 
 
 def _own() -> Own:
@@ -277,24 +188,6 @@ def _own() -> Own:
     )
 
 
-class News(Protocol):
-    async def news(self) -> object:
-        """Waits for some."""
-
-    def close(self) -> None: ...
-
-
-async def heed(watch: News, tell: Callable[[], object], pause_s: float = PAUSE_S) -> None:
-    """Calls `tell` for news, at once, then no sooner than after `pause_s`, however many come; until cancelled."""
-    try:
-        while True:
-            await watch.news()
-            tell()
-            await asyncio.sleep(pause_s)
-    finally:
-        watch.close()
-
-
 def install(directory: Path) -> loader.Installed:
     """The object, its programs in pods going on with the one of this release."""
     installed = parents.install(directory, KIND)
@@ -313,10 +206,10 @@ class Ipvlans:
     """
 
     def __init__(
-        self, config: Store[Loaded], endpoints: Endpoints, datapath: Datapath, report: Callable[[Round], None]
+        self, config: Store[Loaded], endpoints: Store[Endpoints], datapath: Datapath, report: Callable[[Round], None]
     ) -> None:
         self._config, self._endpoints, self._datapath = config, endpoints, datapath
-        self._behind: Neighbors | None = None
+        self._behind: Behind[Own] | None = None
         self._meddling, self._recalled = Meddling(), False
         self._left_out: frozenset[Entry] = frozenset()
         self._deaf, self._removable = False, False
@@ -349,24 +242,26 @@ class Ipvlans:
     def loops(self) -> tuple[Reconciler[Any, Any], ...]:
         return (self.neighbors, self.pods, self.parents)
 
+    @property
+    def of_single_pods(self) -> tuple[Reconciler[Any, Any], ...]:
+        """Those loops whose objects are each one pod's or interface's: one that is not there is nobody else's."""
+        return (self.neighbors, self.pods)
+
     def inputs_changed(self) -> None:
         for loop in self.loops:
             loop.kick(stale=self._has_ipvlans())
 
-    def hindrance(self, endpoint: Endpoint) -> str:
-        """Why the program of this pod is not in it; empty: it is, or the pod is on no ipvlan."""
-        if not isinstance(endpoint.link, IpvlanLink):
-            return ""
-        for name, _ in (entry for entry, _ in _pod(endpoint, endpoint.link, closed=False) if entry in self._left_out):
-            return f"{_full(name)}; have fewer pods on ipvlans, with fewer addresses"
-        outcome = self.pods.trouble.get(number_of(endpoint, endpoint.link))
-        return outcome.reason if outcome is not None else ""
+    def needs(self, endpoint: Endpoint, link: IpvlanLink) -> Needs:
+        """What polices it, each after what it takes: of each loop the objects without which it is not."""
+        told = (_address_key(link.parent, _NOBODY), *entries_of(endpoint, link))
+        return (self.neighbors, told), (self.pods, (number_of(endpoint, link),)), (self.parents, (link.parent,))
 
-    @property
-    def blocked(self) -> dict[AttachmentKey, str]:
-        """The endpoints whose program is not in their pods, and why."""
-        pods = self._endpoints.newest.value.items()
-        return {key: reason for key, endpoint in pods if (reason := self.hindrance(endpoint))}
+    def overflow(self, endpoint: Endpoint) -> str:
+        """Why there is no room for what it needs; empty: there is, or it is on no ipvlan."""
+        if not self._left_out or not isinstance(endpoint.link, IpvlanLink):
+            return ""
+        lacking = self._left_out.intersection(entries_of(endpoint, endpoint.link))
+        return next((f"{full(name)}; have fewer pods on ipvlans, with fewer addresses" for name, _ in lacking), "")
 
     def problems(self) -> Iterator[str]:
         """Pods that have meddled with what polices them, and addresses of the node's that there is no room for."""
@@ -383,12 +278,12 @@ class Ipvlans:
             )
         if node := sum(name == _ADDRESSES for name, _ in self._left_out):
             yield (
-                f"policy: {_full(_ADDRESSES)}: at parents of ipvlans what the node sends from {node:,} more of its "
+                f"policy: {full(_ADDRESSES)}: at parents of ipvlans what the node sends from {node:,} more of its "
                 f"addresses is dropped before Linux 6.15; {_FEWER}"
             )
 
     async def follow(self) -> None:
-        """Interfaces and addresses here, and interfaces and filters in pods' namespaces too, until cancelled."""
+        """Interfaces, addresses and filters here, interfaces and filters in pods' namespaces too. Until cancelled."""
         own = RtWatch((GROUP_LINK, GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS))
 
         def look_at_own() -> None:
@@ -402,6 +297,15 @@ class Ipvlans:
         async with asyncio.TaskGroup() as group:
             group.create_task(heed(own, look_at_own), name="what the node has on parents of ipvlans")
             group.create_task(heed(self._watch_pods(), look_at_pods), name="what pods on ipvlans change")
+            group.create_task(
+                filters.watch(lambda: self.parents.have, self.parents.suspect), name="filters at parents of ipvlans"
+            )
+            group.create_task(self._start_programs(), name="programs after neighbors")
+
+    async def _start_programs(self) -> None:
+        """Maps that are full of what is wanted already tell nobody that they are."""
+        await applied(self.neighbors)
+        self._neighbors_written()
 
     def _watch_pods(self) -> RtWatch:
         try:
@@ -424,14 +328,14 @@ class Ipvlans:
         """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
         policy = self._config.newest.value.config.policy
         pods, closed = self._endpoints.newest.value.values(), self._closed()
-        own = self._behind.own if self._behind else _NOTHING
+        own = self._behind.own if self._behind else NOTHING
         at = parents_of(pods) | self.parents.have.keys()
         foreign, tunnels = (policy.foreign_cidrs, policy.tunnel_ports) if at else ((), ())
         want = entries(pods, own, at, closed, foreign, tunnels)
         self._left_out = left_out(want)
         for entry in self._left_out:
             del want[entry]
-        return Desired(want, complete=self._endpoints.newest.synced and self.parents.ever_settled)
+        return Desired(want, complete=self._endpoints.newest.synced and self.parents.ever_applied)
 
     def _closed(self) -> frozenset[int]:
         """The numbers of pods that are cut off. Of those that meddled before our time the maps tell, once."""
@@ -443,20 +347,21 @@ class Ipvlans:
         return self._meddling.among(at) if self._closes else frozenset()
 
     def _want_pods(self) -> Desired[int, Place]:
-        """Only pods that the maps know: a program that finds nothing there lets nothing through."""
-        if self._behind is None or not (self.neighbors.ever_settled and self._endpoints.newest.synced):
+        """Only pods that the maps know, for a program that finds nothing there lets nothing through; or that have
+        had it: rather are they cut off than open."""
+        if self._behind is None or not (self.neighbors.ever_applied and self._endpoints.newest.synced):
             return Desired({}, complete=self._behind is None and not self._has_ipvlans())
-        known = self.neighbors.have
-        wanted = places(self._endpoints.newest.value.values())
-        there = {number: at for number, at in wanted.items() if (_PODS, layout.POD_NUMBER.pack(number)) in known}
+        known, have = self.neighbors.have, self.pods.have
+        wanted = places(self._endpoints.newest.value.values()).items()
+        there = {number: at for number, at in wanted if number in have or _pod_key(number) in known}
         return Desired(there, complete=True)
 
     def _want_parents(self) -> Desired[int, Programs]:
-        """Only where the maps have been written. One that is gone loses its last pod by itself."""
-        if self._behind is None or not (self.neighbors.ever_settled and self._endpoints.newest.synced):
+        """Only where the maps have been written, or were. One that is gone loses its last pod by itself."""
+        if self._behind is None or not (self.neighbors.ever_applied and self._endpoints.newest.synced):
             return Desired({}, complete=self._behind is None and not self._has_ipvlans())
         asked = {hook: each.id for hook, each in parents.programs(self._behind.installed, KIND).items()}
-        told, there = _told_at(self.neighbors.have), self._behind.own.interfaces
+        told, there = _told_at(self.neighbors.have) | self.parents.have.keys(), self._behind.own.interfaces
         wanted = parents_of(self._endpoints.newest.value.values())
         return Desired(dict.fromkeys(wanted & told & there, asked), complete=True)
 
@@ -469,9 +374,9 @@ class Ipvlans:
         self.removed += 1
         self._meddling.note([number], places(self._endpoints.newest.value.values()))
 
-    def _open_neighbors(self) -> Neighbors:
+    def _open_neighbors(self) -> Behind[Own]:
         self._datapath.installed()  # the maps of both objects are the same, and it has made them
-        self._behind = Neighbors(install(self._datapath.directory), self._datapath.directory)
+        self._behind = neighbors(install(self._datapath.directory), self._datapath.directory)
         return self._behind
 
     def _open_pods(self) -> podhooks.PodHooks:

@@ -1,14 +1,20 @@
-"""Actuators that are made when they are first needed, and loops that let others go on."""
+"""Actuators that are made when they are first needed, and loops that wait for news and for each other."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
 
 from bgpd.model.outcome import Outcome
 from bgpd.runtime.diff import Change
-from bgpd.runtime.reconcile import Actuator, Round
+from bgpd.runtime.reconcile import Actuator, Reconciler, Round
+
+LOOK_S = 1.0  # how long a loop that the kernel refuses everything may take until it is asked to try again
+PAUSE_S = 0.5  # between two looks for news: a pod can make thousands in that, by its interface
+
+Needs: TypeAlias = tuple[tuple[Reconciler[Any, Any], Collection[Any] | None], ...]
+"""Loops, and the objects of each that matter; None: all."""
 
 
 class OnDemand:
@@ -39,3 +45,27 @@ def then(report: Callable[[Round], None], following: Callable[[], object]) -> Ca
         following()
 
     return both
+
+
+async def applied(loop: Reconciler[Any, Any]) -> None:
+    """Returns when all that it wants has been written once, but for single objects."""
+    while not loop.ever_applied:
+        await loop.wait_until(loop.kick(), LOOK_S, ())
+
+
+class News(Protocol):
+    async def news(self) -> object:
+        """Waits for some."""
+
+    def close(self) -> None: ...
+
+
+async def heed(watch: News, tell: Callable[[], object], pause_s: float = PAUSE_S) -> None:
+    """Calls `tell` for news, at once, then no sooner than after `pause_s`, however many come; until cancelled."""
+    try:
+        while True:
+            await watch.news()
+            tell()
+            await asyncio.sleep(pause_s)
+    finally:
+        watch.close()

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -29,6 +29,7 @@ from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.prefix import Address
 from bgpd.netlink.link import Link as Interface
 from bgpd.netlink.links import Links, own_cookie
+from bgpd.policy.behind import Behind, Entry
 from bgpd.runtime.diff import Change
 
 _ANY_MAC = bytes(6)
@@ -59,9 +60,6 @@ _WITHOUT_NETNS = "_v6_6"  # ends the name of a program for kernels that do not t
 _STATIONS, _ADDRESSES, _VLANS = "macvlan_stations", "macvlan_addresses", "macvlan_vlans"
 _TUNNELS = "macvlan_tunnels"
 
-Entry: TypeAlias = tuple[str, bytes]
-"""A map, and a key in it."""
-
 
 # --- who is behind a parent -----------------------------------------------------------------------------------------
 
@@ -76,6 +74,9 @@ class Own:
     macs: Mapping[int, Mapping[bytes, StationFlag]]
     netns: int
     vlans: Mapping[bytes, int] = field(default_factory=dict)
+
+
+NOTHING = Own({}, 0)
 
 
 def refusal(link: MacvlanLink) -> str:
@@ -143,19 +144,21 @@ def entries(
     want |= {(_TUNNELS, layout.transport_port(port)): layout.PRESENT for port in tunnels}
     want |= {(_VLANS, key): value for key, value in vlan_entries(own.vlans, at).items()}
     for endpoint, link in pods:
-        want.update(_pod(endpoint, link))
+        want.update(entries_of(endpoint, link))
     return want
 
 
-def _pod(endpoint: Endpoint, link: MacvlanLink) -> Iterator[tuple[Entry, bytes]]:
+def entries_of(endpoint: Endpoint, link: MacvlanLink) -> dict[Entry, bytes]:
+    """What they are to hold of one pod."""
     mac = mac_address(endpoint.mac)
     station = layout.STATION.pack(*first_addresses(endpoint.addresses), link.netns, mac, _FLAGS.get(link.mode, 0))
-    yield _station_key(link.parent, mac), station
+    found = {_station_key(link.parent, mac): station}
     if link.mode is MacvlanMode.PASSTHRU:
-        yield _station_key(link.parent, _ANY_MAC), station
+        found[_station_key(link.parent, _ANY_MAC)] = station
     owner = layout.OWNER.pack(mac, bytes(2))
     for address in endpoint.addresses:
-        yield (_ADDRESSES, layout.ADDRESS_KEY.pack(link.parent, layout.policy_address(address))), owner
+        found[_ADDRESSES, layout.ADDRESS_KEY.pack(link.parent, layout.policy_address(address))] = owner
+    return found
 
 
 def _station_key(parent: int, mac: bytes) -> Entry:
@@ -168,34 +171,9 @@ def first_addresses(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
     return found.get(4, bytes(16)), found.get(6, bytes(16))
 
 
-class Stations:
-    """The actuator of both maps. `own` is what the node had when they were last read: read them when it changes."""
-
-    def __init__(self, installed: loader.Installed, directory: Path) -> None:
-        self.installed, self._directory = installed, directory
-        self.own = Own({}, 0)
-
-    async def observe(self) -> Mapping[Entry, bytes]:
-        return await asyncio.to_thread(self._observe)
-
-    async def apply(self, changes: Sequence[Change[Entry, bytes]]) -> Sequence[Outcome]:
-        """Addresses before the MAC addresses that have them, and the other way round when they go."""
-        for change in changes:
-            name, key = change.key
-            if change.want is None:
-                self.installed.maps[name].delete([key])
-            else:
-                self.installed.maps[name].update({key: change.want})
-        return [DONE] * len(changes)
-
-    def _observe(self) -> dict[Entry, bytes]:
-        loader.restore(self.installed, self._directory)
-        self.own = _own()
-        return {
-            (name, key): value
-            for name in (_ADDRESSES, _STATIONS, _VLANS, _TUNNELS)
-            for key, value in self.installed.maps[name].entries().items()
-        }
+def stations(installed: loader.Installed, directory: Path) -> Behind[Own]:
+    """The actuator of these maps."""
+    return Behind(installed, directory, (_ADDRESSES, _STATIONS, _VLANS, _TUNNELS), NOTHING, _own)
 
 
 def _own() -> Own:

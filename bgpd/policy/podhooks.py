@@ -69,6 +69,27 @@ def actuator(
     return HookFilters(installed, wanted, removed)
 
 
+class Meddling:
+    """Who has removed the program that it is policed by, and where it was then: whoever has its addresses next, so
+    also its number, is another pod.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[int, Place] = {}
+
+    def note(self, numbers: Iterable[int], at: Mapping[int, Place]) -> None:
+        """`at` are the places of all pods, by their numbers."""
+        self._places.update({number: at[number] for number in numbers if number in at})
+
+    def among(self, at: Mapping[int, Place]) -> frozenset[int]:
+        """Of the pods that are there now."""
+        return frozenset(number for number, place in at.items() if self._places.get(number) == place)
+
+    def forget_gone(self, at: Mapping[int, Place]) -> None:
+        for number in self._places.keys() - self.among(at):
+            del self._places[number]
+
+
 class _Programs:
     """One for each pod. Those of the daemon before do the same, unless the map that they jump through is new."""
 

@@ -2,7 +2,8 @@
 
 Input are stores, which others fill. Three reconcilers: the maps that say what is allowed (`map`), the pods behind
 ports of bridges, and the tables, whose rules ask the programs (`table`). The tables come last: what a program finds
-in the maps decides, and without a table nobody asks it.
+in the maps decides, and without a table nobody asks it. Beside them those of `macvlans` and of `ipvlans`, whose pods
+the tables do not see. Whoever waits for one pod waits for what polices that pod, and for nobody else's.
 
 A pod of this node is policed by its addresses, wherever they become known first: from its interface when it is
 attached, or from Kubernetes, as with pods that ran before. What a pod may send as is known of interfaces only.
@@ -15,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +24,24 @@ from bgpd.config.load import Loaded
 from bgpd.datapath import layout
 from bgpd.datapath.loader import Datapath
 from bgpd.model.attachment import AttachmentKey
-from bgpd.model.endpoint import Endpoint, IpvlanLink, MacvlanLink, VethLink
+from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, MacvlanLink, VethLink
 from bgpd.model.notice import Notice
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.policy import Snapshot
 from bgpd.model.prefix import Address
-from bgpd.netlink.links import Watch
 from bgpd.netlink.owntables import OwnTables
-from bgpd.policy import filters, ipvlans
+from bgpd.policy import ipvlans, parents
 from bgpd.policy import map as maps
 from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.fit import Fitting, Misfit
 from bgpd.policy.ipvlans import Ipvlans
+from bgpd.policy.macvlans import Macvlans
 from bgpd.policy.map import PodLinks, PolicyMaps, Stages
-from bgpd.policy.ondemand import OnDemand, then
-from bgpd.policy.parents import (
-    Entry,
-    Own,
-    Programs,
-    Stations,
-    behind,
-    entries,
-    install,
-    is_installed,
-    mac_address,
-    parents_of,
-    programs,
-    refusal,
-)
+from bgpd.policy.ondemand import Needs, OnDemand
 from bgpd.policy.report import notices
 from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table, key
 from bgpd.policy.view import Objects, View
-from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
+from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
 
 BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
@@ -75,7 +62,7 @@ class Policing:
         node_name: str,
         config: Store[Loaded],
         objects: Objects,
-        endpoints: Store[Mapping[AttachmentKey, Endpoint]],
+        endpoints: Store[Endpoints],
         report: Callable[[Round], None],
     ) -> None:
         self._config, self.objects, self.endpoints = config, objects, endpoints
@@ -97,32 +84,17 @@ class Policing:
         self.links: Reconciler[int, tuple[bytes, bytes]] = Reconciler(
             "policy_links", self._want_links, OnDemand(self._open_links), int, report, resync_s=lambda: LOOK_BACK_S
         )
-        self._behind: Stations | None = None
-        self.stations: Reconciler[Entry, bytes] = Reconciler(
-            "policy_stations",
-            self._want_stations,
-            OnDemand(self._open_stations, self._has_macvlans),
-            str,
-            then(report, lambda: self.parents.kick(stale=True)),
-        )
-        self.parents: Reconciler[int, Programs] = Reconciler(
-            "policy_parents",
-            self._want_parents,
-            OnDemand(self._open_parents, lambda: self._behind is not None),
-            int,
-            then(report, lambda: self.stations.kick()),
-        )
+        self.macvlans = Macvlans(config, endpoints, self.datapath, report)
         self.ipvlans = Ipvlans(config, endpoints, self.datapath, report)
         self.tables: Reconciler[str, Table] = Reconciler(
             "policy_tables", self._want_tables, self._own_tables, str, report
         )
         for store in (*self._stores, config):
             store.on_change(self._inputs_changed)
-        config.on_change(self.stations.kick)
 
     @property
     def loops(self) -> Sequence[Reconciler[Any, Any]]:
-        return (self.maps, self.links, self.stations, self.parents, *self.ipvlans.loops, self.tables)
+        return (self.maps, self.links, *self.macvlans.loops, *self.ipvlans.loops, self.tables)
 
     @property
     def _stores(self) -> tuple[Store[Any], ...]:
@@ -145,30 +117,25 @@ class Policing:
 
     def unready(self) -> str:
         """Why the policy of no pod can be put into the kernel at present; empty: it can, and has been once."""
-        return self._hindrance() or next(
-            (
-                f"{loop.name} has not been settled yet"
-                for loop in self.loops
-                if not loop.ever_settled and not (self._is_alone(loop) and loop.trouble)
-            ),
-            "",
+        of_single_pods = {*self.macvlans.of_single_pods, *self.ipvlans.of_single_pods}  # in nobody else's way
+        found = ((it.name, _reason(it, () if it in of_single_pods else None)) for it in self.loops)
+        settled = ((it.name, it.ever_applied if it in of_single_pods else it.ever_settled) for it in self.loops)
+        return (
+            self._unread
+            or next((f"{name}: {reason}" for name, reason in found if reason), "")
+            or next((f"{name} has not been settled yet" for name, once in settled if not once), "")
         )
 
-    def _hindrance(self) -> str:
-        """Why it takes more than a moment; empty: it does not."""
-        if unread := self.objects.unread:
-            return f"bgpd has not read every {' and '.join(unread)} of the cluster yet; `bgpd status` says why"
-        reasons = (f"{loop.name}: {reason}" for loop in self.loops if (reason := self._reason(loop)))
-        return next(reasons, "")
+    @property
+    def blocked(self) -> dict[AttachmentKey, str]:
+        """The endpoints whose policy cannot be put into the kernel at present, and why."""
+        why = self._obstacle if any(_reason(loop, None) for loop in self.loops) else self.ipvlans.overflow
+        return {key: reason for key, each in self.endpoints.newest.value.items() if (reason := why(each))}
 
-    def _reason(self, loop: Reconciler[Any, Any]) -> str:
-        """Why its target is not as wanted."""
-        alone = self._is_alone(loop)
-        return loop.error or next((outcome.reason for outcome in loop.trouble.values() if not alone), "")
-
-    def _is_alone(self, loop: Reconciler[Any, Any]) -> bool:
-        """A program that one pod lacks is in the way of nobody else."""
-        return loop is self.ipvlans.pods
+    @property
+    def _unread(self) -> str:
+        kinds = " and ".join(self.objects.unread)
+        return f"bgpd has not read every {kinds} of the cluster yet; `bgpd status` says why" if kinds else ""
 
     async def enforced(self, endpoint: Endpoint) -> Outcome:
         """Done: the policy of the endpoint, which was published before, is in the kernel. Cancel it to give up."""
@@ -176,25 +143,38 @@ class Policing:
             return Blocked(reason)
         while not self._is_known(endpoint):
             await self.objects.pods.newer_than(self.objects.pods.newest.revision)
-        for loop in self._judging(endpoint):
+        for loop, keys in self._needs(endpoint):
             follows_inputs_alone = loop in (self.maps, self.links)  # and these have kicked it
             revision = loop.kicked if follows_inputs_alone else loop.kick()
-            while not await loop.wait_until(revision, _ASK_S):
-                if reason := self._hindrance() or self.ipvlans.hindrance(endpoint):
+            while not await loop.wait_until(revision, _ASK_S, keys):
+                if reason := self._hindrance(endpoint):
                     return Retry(reason)
-            if reason := self._reason(loop):
+            if reason := _reason(loop, keys):
                 return Retry(f"{loop.name}: {reason}")
-        reason = self.ipvlans.hindrance(endpoint)
-        return Retry(reason) if reason else DONE
+        return DONE
 
-    def _judging(self, endpoint: Endpoint) -> tuple[Reconciler[Any, Any], ...]:
-        """What polices it, each after what it takes. What is for other kinds of links is in nobody's way."""
+    def _needs(self, endpoint: Endpoint) -> Needs:
+        """What polices it, each after what it takes: of each loop the objects without which it is not."""
         match endpoint.link:
-            case MacvlanLink():
-                return self.maps, self.stations, self.parents, self.tables
-            case IpvlanLink():
-                return self.maps, *self.ipvlans.loops, self.tables
-        return self.maps, self.links, self.tables
+            case MacvlanLink() as link:
+                own = self.macvlans.needs(endpoint, link)
+            case IpvlanLink() as link:
+                own = self.ipvlans.needs(endpoint, link)
+            case _:
+                own = ((self.links, None),)
+        return (self.maps, None), *own, (self.tables, None)
+
+    def _hindrance(self, endpoint: Endpoint) -> str:
+        """Why it takes more than a moment; empty: it does not."""
+        if self.endpoints.newest.value.get(endpoint.key) != endpoint:
+            return f"{endpoint} has gone, or has another link, since it was to be attached"
+        return self._unread or self._obstacle(endpoint)
+
+    def _obstacle(self, endpoint: Endpoint) -> str:
+        """What its own policy lacks in the kernel, and why; empty: nothing that is known."""
+        found = ((loop.name, _reason(loop, keys)) for loop, keys in self._needs(endpoint))
+        reason = next((f"{name}: {reason}" for name, reason in found if reason), "")
+        return reason or self.ipvlans.overflow(endpoint)
 
     def problems(self) -> Iterator[str]:
         """Everything about NetworkPolicy that an operator should know; nothing on a healthy node."""
@@ -219,15 +199,8 @@ class Policing:
                 group.create_task(loop.run(), name=f"reconcile {loop.name}")
             group.create_task(self._own_tables.watch(self.tables.suspect), name="nftables watch of policy")
             group.create_task(self._follow_bridges(), name="bridge settings")
-            group.create_task(self._follow_interfaces(), name="interfaces on parents")
-            group.create_task(
-                filters.watch(lambda: self.parents.have, self.parents.suspect), name="filters at parents"
-            )
-            group.create_task(
-                filters.watch(lambda: self.ipvlans.parents.have, self.ipvlans.parents.suspect),
-                name="filters at parents of ipvlans",
-            )
-            group.create_task(self.ipvlans.follow(), name="interfaces and filters of pods on ipvlans")
+            group.create_task(self.macvlans.follow(), name="what nobody tells the loops of macvlans")
+            group.create_task(self.ipvlans.follow(), name="what nobody tells the loops of ipvlans")
             group.create_task(self._start_tables(), name="tables after maps")
 
     async def _follow_bridges(self) -> None:
@@ -239,32 +212,19 @@ class Policing:
                 self.tables.kick()
             await asyncio.sleep(LOOK_S)
 
-    async def _follow_interfaces(self) -> None:
-        """What the node has on a parent of macvlans may send there."""
-        watch = Watch()
-        try:
-            while True:
-                await watch.news()
-                if self._has_macvlans():
-                    self.stations.kick(stale=True)
-        finally:
-            watch.close()
-
     async def _start_tables(self) -> None:
         """The tables wait for the maps as long as the kernel refuses them; then not for their own next resync."""
-        for loop in (self.maps, self.links, self.stations, self.ipvlans.neighbors):
+        for loop in (self.maps, self.links):
             while not loop.ever_settled:
                 await loop.wait_until(loop.kick(), LOOK_S)
         self.tables.kick()
-        self.parents.kick(stale=True)  # with whom it waited for
         for loop in (self.maps, self.links):
             loop.suspect()  # the first look took as long as loading the programs did, and put the next one off
 
     def _inputs_changed(self) -> None:
         for loop in (self.tables, self.maps, self.links):  # what takes the kernel longest goes first
             loop.kick()
-        for at_parents in (self.stations, self.parents):
-            at_parents.kick(stale=self._has_macvlans())
+        self.macvlans.inputs_changed()
         self.ipvlans.inputs_changed()
 
     # --- what the reconcilers ask -------------------------------------------------------------------------
@@ -309,34 +269,6 @@ class Policing:
         }
         return Desired(want, complete=self.endpoints.newest.synced)
 
-    def _has_macvlans(self) -> bool:
-        """On a node without, nothing is loaded for them."""
-        return bool(parents_of(self.endpoints.newest.value.values())) or is_installed(self.datapath.directory)
-
-    def _want_stations(self) -> Desired[Entry, bytes]:
-        """Those of a parent stay for as long as programs are asked there: to them the node would be a stranger."""
-        pods = self.endpoints.newest.value.values()
-        own = self._behind.own if self._behind else Own({}, 0)
-        policy, at = self._config.newest.value.config.policy, parents_of(pods) | self.parents.have.keys()
-        tunnels = policy.tunnel_ports if at else ()
-        want = entries(pods, own, at, map(mac_address, policy.foreign_mac_addresses), tunnels)
-        return Desired(want, complete=self.endpoints.newest.synced and self.parents.ever_settled)
-
-    def _want_parents(self) -> Desired[int, Programs]:
-        """Only where the stations have been written. One that is gone loses its last pod by itself."""
-        if self._behind is None or not (self.stations.ever_settled and self.endpoints.newest.synced):
-            return Desired({}, complete=self._behind is None and not self._has_macvlans())
-        asked = {hook: program.id for hook, program in programs(self._behind.installed).items()}
-        known = self._behind.own.macs
-        return Desired(
-            {
-                parent: asked
-                for parent in parents_of(self.endpoints.newest.value.values())
-                if parent in known and parent in behind(self.stations.have)
-            },
-            complete=True,
-        )
-
     def _want_tables(self) -> Desired[str, Table]:
         if not (self.maps.ever_settled and self.links.ever_settled and self.endpoints.newest.synced):
             return Desired({}, complete=False)
@@ -368,15 +300,6 @@ class Policing:
     def _open_links(self) -> PodLinks:
         return PodLinks(self.datapath.installed())
 
-    def _open_stations(self) -> Stations:
-        self.datapath.installed()  # the maps of both objects are the same, and it has made them
-        self._behind = Stations(install(self.datapath.directory), self.datapath.directory)
-        return self._behind
-
-    def _open_parents(self) -> Actuator[int, Programs]:
-        assert self._behind is not None, "nothing is wanted at a parent before the stations are known"
-        return filters.actuator(self._behind.installed, self.datapath.directory)
-
     def _is_known(self, endpoint: Endpoint) -> bool:
         """Whether Kubernetes has shown this very pod: one of a StatefulSet has the name of the one before it."""
         if endpoint.pod is None:
@@ -389,7 +312,7 @@ def unenforceable(endpoint: Endpoint) -> str:
     """Why policy cannot be enforced on such an interface; empty: it can."""
     match endpoint.link:
         case MacvlanLink() as link:
-            return refusal(link)
+            return parents.refusal(link)
         case IpvlanLink() as link:
             return ipvlans.refusal(link)
     return ""
@@ -420,3 +343,10 @@ def _is_on(setting: Path) -> bool:
 def _link(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
     first = {address.version: layout.policy_address(address) for address in reversed(addresses)}
     return first.get(4, bytes(16)), first.get(6, bytes(16))
+
+
+def _reason(loop: Reconciler[Any, Any], keys: Collection[Any] | None) -> str:
+    """Why its target is not as wanted, as far as these objects go; None: all. Empty: it is."""
+    trouble = loop.trouble
+    reasons = (trouble[key].reason for key in (trouble if keys is None else keys) if key in trouble)
+    return loop.error or next(reasons, "")

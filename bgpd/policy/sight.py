@@ -150,7 +150,7 @@ class Sight:
 
     def _standing(self) -> _Standing:
         policing = self._policing
-        blocked = {**self._blocked(), **policing.ipvlans.blocked}
+        blocked = {**policing.blocked, **self._blocked()}
         return policing.endpoints.newest.value, blocked, policing.unready(), policing.misfits
 
     def _counting(self) -> set[str]:
@@ -171,7 +171,7 @@ class Sight:
         others = Counter({"policy_links": len(policing.links.have)})
         others.update({f"macvlan_{name}": 0 for name in ("stations", "addresses", "vlans", "tunnels")})
         others.update({f"ipvlan_{name}": 0 for name in ("addresses", "pods", "foreign", "vlans", "tunnels")})
-        others.update(name for name, _ in (*policing.stations.have, *policing.ipvlans.neighbors.have))
+        others.update(name for name, _ in (*policing.macvlans.stations.have, *policing.ipvlans.neighbors.have))
         return Policy(
             endpoints=self._states(),
             policies=len(self._counting()),

@@ -10,7 +10,8 @@ applies changes). The loop promises:
 - *No pruning before synced*: a plan that is not `complete` removes nothing. One that was `emptied` is suspicious:
   its removals are held for `EMPTY_GRACE_S`, logged and counted.
 - *One bad object hurts only itself*: an outcome per object; Retry with backoff, Blocked until its input changes.
-- *Revisions*: `wait_until(kick())` returns once a plan made after that kick is in the target.
+- *Revisions*: `wait_until(kick())` returns once a plan made after that kick is in the target, or what it has of
+  some objects: who waits for these waits for no other.
 - *Drift is counted*: a resync that finds a difference nobody asked for repairs and reports it.
 
 It does not know what the objects are, does no I/O of its own, and never stops because of an actuator's error.
@@ -21,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -91,8 +92,9 @@ class _Trouble(Generic[V]):
 
 
 @dataclass(slots=True)
-class _Waiter:
+class _Waiter(Generic[K]):
     revision: Revision
+    keys: Collection[K] | None
     event: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -121,7 +123,7 @@ class Reconciler(Generic[K, V]):
         self._kicked = asyncio.Event()
         self._revision = Revision(0)
         self._completed = Revision(0)
-        self._waiters: list[_Waiter] = []
+        self._waiters: list[_Waiter[K]] = []
         self._stale = True
         self._wake_at = clock()
         self._read_at, self._read_took_s = clock(), 0.0
@@ -129,6 +131,7 @@ class Reconciler(Generic[K, V]):
         self._latest_cause: float | None = None
         self._empty_since: float | None = None
         self.ever_settled = False
+        self.ever_applied = False  # all of a plan, but for single objects that may be in trouble
 
     # --- what others see ----------------------------------------------------------------------------------
 
@@ -177,17 +180,21 @@ class Reconciler(Generic[K, V]):
         self._suspected = True
         self._kicked.set()
 
-    async def wait_until(self, revision: Revision, deadline_s: float) -> bool:
-        """Whether a plan at least as new as `revision` was in the target, without trouble, in `deadline_s`."""
-        if self._completed >= revision:
+    async def wait_until(self, revision: Revision, deadline_s: float, keys: Collection[K] | None = None) -> bool:
+        """Whether a plan at least as new as `revision` was in the target, without trouble, in `deadline_s`.
+
+        With `keys`: whether it had these objects there, after a round that ended since this was called. One that is
+        not wanted never is.
+        """
+        if keys is None and self._completed >= revision:
             return True
-        waiter = _Waiter(revision)
+        waiter = _Waiter(revision, keys)
         self._waiters.append(waiter)
         try:
             async with asyncio.timeout(deadline_s):
                 await waiter.event.wait()
         except TimeoutError:
-            return False
+            return waiter.event.is_set()  # a round may have ended between the deadline and this line
         finally:
             self._waiters.remove(waiter)
         return True
@@ -327,9 +334,8 @@ class Reconciler(Generic[K, V]):
         self._wake_at = self._next_wake(now)
         if not any(isinstance(trouble.outcome, Retry) for trouble in self._trouble.values()) and not self._stale:
             self._completed, self.ever_settled = revision, True
-            for waiter in self._waiters:
-                if waiter.revision <= revision:
-                    waiter.event.set()
+        self.ever_applied = True
+        self._answer(revision)
         if done or failed or drift or suspicious:
             latency = None
             held = self._empty_since is not None  # on purpose, and no measure of how fast we are
@@ -349,6 +355,19 @@ class Reconciler(Generic[K, V]):
                     suspicious,
                 )
             )
+
+    def _answer(self, revision: Revision) -> None:
+        """Those who wait for what is in the target after a round that began at `revision`."""
+        for waiter in self._waiters:
+            if waiter.keys is None:
+                is_there = self._completed >= waiter.revision
+            else:
+                is_there = waiter.revision <= revision and all(map(self._is_there, waiter.keys))
+            if is_there:
+                waiter.event.set()
+
+    def _is_there(self, key: K) -> bool:
+        return key in self.have and key not in self._trouble
 
     def _next_wake(self, now: float) -> float:
         due = [trouble.due for trouble in self._trouble.values() if isinstance(trouble.outcome, Retry)]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -13,12 +11,9 @@ from bgpd.datapath import features, layout, loader
 from bgpd.datapath.layout import OwnerFlag, Peer, PolicyVerdict
 from bgpd.datapath.links import Hook
 from bgpd.datapath.loader import Installed
-from bgpd.datapath.maps import Map
-from bgpd.model.outcome import DONE, Retry
 from bgpd.netlink.links import own_cookie
 from bgpd.policy import ipvlans, parents
 from bgpd.policy.podhooks import FILTER
-from bgpd.runtime.diff import Change
 from tests.bpf.conftest import emptied
 from tests.bpf.program import run
 from tests.fabric import frames
@@ -113,24 +108,3 @@ def test_where_the_kernel_says_who_sends_the_node_s_addresses_are_the_node_s(dir
     own(installed, "::", netns=own_cookie() + 1)
     permit(installed)
     assert said(installed, version, FURTHER[version]) == {PolicyVerdict.SPOOFED}
-
-
-def test_what_there_is_no_room_for_is_in_nobody_else_s_way(before: Installed, directory: Path) -> None:
-    """The map of addresses is full: what goes makes room, and pods are written."""
-    spec = replace(layout.MAPS["ipvlan_addresses"], max_entries=2)
-    small = Installed({**before.maps, "ipvlan_addresses": Map.create(spec)}, before.programs)
-    neighbors = ipvlans.Neighbors(small, directory)
-    owner, there = layout.IPVLAN_OWNER.pack(0, 0, 0, 0), {bytes([each]) * 20: b"" for each in range(4)}
-    first, second, third, fourth = there
-    small.maps["ipvlan_addresses"].update(dict.fromkeys((first, second), owner))
-    changes = [
-        Change(("ipvlan_addresses", third), owner, None),
-        Change(("ipvlan_addresses", fourth), owner, None),
-        Change(("ipvlan_addresses", first), None, owner),
-        Change(("ipvlan_pods", layout.POD_NUMBER.pack(POD)), bytes(layout.IPVLAN_POD.size), None),
-    ]
-    done, refused, *others = asyncio.run(neighbors.apply(changes))
-    assert (done, others) == (DONE, [DONE, DONE])
-    assert refused == Retry("writing the map ipvlan_addresses: it is full, with 2 entries")
-    assert small.maps["ipvlan_addresses"].entries().keys() == {second, third}
-    assert small.maps["ipvlan_pods"].lookup(layout.POD_NUMBER.pack(POD)) is not None

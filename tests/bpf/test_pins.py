@@ -145,4 +145,5 @@ def test_what_a_refusal_means_depends_on_who_asks_which_kernel() -> None:
     assert "CAP_BPF" in libbpf.explain(errno.EPERM, may=False, version=(4, 19))
     assert "LimitMEMLOCK=infinity" in libbpf.explain(errno.EPERM, may=True, version=(5, 10))
     assert libbpf.explain(errno.EPERM, may=True, version=(5, 11)) == "Operation not permitted"
+    assert "MemoryMax=" in libbpf.explain(errno.ENOMEM, may=True, version=(6, 1))
     assert libbpf.explain(libbpf.ENOTSUPP, may=True, version=(6, 1)) == "Operation not supported by this kernel"

@@ -11,12 +11,12 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import TypeVar
 
-from bgpd.cni.attach import RESYNC_S, Endpoints, PodAttacher
+from bgpd.cni.attach import RESYNC_S, PodAttacher
 from bgpd.cni.frame import Frame
 from bgpd.cni.journal import Journal
 from bgpd.cni.protocol import attachment, parse
 from bgpd.model.attachment import Attachment, AttachmentKey
-from bgpd.model.endpoint import Endpoint
+from bgpd.model.endpoint import Endpoint, Endpoints
 from bgpd.model.outcome import DONE, Outcome
 from bgpd.netlink.link import Link
 from bgpd.netlink.links import LinkError, Links

@@ -138,7 +138,7 @@ class IpvlanNode(IpvlanPlace, RulesByHand):
 
     def tell(self, closed: Collection[str] = ()) -> None:
         """Writes who is behind the parent."""
-        neighbors = ipvlans.Neighbors(self.installed, self.directory)
+        neighbors = ipvlans.neighbors(self.installed, self.directory)
 
         async def write() -> None:
             have = await neighbors.observe()

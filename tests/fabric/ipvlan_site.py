@@ -24,8 +24,8 @@ from typing import Any, TypeVar
 
 from bgpd.cni.chaining import Chaining
 from bgpd.config.load import Loaded, load
-from bgpd.model.attachment import OWN_FILE, AttachmentKey
-from bgpd.model.endpoint import Endpoint
+from bgpd.model.attachment import OWN_FILE
+from bgpd.model.endpoint import Endpoints
 from bgpd.model.labels import Selector
 from bgpd.model.node import Node
 from bgpd.model.pod import Namespace as PodNamespace
@@ -113,7 +113,7 @@ class Worker:
 
     def _forget(self) -> None:
         """Stores know who listens to them: those of another daemon are others."""
-        self.endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
+        self.endpoints: Store[Endpoints] = Store({})
         self.policies = _told(self.policies.newest.value)
 
     async def _run(self, policy: dict[str, object], ready: Future[asyncio.AbstractEventLoop]) -> None:

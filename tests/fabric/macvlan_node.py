@@ -20,7 +20,7 @@ from bgpd.model.endpoint import Endpoint, MacvlanLink, MacvlanMode
 from bgpd.model.outcome import Outcome
 from bgpd.netlink.links import Links
 from bgpd.policy.filters import ParentFilters, actuator
-from bgpd.policy.parents import ParentLinks, Programs, Stations, entries, install, programs
+from bgpd.policy.parents import ParentLinks, Programs, entries, install, programs, stations
 from bgpd.runtime.diff import Change, diff
 from tests.fabric import frames
 from tests.fabric.netns import Lab, Namespace
@@ -116,12 +116,12 @@ class MacvlanNode(MacvlanPlace, RulesByHand):
 
     def tell(self, others: Iterable[bytes] = ()) -> None:
         """Writes who is behind the parent."""
-        stations = Stations(self.installed, self.directory)
+        behind = stations(self.installed, self.directory)
 
         async def write() -> None:
-            have = await stations.observe()
-            want = entries(self.endpoints.values(), stations.own, {self.parent}, others)
-            await stations.apply(diff(want, have, str, prune=True))
+            have = await behind.observe()
+            want = entries(self.endpoints.values(), behind.own, {self.parent}, others)
+            await behind.apply(diff(want, have, str, prune=True))
 
         self.here(write)
 

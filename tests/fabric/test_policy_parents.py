@@ -18,7 +18,7 @@ import pytest
 from bgpd.config.load import Loaded, load
 from bgpd.datapath import layout
 from bgpd.model.attachment import AttachmentKey, PodName
-from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode, MacvlanLink, MacvlanMode
+from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, IpvlanMode, MacvlanLink, MacvlanMode, VethLink
 from bgpd.model.labels import Selector
 from bgpd.model.node import Node
 from bgpd.model.outcome import DONE, Blocked, Retry
@@ -49,7 +49,7 @@ class Daemon:
     def __init__(self, place: MacvlanPlace, directory: Path) -> None:
         self.place, self.directory = place, directory
         self.config = _told(self.configured())
-        self.endpoints: Store[Mapping[AttachmentKey, Endpoint]] = Store({})
+        self.endpoints: Store[Endpoints] = Store({})
         self.policies: Store[Mapping[str, NetworkPolicy]] = Store({})
         pods = {f"shop/{name}": Pod("shop", name, node="worker1") for name in place.pods}
         nodes, namespaces = {"worker1": Node("worker1")}, {"shop": PodNamespace("shop")}
@@ -74,8 +74,11 @@ class Daemon:
 
     def attached(self, *names: str) -> list[Endpoint]:
         found = [endpoint(self.place, name) for name in names]
-        self.endpoints.publish({each.key: each for each in found})
+        self.publish(*found)
         return found
+
+    def publish(self, *endpoints: Endpoint) -> None:
+        self.endpoints.publish({each.key: each for each in endpoints})
 
 
 def _told(value: T) -> Store[T]:
@@ -90,6 +93,17 @@ def endpoint(place: MacvlanPlace, name: str) -> Endpoint:
     return Endpoint(
         AttachmentKey("net", name, "eth0"), PodName("shop", name, ""), place.mac(name).hex(":"), addresses, link
     )
+
+
+def on_ipvlan(name: str, address: str, netns: Path, index: int) -> Endpoint:
+    """Its parent is any interface: nothing is sent there."""
+    link = IpvlanLink(1, "lo", IpvlanMode.L2, netns, index)
+    return Endpoint(AttachmentKey("net", name, "eth0"), None, "02:00:00:00:00:0b", (ip_address(address),), link)
+
+
+def inside(place: MacvlanPlace, name: str) -> tuple[Path, int]:
+    """Where a pod has its interface."""
+    return place.pods[name].path, policy_node.link(place.pods[name], "eth0")[0]
 
 
 async def soon(true: Callable[[], bool]) -> bool:
@@ -139,11 +153,11 @@ def test_a_pod_that_is_attached_is_policed_when_its_add_returns(place: MacvlanPl
         pins = {path: path.stat().st_ino for path in directory.glob("macvlan_*_at_*")}
         assert len(pins) == 2
         async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
-            assert await soon(lambda: policing.parents.settled and bool(policing.parents.have))
+            assert await soon(lambda: policing.macvlans.parents.settled and bool(policing.macvlans.parents.have))
             assert {path: path.stat().st_ino for path in directory.glob("macvlan_*_at_*")} == pins
             assert not reaches(place, "a", "b")
             daemon.attached("a")
-            assert await soon(lambda: policing.stations.settled and reaches(place, "node", "outside"))
+            assert await soon(lambda: policing.macvlans.stations.settled and reaches(place, "node", "outside"))
             daemon.attached()
             assert await soon(lambda: not list(directory.glob("macvlan_*_at_*")))
             assert reaches(place, "node", "outside")
@@ -207,28 +221,94 @@ def test_a_macvlan_that_hears_what_is_for_others_is_refused(place: MacvlanPlace,
 
 
 def test_a_pod_that_cannot_be_entered_is_in_nobody_s_way(place: MacvlanPlace, bpffs: Path) -> None:
-    """It does not start itself, and whoever asks is told why. Its parent is any interface: nothing is sent there."""
+    """Be they on ipvlans as well. It does not start itself, and whoever asks is told why."""
     nowhere = place.lab.directory / "netns"
     nowhere.symlink_to(nowhere)
-    link = IpvlanLink(1, "lo", IpvlanMode.L2, nowhere, 2)
-    other = Endpoint(AttachmentKey("net", "b", "eth0"), None, "02:00:00:00:00:0b", (ip_address("192.0.2.9"),), link)
+    lost = on_ipvlan("lost", "192.0.2.8", nowhere, 2)
+    others = [on_ipvlan(name, f"192.0.2.{at}", *inside(place, name)) for at, name in enumerate(("b", "c"), 9)]
 
     async def scenario() -> None:
         daemon = Daemon(place, bpffs / "bgpd")
         async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
-            (one,) = daemon.attached("a")
-            daemon.endpoints.publish({one.key: one, other.key: other})
-            assert await policing.enforced(one) == DONE
-            refused = await policing.enforced(other)
+            others.extend(daemon.attached("a"))
+            for known in ([lost, *others[1:]], [lost, *others]):
+                daemon.publish(*known)
+                assert {await policing.enforced(each) for each in known[1:]} == {DONE}
+            refused = await policing.enforced(lost)
             assert isinstance(refused, Retry)
             assert str(nowhere) in refused.reason
-            assert policing.ipvlans.blocked == {other.key: refused.reason}
+            assert policing.blocked == {lost.key: refused.reason}
+            assert policing.unready() == ""
             assert any(refused.reason in each for each in policing.problems())
-            daemon.attached("a")
-            assert await policing.enforced(one) == DONE
+            daemon.publish(*others)
+            assert {await policing.enforced(each) for each in others} == {DONE}
             assert list(policing.problems()) == []
 
     place.node.call(lambda: asyncio.run(scenario()))
+
+
+def test_a_pod_that_went_meanwhile_is_not_waited_for(place: MacvlanPlace, bpffs: Path) -> None:
+    async def scenario() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            gone = on_ipvlan("b", "192.0.2.9", *inside(place, "b"))
+            daemon.publish()
+            outcome = await policing.enforced(gone)
+            assert isinstance(outcome, Retry)
+            assert "net,b,eth0 has gone" in outcome.reason
+
+    place.node.call(lambda: asyncio.run(scenario()))
+
+
+def test_what_is_in_the_way_of_one_kind_of_link_is_told_to_its_own_pods(place: MacvlanPlace, bpffs: Path) -> None:
+    """Something else is in the place of one of its maps."""
+    directory = bpffs / "bgpd"
+    for name in ("macvlan_stations", "ipvlan_pods"):
+        (directory / name).mkdir(parents=True)
+    routed = Endpoint(AttachmentKey("net", "v", "eth0"), None, "02:00:00:00:00:0c", (), VethLink(9, "veth9", None))
+
+    async def scenario() -> None:
+        daemon = Daemon(place, directory)
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            (on_macvlan,) = daemon.attached("a")
+            other = on_ipvlan("b", "192.0.2.9", *inside(place, "b"))
+            daemon.publish(on_macvlan, other, routed)
+            assert await policing.enforced(routed) == DONE
+            assert policing.blocked.keys() == {on_macvlan.key, other.key}
+            for each, lacking in ((on_macvlan, "macvlan_stations"), (other, "ipvlan_pods")):
+                outcome = await policing.enforced(each)
+                assert isinstance(outcome, Retry)
+                assert str(directory / lacking) in outcome.reason
+
+    place.node.call(lambda: asyncio.run(scenario()))
+
+
+def test_a_macvlan_that_there_is_no_room_for_is_in_nobody_s_way(place: MacvlanPlace, bpffs: Path) -> None:
+    """Not of those that came before, and not once there is room."""
+    room = layout.MAPS["macvlan_stations"].max_entries
+    foreign = [f"06:00:00:00:{number >> 8:02x}:{number & 255:02x}" for number in range(room)]
+
+    async def scenario() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            (before,) = daemon.attached("a")
+            assert await policing.enforced(before) == DONE
+            daemon.config.publish(daemon.configured(foreignMACAddresses=foreign))
+            assert await soon(lambda: bool(policing.macvlans.stations.trouble))
+            after = replace(before, key=AttachmentKey("net", "z", "eth0"), mac="fe:00:00:00:00:01", addresses=())
+            daemon.publish(before, after)
+            assert await policing.enforced(before) == DONE
+            refused = await policing.enforced(after)
+            assert refused == Retry(
+                f"policy_stations: writing the map macvlan_stations: it is full, with {room:,} entries"
+            )
+            assert policing.blocked == {after.key: refused.reason}
+            assert policing.unready() == ""
+            daemon.config.publish(daemon.configured())
+            assert await soon(lambda: not policing.blocked)
+            assert await policing.enforced(after) == DONE
+
+    place.here(scenario)
 
 
 @pytest.mark.parametrize("address", ["203.0.113.7", "2001:db8:7::7"])
@@ -236,15 +316,13 @@ def test_what_address_the_node_gets_or_loses_the_programs_of_ipvlans_know(
     place: MacvlanPlace, bpffs: Path, address: str
 ) -> None:
     """One that keepalived moves, say: without being asked, and long before anybody looks by himself."""
-    pod = place.pods["a"].path
-    link = IpvlanLink(1, "lo", IpvlanMode.L2, pod, policy_node.link(place.pods["a"], "eth0")[0])
-    one = Endpoint(AttachmentKey("net", "a", "eth0"), None, "02:00:00:00:00:0b", (ip_address("192.0.2.9"),), link)
+    one = on_ipvlan("a", "192.0.2.9", *inside(place, "a"))
     key = "ipvlan_addresses", layout.IPVLAN_ADDRESS_KEY.pack(1, layout.policy_address(ip_address(address)))
 
     async def scenario() -> None:
         daemon = Daemon(place, bpffs / "bgpd")
         async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
-            daemon.endpoints.publish({one.key: one})
+            daemon.publish(one)
             assert await policing.enforced(one) == DONE
             place.node.ip(f"addr add {address} dev eth0")
             assert await soon(lambda: key in policing.ipvlans.neighbors.have)

@@ -18,9 +18,11 @@ from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint, IpvlanLink, IpvlanMode, VethLink
 from bgpd.netlink.link import Link as Interface
 from bgpd.policy import parents
-from bgpd.policy.ipvlans import Meddling, Own, entries, heed, left_out, number_of, parents_of, places, refusal
+from bgpd.policy.behind import left_out
+from bgpd.policy.ipvlans import Own, entries, number_of, parents_of, places, refusal
+from bgpd.policy.ondemand import heed
 from bgpd.policy.parents import vlans_among
-from bgpd.policy.podhooks import Place
+from bgpd.policy.podhooks import Meddling, Place
 
 PARENT, OTHER = 2, 3
 NODE, BESIDE = ip_address("192.0.2.1"), ip_address("192.0.2.9")

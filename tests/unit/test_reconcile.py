@@ -319,6 +319,39 @@ def test_wait_until_returns_when_the_plan_after_the_kick_is_applied() -> None:
     assert asyncio.run(scenario()) == (False, True)
 
 
+def test_who_waits_for_an_object_waits_for_no_other() -> None:
+    """Nor is told that something is there which nobody wants, or which has its old value."""
+
+    async def scenario() -> dict[str, bool]:
+        bench = Bench({"done": 1, "refused": 2, "blocked": 3})
+        bench.target.table = {"refused": 1}
+        bench.target.answers = {"refused": Retry("not yet"), "blocked": Blocked("never")}
+        revision = bench.loop.kick()
+        keys = [*bench.desired.want, "unwanted"]
+        waiting = {key: asyncio.ensure_future(bench.loop.wait_until(revision, 5.0, [key])) for key in keys}
+        every = asyncio.ensure_future(bench.loop.wait_until(revision, 5.0))
+        await asyncio.sleep(0)
+        await bench.loop.round()
+        await asyncio.sleep(0)
+        assert (bench.loop.ever_applied, bench.loop.ever_settled) == (True, False)
+        return {key: task.done() for key, task in {**waiting, "every": every}.items()}
+
+    there = asyncio.run(scenario())
+    assert there == {"done": True, "refused": False, "blocked": False, "unwanted": False, "every": False}
+
+
+def test_a_target_that_fails_has_none_of_the_objects() -> None:
+    async def scenario() -> bool:
+        bench = Bench({"a": 1})
+        bench.target.down = "no kernel"
+        waiting = asyncio.ensure_future(bench.loop.wait_until(bench.loop.kick(), 0.01, ["a"]))
+        await asyncio.sleep(0)
+        await bench.loop.round()
+        return bench.loop.ever_applied or await waiting
+
+    assert asyncio.run(scenario()) is False
+
+
 def test_wait_until_gives_up_at_its_deadline() -> None:
     """No round, no confirmation."""
 
