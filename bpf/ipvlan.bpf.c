@@ -34,6 +34,18 @@ POLICY_HASH(ipvlan_vlans, struct vlan_key, struct vlan, VLANS);
 POLICY_HASH(ipvlan_tunnels, __be16, __u8, TUNNELS);		      /* to be there is all */
 POLICY_TRIE(ipvlan_foreign, struct lpm_key_v6, __u8, IPVLAN_FOREIGN); /* to be there is all */
 
+/*
+ * The namespaces of pods that a parent has let send as the node, masqueraded. Where the parent is in a VLAN, the same
+ * packets pass the one below, which sees the node's address and the pod's namespace, and no mark: there that proves
+ * nothing, for a pod in mode L2 can set it.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__type(key, struct ipvlan_sender);
+	__type(value, __u8); /* to be there is all */
+	__uint(max_entries, IPVLAN_PODS);
+} ipvlan_masqueraded SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
 	__type(key, __u32);
@@ -156,6 +168,11 @@ static __always_inline enum policy_verdict check_unknown(struct __sk_buff *skb, 
 	return is_dhcp_request(frame) ? POLICY_NEIGHBOR : check_nobody(frame, claim);
 }
 
+static __always_inline int is_nodes_tunnel(const struct ipvlan_owner *owner, const struct frame *frame)
+{
+	return !is_pod(owner) && is_tunnel(&ipvlan_tunnels, frame);
+}
+
 /* What comes by an interface of the node's in a VLAN. A pod of this parent, which could tag its frames, does not. */
 static __always_inline enum policy_verdict check_vlan(struct __sk_buff *skb, const struct frame *frame,
 						      const struct policy_address *claim, __u64 netns,
@@ -163,13 +180,18 @@ static __always_inline enum policy_verdict check_vlan(struct __sk_buff *skb, con
 {
 	const struct policy_address none = {};
 	const struct ipvlan_owner *node = vlan->above ? owner_of(vlan->above, &none) : NULL, *owner;
+	const struct ipvlan_sender sender = {.netns = netns, .parent = vlan->above};
 	enum policy_verdict verdict;
 
 	if (!node)
 		return is_pod(owner_of(frame->parent, claim)) ? POLICY_NOT_IP : POLICY_NOT_ISOLATED;
 	owner = is_zero(claim) ? NULL : owner_of(vlan->above, claim);
+	if (!is_pod(owner) && bpf_map_lookup_elem(&ipvlan_masqueraded, &sender))
+		return POLICY_NOT_ISOLATED;
 	if (!owner)
 		return check_unknown(skb, frame, claim, netns, node->netns);
+	if (is_nodes_tunnel(owner, frame))
+		return POLICY_NOT_ISOLATED;
 	verdict = check_owner(owner, netns);
 	return verdict == UNDECIDED ? POLICY_NOT_ISOLATED : verdict;
 }
@@ -196,6 +218,17 @@ static __always_inline int is_from_stack(struct __sk_buff *skb, __u32 parent)
 	return node && node->flags & IPVLAN_STACK;
 }
 
+/* Told to the parent below, if there is one. */
+static __always_inline enum policy_verdict note_masqueraded(__u32 parent, __u64 netns)
+{
+	const struct ipvlan_sender sender = {.netns = netns, .parent = parent};
+	const __u8 present = 0;
+
+	if (netns && !bpf_map_lookup_elem(&ipvlan_masqueraded, &sender))
+		bpf_map_update_elem(&ipvlan_masqueraded, &sender, &present, BPF_ANY);
+	return POLICY_NOT_ISOLATED;
+}
+
 __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, __u64 netns)
 {
 	const struct ipvlan_owner *owner;
@@ -220,9 +253,11 @@ __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, _
 	if (vlan)
 		return check_vlan(skb, frame, &claim, netns, vlan);
 	owner = is_zero(&claim) ? NULL : owner_of(frame->parent, &claim);
+	if (from_stack && !is_pod(owner))
+		return note_masqueraded(frame->parent, netns);
 	if (!owner)
 		return check_unknown(skb, frame, &claim, netns, node);
-	if (!is_pod(owner) && (from_stack /* masqueraded since */ || is_tunnel(&ipvlan_tunnels, frame)))
+	if (is_nodes_tunnel(owner, frame))
 		return POLICY_NOT_ISOLATED;
 	verdict = check_owner(owner, netns);
 	if (verdict != UNDECIDED)

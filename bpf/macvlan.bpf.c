@@ -128,6 +128,14 @@ __noinline int check_source(struct __sk_buff *skb, const struct frame *frame, in
  * echoes are in it again when such a frame had to wait for ARP. */
 #define INIT_NETNS 1
 
+/* Whether it was sent in another namespace than its sender's. */
+static __always_inline int is_elsewhere(const struct frame *frame, const struct macvlan_station *sender, __u64 netns)
+{
+	if (!netns || netns == INIT_NETNS || !sender->netns || netns == sender->netns)
+		return 0;
+	return !(sender->flags & MACVLAN_NODE && is_tunnel(&macvlan_tunnels, frame));
+}
+
 /* What comes by an interface of the node's in a VLAN. No pod of this parent does. */
 static __always_inline enum policy_verdict check_vlan(const struct frame *frame, const struct macvlan_station *sender,
 						      __u64 netns, const struct vlan *vlan)
@@ -136,9 +144,7 @@ static __always_inline enum policy_verdict check_vlan(const struct frame *frame,
 		sender = station_of(vlan->above, frame->eth.h_source);
 		if (!sender)
 			return POLICY_STRANGER;
-		if (netns && netns != INIT_NETNS && sender->netns && netns != sender->netns)
-			return POLICY_SPOOFED;
-		return POLICY_NOT_ISOLATED;
+		return is_elsewhere(frame, sender, netns) ? POLICY_SPOOFED : POLICY_NOT_ISOLATED;
 	}
 	return sender && !(sender->flags & MACVLAN_NODE) ? POLICY_NOT_IP : POLICY_NOT_ISOLATED;
 }
@@ -156,8 +162,7 @@ static __always_inline enum policy_verdict check_sender(struct __sk_buff *skb, c
 
 	if (vlan)
 		return check_vlan(frame, sender, netns, vlan);
-	if (netns && netns != INIT_NETNS && sender && sender->netns && netns != sender->netns &&
-	    !(sender->flags & MACVLAN_NODE && is_tunnel(&macvlan_tunnels, frame)))
+	if (sender && is_elsewhere(frame, sender, netns))
 		return POLICY_SPOOFED;
 	if (sender && sender->flags & MACVLAN_NODE) {
 		verdict = check_source(skb, frame, 0);

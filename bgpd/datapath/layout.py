@@ -46,6 +46,7 @@ STRUCTS: Mapping[str, Mapping[str, str]] = {
     "ipvlan_address_key": {"parent": "I", "address": "16s"},
     "ipvlan_owner": {"pod": "Q", "netns": "Q", "flags": "I", "pad": "I"},
     "ipvlan_pod": {"v4": "16s", "v6": "16s", "parent": "I", "pad": "I"},
+    "ipvlan_sender": {"netns": "Q", "parent": "I", "pad": "I"},
     "policy_event": {
         "at_ns": "Q",
         "client": "16s",
@@ -77,8 +78,9 @@ STATION_KEY, STATION, ADDRESS_KEY, OWNER = (
     struct.Struct("".join(STRUCTS[f"macvlan_{name}"].values()))
     for name in ("station_key", "station", "address_key", "owner")
 )
-IPVLAN_ADDRESS_KEY, IPVLAN_OWNER, IPVLAN_POD = (
-    struct.Struct("".join(STRUCTS[f"ipvlan_{name}"].values())) for name in ("address_key", "owner", "pod")
+IPVLAN_ADDRESS_KEY, IPVLAN_OWNER, IPVLAN_POD, IPVLAN_SENDER = (
+    struct.Struct("".join(STRUCTS[f"ipvlan_{name}"].values()))
+    for name in ("address_key", "owner", "pod", "sender")
 )
 VLAN_KEY, VLAN = (struct.Struct("".join(STRUCTS[name].values())) for name in ("vlan_key", "vlan"))
 POD_NUMBER = struct.Struct("Q")  # by which its program finds a pod on an ipvlan
@@ -181,6 +183,7 @@ MAPS = {
         ),
         MapSpec("ipvlan_pods", MapType.HASH, POD_NUMBER.size, IPVLAN_POD.size, 1024, NO_PREALLOC),
         MapSpec("ipvlan_foreign", MapType.LPM_TRIE, _KEY_V6.size, len(PRESENT), 1024, NO_PREALLOC),
+        MapSpec("ipvlan_masqueraded", MapType.LRU_HASH, IPVLAN_SENDER.size, len(PRESENT), 1024),
         MapSpec("ipvlan_jump", MapType.PROG_ARRAY, struct.calcsize("I"), struct.calcsize("I"), 1),
         MapSpec("policy_events", MapType.RINGBUF, 0, 0, 1 << 18),
     )

@@ -5,12 +5,15 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from bgpd.datapath import pins
 from bgpd.datapath.libbpf import check, library
+
+_PRIORITY = 32  # offsetof(struct __sk_buff, priority), linux/bpf.h
 
 
 class _Options(ctypes.Structure):
@@ -43,19 +46,22 @@ class Result:
     duration_ns: int
 
 
-def run(pin: Path, frame: bytes, repeat: int = 1) -> Result:
+def run(pin: Path, frame: bytes, repeat: int = 1, *, priority: int = 0) -> Result:
     """`frame` begins with its Ethernet header. DatapathError: the kernel refuses to make a packet of it."""
     fd = pins.get(pin, "prog")
     assert fd is not None, f"nothing is pinned at {pin}"
     try:
-        return run_opened(fd, frame, repeat)
+        return run_opened(fd, frame, repeat, priority=priority)
     finally:
         os.close(fd)
 
 
-def run_opened(program: int, frame: bytes, repeat: int = 1) -> Result:
+def run_opened(program: int, frame: bytes, repeat: int = 1, *, priority: int = 0) -> Result:
     """As `run`, of a descriptor."""
     opts = _Options(sz=ctypes.sizeof(_Options), data_in=frame, data_size_in=len(frame), repeat=repeat)
+    if priority:  # else programs are run that are given no struct __sk_buff, too
+        context = ctypes.create_string_buffer(bytes(_PRIORITY) + struct.pack("=I", priority), _PRIORITY + 4)
+        opts.ctx_in, opts.ctx_size_in = ctypes.cast(context, ctypes.c_void_p), ctypes.sizeof(context)
     check("running a program", _function()(program, ctypes.byref(opts)))
     return Result(opts.retval, opts.duration)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import features, layout, loader
-from bgpd.datapath.layout import OwnerFlag, Peer, PolicyVerdict
+from bgpd.datapath.layout import ORIGIN_STACK, OwnerFlag, Peer, PolicyVerdict
 from bgpd.datapath.links import Hook
 from bgpd.datapath.loader import Installed
 from bgpd.netlink.links import own_cookie
@@ -39,11 +39,11 @@ def claims(version: int, address: str) -> list[bytes]:
     return [frames.udp(GATEWAY, MAC, address, to), frames.advertisement(GATEWAY, MAC, address, to, address)]
 
 
-def said(installed: Installed, version: int, address: str) -> set[PolicyVerdict]:
+def said(installed: Installed, version: int, address: str, priority: int = 0) -> set[PolicyVerdict]:
     found = set()
     for frame in claims(version, address):
         before = verdicts(installed.maps["policy_verdicts"])
-        run(parents.program(installed, EGRESS).pin, frame)
+        run(parents.program(installed, EGRESS).pin, frame, priority=priority)
         ((verdict, _),) = verdicts(installed.maps["policy_verdicts"]).items() - before.items()
         found.add(verdict)
     return found
@@ -108,3 +108,15 @@ def test_where_the_kernel_says_who_sends_the_node_s_addresses_are_the_node_s(dir
     own(installed, "::", netns=own_cookie() + 1)
     permit(installed)
     assert said(installed, version, FURTHER[version]) == {PolicyVerdict.SPOOFED}
+
+
+@both
+def test_what_the_table_has_judged_leaves_whatever_it_was_masqueraded_to(before: Installed, version: int) -> None:
+    """But from no pod's address without its rules; and in mode L2 whoever sends can say that it was judged."""
+    own(before, "::")
+    assert said(before, version, FURTHER[version], ORIGIN_STACK) == {PolicyVerdict.SPOOFED}
+    own(before, "::", flags=OwnerFlag.STACK)
+    assert said(before, version, FURTHER[version]) == {PolicyVerdict.SPOOFED}
+    assert said(before, version, FURTHER[version], ORIGIN_STACK) == {PolicyVerdict.NOT_ISOLATED}
+    own(before, FURTHER[version], pod=POD, flags=OwnerFlag.CLOSED)
+    assert said(before, version, FURTHER[version], ORIGIN_STACK) == {PolicyVerdict.STRANGER}

@@ -315,9 +315,17 @@ struct ipvlan_pod {
 	__u32 pad;
 };
 
+/* A network namespace, as far as it sends by a parent. */
+struct ipvlan_sender {
+	__u64 netns; /* its cookie */
+	__u32 parent;
+	__u32 pad;
+};
+
 _Static_assert(sizeof(struct ipvlan_address_key) == 20, "no padding");
 _Static_assert(sizeof(struct ipvlan_owner) == 24, "no padding");
 _Static_assert(sizeof(struct ipvlan_pod) == 40, "no padding");
+_Static_assert(sizeof(struct ipvlan_sender) == 16, "no padding");
 
 #define IPVLAN_ADDRESSES 65536 /* the node's once for each parent, of IPVS every Service's */
 #define IPVLAN_PODS 1024
