@@ -288,7 +288,7 @@ class Policing:
                 number["policy"],
                 number["policy_reply"],
                 routed,
-                [address for each, _ in ipvlans.on_stack(endpoints) for address in each.addresses],
+                [(link.parent, address) for each, link in ipvlans.on_stack(endpoints) for address in each.addresses],
                 number["policy_bridge"],
             ),
             bridge_table(place, number["policy_astray"], number["policy_bridge"], bridged, self._unjudged),

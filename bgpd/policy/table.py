@@ -27,7 +27,7 @@ table inet bgpd-policy {
         meta priority 6267:3 meta priority set 0:0                 # nobody but we says so
         ip saddr @stack4 goto leaving                              # the same for IPv6
     }
-    chain leaving { <eBPF: policy_bridge> drop; meta priority set 6267:3 }
+    chain leaving { <eBPF: policy_bridge> drop; oif @parents meta priority set 6267:3 }
     chain input { type filter hook input priority filter - 1; ip daddr @stack4 goto entering }
     chain entering { <eBPF: policy_bridge> drop }                  # translated by a service, too
 }
@@ -123,7 +123,12 @@ _KEYS: Mapping[str, tuple[tuple[KeyType, ...], int]] = {
 """The sets: the types of their keys' parts, and the bytes of a key."""
 
 _KEYS_OF = {
-    Family.INET: {**_KEYS, "stack4": ((KeyType.IPV4_ADDR,), 4), "stack6": ((KeyType.IPV6_ADDR,), 16)},
+    Family.INET: {
+        **_KEYS,
+        "parents": _KEYS["links"],
+        "stack4": ((KeyType.IPV4_ADDR,), 4),
+        "stack6": ((KeyType.IPV6_ADDR,), 16),
+    },
     Family.BRIDGE: _KEYS,
 }
 
@@ -174,15 +179,16 @@ def inet_table(
     policy: int,
     policy_reply: int,
     sources: Iterable[Source],
-    stack: Iterable[Address] = (),
+    stack: Iterable[tuple[int, Address]] = (),
     policy_bridge: int = 0,
 ) -> Table:
-    """`sources`: behind links that are routed; `stack`: of pods that send by the node's stack. The numbers are those
-    of the programs.
+    """`sources`: behind links that are routed; `stack`: of pods that send by the node's stack, each with the ifindex
+    of its parent. The numbers are those of the programs.
     """
-    addresses = set(stack)
-    sets = {f"stack{v}": frozenset(each.packed for each in addresses if each.version == v) for v in (4, 6)}
-    tracking = (policy_bridge, policy_bridge) if addresses else ()
+    told = set(stack)
+    sets = {f"stack{v}": frozenset(each.packed for _, each in told if each.version == v) for v in (4, 6)}
+    sets["parents"] = frozenset(filters.ifindex(parent) for parent, _ in told)
+    tracking = (policy_bridge, policy_bridge) if told else ()
     versions = frozenset((4, 6))
     return Table(Family.INET, directory, (policy, policy_reply, *tracking), versions, _sets_of(sources) | sets)
 
@@ -302,7 +308,10 @@ def _stack_chains(table: Table, out: int, into: int) -> dict[str, _Rules]:
             ((*ipv4, nft.payload(*IPV4_SOURCE), nft.in_set("stack4"), _goto("leaving")), ""),
             ((*ipv6, nft.payload(*IPV6_SOURCE), nft.in_set("stack6"), _goto("leaving")), ""),
         ],
-        "leaving": [_judge(table, "policy_bridge", out), (nft.set_meta(Meta.PRIORITY, judged), "it may")],
+        "leaving": [
+            _judge(table, "policy_bridge", out),
+            ((nft.meta(Meta.OIF), nft.in_set("parents"), *nft.set_meta(Meta.PRIORITY, judged)), "it may"),
+        ],
         "input": [
             ((*ipv4, nft.payload(*IPV4_DESTINATION), nft.in_set("stack4"), _goto("entering")), ""),
             ((*ipv6, nft.payload(*IPV6_DESTINATION), nft.in_set("stack6"), _goto("entering")), ""),

@@ -34,10 +34,11 @@ class StackTable:
     def close(self) -> None:
         self._connection.close()
 
-    def wanted(self, stack: Iterable[Address]) -> Table:
-        """Where pods have these addresses."""
+    def wanted(self, addresses: Iterable[Address], parent: int) -> Table:
+        """Where pods of `parent` have these addresses."""
         number = {name: each.id for name, each in self._policy.programs.items()}
         place = str(self._directory)
+        stack = [(parent, each) for each in addresses]
         return inet_table(place, number["policy"], number["policy_reply"], [], stack, number["policy_bridge"])
 
     def apply(self, have: Table | None, want: Table) -> None:

@@ -37,7 +37,8 @@ def place(request: pytest.FixtureRequest) -> Iterator[IpvlanNode]:
         ipvlan_node(request.param) as made,
         contextlib.closing(StackTable(made.node, made.policy, made.directory)) as table,
     ):
-        table.apply(None, table.wanted(ip_address(plan.of(name)) for plan in PLANS for name in made.pods))
+        addresses = [ip_address(plan.of(name)) for plan in PLANS for name in made.pods]
+        table.apply(None, table.wanted(addresses, made.parent))
         for plan in PLANS:
             table.translate(plan.version, plan.a, plan.node)
         yield made

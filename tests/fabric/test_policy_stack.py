@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import features, layout, loader
-from bgpd.datapath.layout import OwnerFlag, Peer
+from bgpd.datapath.layout import ORIGIN_STACK, OwnerFlag, Peer
 from bgpd.model.outcome import DONE
 from bgpd.netlink.links import own_cookie
 from bgpd.policy import filters, ipvlans, parents
@@ -71,8 +71,8 @@ class Node:
         keys = [layout.policy_address(ip_address(plan.pod)) for plan in PLANS]
         self.installed.maps["policy_peers"].update(dict.fromkeys(keys, value))
 
-    def wanted(self, *plans: Plan) -> Table:
-        return self.table.wanted(ip_address(plan.pod) for plan in plans)
+    def wanted(self, *plans: Plan, parent: str = "eth0") -> Table:
+        return self.table.wanted([ip_address(plan.pod) for plan in plans], link(self.node, parent)[0])
 
     def sends(self, plan: Plan) -> bool:
         return ping(self.node, plan.outside, source=plan.pod, timeout_s=SILENCE_S)
@@ -113,8 +113,23 @@ def test_the_rules_are_there_as_long_as_such_pods_are(node: Node) -> None:
 
 
 @both
-def test_what_was_masqueraded_is_not_taken_for_a_forgery(node: Node, plan: Plan) -> None:
-    """Where the kernel tells who sends, it tells that it was not the node; in mode L2 that is so."""
+def test_what_leaves_by_no_parent_says_nothing_to_its_queue(node: Node, plan: Plan) -> None:
+    """Queues sort by the same word that tells a parent of a verdict."""
+    told = f"meta priority {ORIGIN_STACK >> 16:x}:{ORIGIN_STACK & 0xFFFF:x} drop"
+    chain = f"chain leaving {{ type filter hook postrouting priority srcnat + 1; {told}; }}"
+    node.node.run(["nft", "-f", "-"], stdin=f"table inet uplink {{\n{chain}\n}}")
+    node.table.apply(None, node.wanted(*PLANS))
+    assert not node.sends(plan)
+    node.table.apply(node.wanted(*PLANS), node.wanted(*PLANS, parent="lo"))
+    assert node.sends(plan)
+
+
+@both
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+def test_what_was_masqueraded_is_not_taken_for_a_forgery(node: Node, plan: Plan, known: bool) -> None:
+    """Where the kernel tells who sends, it tells that it was not the node; in mode L2 that is so. There may be
+    no room for the address, or the node does not have it.
+    """
     if not features.can_tell_netns():
         pytest.skip("this kernel does not tell a program where a packet was sent: Linux 6.15 does")
     parent = link(node.node, "eth0")[0]
@@ -126,7 +141,8 @@ def test_what_was_masqueraded_is_not_taken_for_a_forgery(node: Node, plan: Plan)
         installed.maps["ipvlan_addresses"].update({key: layout.IPVLAN_OWNER.pack(0, elsewhere, flags, 0)})
 
     assert node.sends(plan)  # and the neighbor is known
-    tell(plan.node, 0)
+    if known:
+        tell(plan.node, 0)
     tell("::", OwnerFlag.STACK)
     target = node.node.call(lambda: filters.actuator(installed, node.directory, ipvlans.KIND))
     asked: Programs = {hook: each.id for hook, each in parents.programs(installed, ipvlans.KIND).items()}
