@@ -125,6 +125,13 @@ static __always_inline int is_readable(const struct frame *frame)
 	       (frame->state != PACKET_NOT_IP && frame->state != PACKET_BAD_HEADER);
 }
 
+/* A tag that is in the frame itself. The kernel keeps those of the node's interfaces in VLANs beside it. */
+static __always_inline int has_inner_tag(struct __sk_buff *skb, const struct frame *frame)
+{
+	return !skb->vlan_present &&
+	       (frame->eth.h_proto == bpf_htons(ETH_P_8021Q) || frame->eth.h_proto == bpf_htons(ETH_P_8021AD));
+}
+
 /* What no pod may send. */
 static __always_inline int is_routers(const struct packet *packet)
 {
@@ -244,6 +251,8 @@ __noinline int check_leaving(struct __sk_buff *skb, const struct frame *frame, _
 	node = node_netns(frame->parent);
 	if (!is_readable(frame)) {
 		if (netns && node && netns != INIT_NETNS && netns != node)
+			return POLICY_NOT_IP;
+		if (has_inner_tag(skb, frame) && !(netns && netns == node))
 			return POLICY_NOT_IP;
 		return skb->vlan_present || skb->protocol == frame->eth.h_proto ? POLICY_NOT_ISOLATED : POLICY_NOT_IP;
 	}

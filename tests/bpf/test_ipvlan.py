@@ -40,13 +40,14 @@ def claims(version: int, address: str) -> list[bytes]:
 
 
 def said(installed: Installed, version: int, address: str, priority: int = 0) -> set[PolicyVerdict]:
-    found = set()
-    for frame in claims(version, address):
-        before = verdicts(installed.maps["policy_verdicts"])
-        run(parents.program(installed, EGRESS).pin, frame, priority=priority)
-        ((verdict, _),) = verdicts(installed.maps["policy_verdicts"]).items() - before.items()
-        found.add(verdict)
-    return found
+    return {verdict_on(installed, frame, priority) for frame in claims(version, address)}
+
+
+def verdict_on(installed: Installed, frame: bytes, priority: int = 0) -> PolicyVerdict:
+    before = verdicts(installed.maps["policy_verdicts"])
+    run(parents.program(installed, EGRESS).pin, frame, priority=priority)
+    ((verdict, _),) = verdicts(installed.maps["policy_verdicts"]).items() - before.items()
+    return verdict
 
 
 def own(installed: Installed, address: str, *, pod: int = 0, netns: int = 0, flags: int = 0) -> None:
@@ -104,10 +105,25 @@ def test_where_the_kernel_says_who_sends_the_node_s_addresses_are_the_node_s(dir
     loader.install(loader.shipped("policy"), directory)
     installed = ipvlans.install(directory)
     own(installed, "::", netns=own_cookie())
+    tagged = frames.udp(GATEWAY, MAC, FURTHER[version], ABROAD[version], vlan=5)
     assert said(installed, version, FURTHER[version]) == {PolicyVerdict.NOT_ISOLATED}
+    assert verdict_on(installed, tagged) is PolicyVerdict.NOT_ISOLATED
     own(installed, "::", netns=own_cookie() + 1)
     permit(installed)
     assert said(installed, version, FURTHER[version]) == {PolicyVerdict.SPOOFED}
+    assert verdict_on(installed, tagged) is PolicyVerdict.NOT_IP
+
+
+@both
+@pytest.mark.parametrize("tag", [b"\x81\x00", b"\x88\xa8"], ids=["802.1Q", "802.1ad"])
+def test_a_tag_in_the_frame_itself_is_nobody_s_where_nobody_tells_who_sends(
+    before: Installed, version: int, tag: bytes
+) -> None:
+    """What is behind it would leave unseen. Of other frames that are not IP, nobody knows that a pod sends them."""
+    own(before, "::", netns=own_cookie())
+    frame = frames.udp(GATEWAY, MAC, FURTHER[version], ABROAD[version], vlan=5)
+    assert verdict_on(before, frame[:12] + tag + frame[14:]) is PolicyVerdict.NOT_IP
+    assert verdict_on(before, frames.ethernet(GATEWAY, MAC, 0x88CC, bytes(46))) is PolicyVerdict.NOT_ISOLATED
 
 
 @both

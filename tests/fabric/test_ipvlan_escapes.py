@@ -24,6 +24,7 @@ FOUND_S = 30.0  # an address that was not found is asked for again ever more sel
 NOBODY = 1  # a set without rules
 V4, V6 = PLANS
 ROUTER_ADVERTISEMENT, REDIRECT = 134, 137
+LLDP = 0x88CC  # IEEE 802.1AB
 FOREIGN = bytes.fromhex("020000000099")
 ABROAD = {4: "203.0.113.9", 6: "2001:db8::9"}
 BROADCAST, ALL_NODES = "198.51.100.255", "ff02::1"
@@ -161,7 +162,16 @@ def test_a_frame_that_says_of_itself_it_is_another_protocol_is_not_let_out(node:
     for told in (frames.ARP, frames.IPV6, 0x1234):
         assert not gets(node, "outside", frame, protocol=told), told
     tagged = frames.udp(node.mac("outside"), node.mac("a"), V4.a, V4.outside, vlan=5)
-    assert not gets(node, "outside", tagged, protocol=frames.IPV4)
+    for told in (frames.IPV4, frames.VLAN, 0):
+        assert not gets(node, "outside", tagged, protocol=told), told
+
+
+def test_what_is_no_ip_leaves_where_nobody_tells_who_sends(node: IpvlanNode) -> None:
+    """The node's own does, such as LLDP. No other pod of the parent gets it."""
+    node.isolate("a", egress=NOBODY)
+    tells_at_parent = "ipvlan_egress" in node.installed.programs
+    frame = frames.ethernet(node.mac("outside"), node.mac("a"), LLDP, frames.MARK + bytes(46))
+    assert gets(node, "outside", frame) is not tells_at_parent
 
 
 @both
