@@ -257,3 +257,4 @@ def test_a_tunnel_by_a_parent_in_a_vlan_leaves(lab: Lab, bpffs: Path, kind: Kind
     node.installed.maps[f"{kind.object}_tunnels"].update({layout.transport_port(TUNNEL): layout.PRESENT})
     assert node.passes(pod, NODE[version], TUNNEL)
     assert not node.passes(pod, NODE[version], TUNNEL + 1)
+    assert not node.passes(node.pod("below", node.parent), NODE[version], TUNNEL + 1)
