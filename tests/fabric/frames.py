@@ -68,11 +68,11 @@ def icmpv6(to: bytes, sender: bytes, source: str, destination: str, kind: int, b
     return ethernet(to, sender, *_ip(source, destination, ICMPV6, _checked(addresses, payload, ICMPV6, 2), 255))
 
 
-def send(owner: Namespace, interface: str, frame: bytes, protocol: int = 0) -> None:
-    """Past everything that a pod has of its own: by a packet socket, without a queue. `protocol`: what the frame is
-    said to be, 0: what it is."""
+def send(owner: Namespace, interface: str, frame: bytes, protocol: int = 0, *, bypass: bool = True) -> None:
+    """Past everything that a pod has of its own: by a packet socket, without a queue if it is to `bypass` that.
+    `protocol`: what the frame is said to be, 0: what it is."""
     with owner.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
-        wire.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, 1)
+        wire.setsockopt(SOL_PACKET, PACKET_QDISC_BYPASS, bypass)
         wire.bind((interface, protocol))
         try:
             wire.send(frame)

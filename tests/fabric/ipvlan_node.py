@@ -90,10 +90,10 @@ class IpvlanPlace(ParentPlace):
                 self.outside.add_route(f"{plan.of(name)}/{alone}", via=plan.node)
         self.parent = link(self.node, "eth0")[0]
 
-    def inject(self, name: str, frame: bytes, *, protocol: int | None = None) -> None:
+    def inject(self, name: str, frame: bytes, *, protocol: int | None = None, bypass: bool = True) -> None:
         """`protocol` None: said to be what it is. Of what is said to be nothing, 0, kernels make this or that."""
         told = int.from_bytes(frame[12:14]) if protocol is None else protocol
-        frames.send(self.namespace(name), "eth0", frame, told)
+        frames.send(self.namespace(name), "eth0", frame, told, bypass=bypass)
 
 
 class IpvlanNode(IpvlanPlace, RulesByHand):

@@ -101,9 +101,14 @@ def test_what_a_service_translates_is_judged_as_what_comes_to_the_pod(node: Ipvl
 # --- by a packet socket: of a frame the addresses inside count, and nothing else ------------------------------------
 
 
-def sends(node: IpvlanNode, source: str, receiver: str, plan: Plan) -> bool:
-    """Whether it comes when the pod b sends from there. Nothing of it is translated but what is from the pod a."""
-    return gets(node, receiver, frames.udp(node.mac(receiver), node.mac("b"), source, plan.of(receiver)), "b")
+def sends(node: IpvlanNode, source: str, receiver: str, plan: Plan, *, bypass: bool = False) -> bool:
+    """Whether it comes when the pod b sends from there. Nothing of it is translated but what is from the pod a.
+
+    On Linux 6.12 ipvlan takes what was sent past its queue for longer than it is, by the Ethernet header, and so the
+    kernel cannot translate it.
+    """
+    frame = frames.udp(node.mac(receiver), node.mac("b"), source, plan.of(receiver))
+    return gets(node, receiver, frame, "b", bypass=bypass)
 
 
 @both
@@ -117,6 +122,7 @@ def test_a_pod_sends_from_no_address_that_nobody_has(node: IpvlanNode, plan: Pla
 @receivers
 def test_past_its_own_queue_is_not_past_its_rules(node: IpvlanNode, plan: Plan, receiver: str) -> None:
     node.isolate("b", egress=NOBODY)
+    assert not sends(node, plan.b, receiver, plan, bypass=True)
     assert not sends(node, plan.b, receiver, plan)
 
 
@@ -133,9 +139,8 @@ def test_a_pod_can_pass_for_the_node_at_the_wire_where_nobody_tells_who_sends(no
 
 @both
 def test_a_pod_can_pass_for_another_where_nobody_tells_who_sends(node: IpvlanNode, plan: Plan) -> None:
-    """By the other's rules. To the wire as one that is masqueraded, too: seen on Linux 6.1. On 6.12 such a frame
-    does not get there whatever the rules say, so that half of it shows nothing there.
-    """
+    """By the other's rules. To the wire as one that is masqueraded even where somebody tells."""
+    assert sends(node, plan.a, "outside", plan)
     assert sends(node, plan.c, "outside", plan) is not tells(node)
     assert sends(node, plan.a, "c", plan) is not tells(node)
     for name in ("a", "c"):
