@@ -223,7 +223,8 @@ def _fill(info: ctypes.Structure, fd: int) -> None:
 
 def reason(code: int) -> str:
     """The errno in words, with what helps where that is known."""
-    return explain(code, may=capable(), version=kernel())
+    may = code != errno.EPERM or capable()  # a file to read, and thousands of entries may be refused at once
+    return explain(code, may=may, version=kernel())
 
 
 def explain(code: int, *, may: bool, version: tuple[int, int]) -> str:

@@ -303,7 +303,7 @@ class Ipvlans:
             group.create_task(self._start_programs(), name="programs after neighbors")
 
     async def _start_programs(self) -> None:
-        """Maps that are full of what is wanted already tell nobody that they are."""
+        """Maps that have what is wanted already are not written, and nobody is told."""
         await applied(self.neighbors)
         self._neighbors_written()
 

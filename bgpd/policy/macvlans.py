@@ -77,7 +77,7 @@ class Macvlans:
             group.create_task(self._start_parents(), name="programs after stations")
 
     async def _start_parents(self) -> None:
-        """Stations that are there already tell nobody that they are."""
+        """Stations that are there already are not written, and nobody is told."""
         await applied(self.stations)
         self.parents.kick(stale=True)
 

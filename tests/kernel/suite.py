@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 FILES = (
+    "tests/bpf/test_behind.py",
     "tests/bpf/test_features.py",
     "tests/bpf/test_ipvlan.py",
     "tests/bpf/test_loader.py::test_every_object_loads_with_what_the_unit_grants",
