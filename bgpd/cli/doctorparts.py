@@ -92,7 +92,7 @@ def _policy(config: Config) -> Iterator[Finding]:
     """What NetworkPolicy rests on, unless masquerade has told of the same, and where bridged pods are judged."""
     from bgpd.datapath import features
     from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH
-    from bgpd.policy.policing import BRIDGE_CALLS, BRIDGE_SETTINGS, unjudged
+    from bgpd.policy.policing import BRIDGE_CALLS, BRIDGE_SETTINGS, INTERFACES, unjudged
 
     facts = list(() if config.masquerade.translates else features.probe(config.paths.bpf))
     if all(fact.ok for fact in facts if fact.needed):
@@ -106,10 +106,12 @@ def _policy(config: Config) -> Iterator[Finding]:
     else:
         text = "not loaded; the first rule that asks for it does that, with CONFIG_NF_CONNTRACK and CONFIG_NFT_CT"
         yield Finding("policy: nf_conntrack", WARN, text)
-    at_bridge = unjudged(BRIDGE_SETTINGS)
+    at_bridge = unjudged(BRIDGE_SETTINGS, INTERFACES)
     for family, name in BRIDGE_CALLS.items():
-        place, setting = ("at the bridge", "off") if family in at_bridge else ("where it is forwarded", "on")
-        text = f"IPv{family} between pods of one bridge is judged {place} ({name} is {setting})"
+        where, reason = ("where it is forwarded", "is on")
+        if family in at_bridge:
+            where, reason = ("at the bridge", "is off, or a bridge filters VLANs")
+        text = f"IPv{family} between pods of one bridge is judged {where} ({name} {reason})"
         yield Finding("policy: bridges", OK, text)
 
 

@@ -46,7 +46,8 @@ from bgpd.runtime.store import Revision, Store
 
 BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
 BRIDGE_CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
-LOOK_S = 1.0  # how long bridged pods may reach each other unjudged when somebody turns these settings off
+INTERFACES = Path("/sys/class/net")
+LOOK_S = 1.0  # how long bridged pods may reach each other unjudged when somebody changes these settings
 LOOK_BACK_S = 5.0  # how long what somebody else has done to the maps may last: nobody is told of it
 _ASK_S = 0.2
 AGAIN_S = 10.0  # how long a policy that did not fit waits for room that has come, if it has not been changed itself
@@ -206,7 +207,7 @@ class Policing:
     async def _follow_bridges(self) -> None:
         """The kernel tells nobody when these settings change."""
         while True:
-            found = unjudged(BRIDGE_SETTINGS)
+            found = unjudged(BRIDGE_SETTINGS, INTERFACES)
             if found != self._unjudged:
                 self._unjudged = found
                 self.tables.kick()
@@ -329,8 +330,13 @@ def sources(endpoints: Iterable[Endpoint]) -> tuple[list[Source], list[Source]]:
     return routed, bridged
 
 
-def unjudged(settings: Path) -> tuple[int, ...]:
-    """The IP versions whose packets a bridge forwards without handing them to the inet tables."""
+def unjudged(settings: Path, interfaces: Path) -> tuple[int, ...]:
+    """The IP versions whose packets a bridge may forward without handing them to the inet tables.
+
+    What comes with a VLAN tag is not handed over, and a bridge that filters VLANs takes it off: nobody sees it later.
+    """
+    if any(_is_on(each) for each in interfaces.glob("*/bridge/vlan_filtering")):
+        return tuple(BRIDGE_CALLS)
     return tuple(version for version, name in BRIDGE_CALLS.items() if not _is_on(settings / name))
 
 

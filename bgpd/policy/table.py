@@ -53,8 +53,9 @@ table bridge bgpd-policy {
 
 A bridge hands what it forwards to the first table if `bridge-nf-call-iptables` says so, as kube-proxy wants it (in
 `bridge-nf-call-ip6tables` for IPv6). Where it does not, the second one asks a program that tracks flows itself. So it
-does for what has a VLAN tag, given by a bridge that keeps its ports apart with these: `bridge-nf-filter-vlan-tagged`
-is off everywhere, and where it is on, both tables judge.
+does for what has a VLAN tag: `bridge-nf-filter-vlan-tagged` is off everywhere, and where it is on, both tables judge.
+A bridge with `vlan_filtering` gives tags and takes them off, so how a frame came nobody sees in `forward`: there the
+second one judges everything, both directions of each flow, whatever the first one is shown.
 
 Of a pod in mode L3 connection tracking sees one direction, so the program that tracks flows is asked for those. What
 it has let pass is told to the program at the parent, which finds a node's address there when it was masqueraded.

@@ -125,6 +125,7 @@ class PolicyNode(PolicyPlace, RulesByHand):
     def __init__(self, lab: Lab, bpffs: Path, *, br_netfilter: bool = True) -> None:
         super().__init__(lab, br_netfilter=br_netfilter)
         self.directory = bpffs / "bgpd"
+        self.judged: tuple[int, ...] = () if br_netfilter else (4, 6)  # at the bridge
         self.installed = loader.install(loader.shipped("policy"), self.directory)
         self.connection = self.connect()
         self.owned = can_own(self.connection)
@@ -145,10 +146,10 @@ class PolicyNode(PolicyPlace, RulesByHand):
     def wanted(self, bridged: Iterable[str] = BRIDGED, routed: Iterable[str] = ROUTED) -> dict[str, Table]:
         """With these pods' ends at the node told of."""
         programs = {name: each.id for name, each in self.installed.programs.items()}
-        place, judged = str(self.directory), () if self.br_netfilter else (4, 6)
+        place = str(self.directory)
         inet = inet_table(place, programs["policy"], programs["policy_reply"], map(self.source, routed))
         bridge = bridge_table(
-            place, programs["policy_astray"], programs["policy_bridge"], map(self.source, bridged), judged
+            place, programs["policy_astray"], programs["policy_bridge"], map(self.source, bridged), self.judged
         )
         return dict(zip(TABLES, (inet, bridge), strict=True))
 

@@ -1,0 +1,123 @@
+"""NetworkPolicy on a bridge with `vlan_filtering`, which gives frames tags and takes them off, on whichever kernel.
+
+br_netfilter hands over what has no tag, both where it comes in and where it leaves, unless it is told to look below
+tags. `a` is behind an access port of the bridge's VLAN and `b` on a trunk, so every frame between them has a tag on
+one side only. `b` is nobody whose link is known. One node for all tests: see `test_policy_kernels`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fabric.conftest import mounted_bpffs
+from tests.fabric.netns import Lab, missing
+from tests.fabric.policy_node import BRIDGE_NF, PLANS, PolicyNode
+from tests.fabric.test_policy_kernels import ANSWER_S, DROPPED, NOBODY, PASSES, SILENCE_S, reached
+from tests.fabric.test_veth_escapes import gets
+
+VLAN = 1  # the one that every port is in which is not told otherwise
+PRIORITY = 0  # IEEE 802.1Q: a tag of no VLAN
+TAGGED = "net/bridge/bridge-nf-filter-vlan-tagged", "net/bridge/bridge-nf-pass-vlan-input-dev"
+SETTINGS = {
+    "bridge alone": ("0", "0", "0", "0"),
+    "br_netfilter": ("1", "1", "0", "0"),
+    "below tags": ("1", "1", "1", "0"),
+    "below tags, by the interface in the VLAN": ("1", "1", "1", "1"),
+}
+ways = pytest.mark.parametrize(("client", "server"), [("a", "b"), ("b", "a")], ids=["to the trunk", "from the trunk"])
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[PolicyNode]:
+    if reason := missing("nft", "mount", "bridge", "modprobe"):
+        pytest.skip(reason)
+    subprocess.run(["modprobe", "--quiet", "br_netfilter"], check=False)  # it may be built in: see `bridge`
+    with Lab() as lab, mounted_bpffs(lab) as bpffs, contextlib.closing(PolicyNode(lab, bpffs)) as node:
+        filters = ["ip", "link", "set", "cni0", "type", "bridge", "vlan_filtering", "1"]
+        if reason := node.node.run(filters, check=False).stderr:
+            pytest.skip(f"bridges of this kernel have no vlan_filtering: {reason.strip()}")
+        node.node.ip(f"link add link cni0 name in-vlan type vlan id {VLAN}", "link set in-vlan up")
+        node.pods["b"].ip(f"link add link eth0 name in-vlan type vlan id {VLAN}", "link set in-vlan up")
+        for plan in PLANS:
+            address = f"{plan.b}/{plan.bridge.partition('/')[2]}"
+            node.pods["b"].ip(f"addr del {address} dev eth0")
+            node.pods["b"].add_address("in-vlan", address)
+        node.judged = (4, 6)
+        yield node
+
+
+@pytest.fixture(scope="module", params=SETTINGS)
+def bridge(made: PolicyNode, request: pytest.FixtureRequest) -> PolicyNode:
+    wanted = dict(zip((*BRIDGE_NF, *TAGGED), SETTINGS[request.param], strict=True))
+    made.node.sysctl(wanted)
+    assert made.node.call(lambda: {name: Path("/proc/sys", name).read_text().strip() for name in wanted}) == wanted
+    made.apply(made.wanted(bridged=("a",)))
+    trunk(made)
+    return made
+
+
+@pytest.fixture
+def node(bridge: PolicyNode) -> PolicyNode:
+    bridge.open()
+    return bridge
+
+
+def trunk(node: PolicyNode) -> None:
+    node.node.run(["bridge", "vlan", "add", "dev", "port-b", "vid", str(VLAN)])
+
+
+def access(node: PolicyNode) -> None:
+    node.node.run(["bridge", "vlan", "add", "dev", "port-b", "vid", str(VLAN), "pvid", "untagged"])
+
+
+@ways
+def test_an_isolated_pod_is_reached_by_nobody_and_reaches_others(node: PolicyNode, client: str, server: str) -> None:
+    """And is found by ARP and neighbor discovery."""
+    node.pods["a"].ip("neigh flush dev eth0")
+    node.pods["b"].ip("neigh flush dev in-vlan")
+    node.isolate(server, ingress=NOBODY)
+    assert reached(node, socket.IPPROTO_UDP, client, server, SILENCE_S) == DROPPED
+    assert reached(node, socket.IPPROTO_UDP, server, client, ANSWER_S) == PASSES
+
+
+@ways
+def test_a_pod_isolated_for_egress_reaches_nobody_and_is_reached(node: PolicyNode, client: str, server: str) -> None:
+    node.isolate(client, egress=NOBODY)
+    assert reached(node, socket.IPPROTO_UDP, client, server, SILENCE_S) == DROPPED
+    assert reached(node, socket.IPPROTO_UDP, server, client, ANSWER_S) == PASSES
+
+
+@ways
+def test_a_rule_allows_its_port(node: PolicyNode, client: str, server: str) -> None:
+    node.isolate(server, ingress=7)
+    node.allow(7, client, ports=[(socket.IPPROTO_TCP, 8080)])
+    assert reached(node, socket.IPPROTO_TCP, client, server, ANSWER_S) == PASSES
+    assert reached(node, socket.IPPROTO_UDP, client, server, SILENCE_S) == DROPPED
+
+
+@pytest.fixture
+def behind_access_ports(node: PolicyNode) -> Iterator[PolicyNode]:
+    access(node)
+    yield node
+    trunk(node)
+    node.apply(node.wanted(bridged=("a",)))
+
+
+@pytest.mark.parametrize("tag", [VLAN, PRIORITY])
+def test_a_pod_on_an_access_port_gets_past_no_rule_by_a_tag(behind_access_ports: PolicyNode, tag: int) -> None:
+    """The bridge takes it off. A pod whose link is known sends none at all."""
+    node = behind_access_ports
+    node.apply(node.wanted(bridged=()))
+    assert all(gets(node, "b", "a", plan, vlan=tag) for plan in PLANS)
+    node.isolate("b", ingress=NOBODY)
+    assert not any(gets(node, "b", "a", plan, vlan=tag) for plan in PLANS)
+    node.isolate("b")
+    node.apply(node.wanted(bridged=("a",)))
+    assert not any(gets(node, "b", "a", plan, vlan=tag) for plan in PLANS)
+    assert all(gets(node, "b", "a", plan) for plan in PLANS)
