@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bgpd.policy.policing import BRIDGE_CALLS, unjudged
+from bgpd.policy.policing import BRIDGE_CALLS, are_filtering, unjudged
 
 
 @pytest.mark.parametrize(
@@ -21,4 +21,4 @@ def test_what_a_bridge_hands_to_nobody(tmp_path: Path, calls: str, filtering: st
         bridge = tmp_path / f"cni{number}" / "bridge"
         bridge.mkdir(parents=True)
         (bridge / "vlan_filtering").write_text(f"{value}\n")
-    assert unjudged(tmp_path, tmp_path) == versions
+    assert unjudged(tmp_path, filtering=are_filtering(tmp_path)) == versions
