@@ -92,7 +92,7 @@ def _policy(config: Config) -> Iterator[Finding]:
     """What NetworkPolicy rests on, unless masquerade has told of the same, and where bridged pods are judged."""
     from bgpd.datapath import features
     from bgpd.netlink.owntables import NO_MATCH, PROGRAM_MATCH
-    from bgpd.policy.policing import BRIDGE_CALLS, BRIDGE_SETTINGS, INTERFACES, are_filtering, unjudged
+    from bgpd.policy import bridges
 
     facts = list(() if config.masquerade.translates else features.probe(config.paths.bpf))
     if all(fact.ok for fact in facts if fact.needed):
@@ -106,8 +106,8 @@ def _policy(config: Config) -> Iterator[Finding]:
     else:
         text = "not loaded; the first rule that asks for it does that, with CONFIG_NF_CONNTRACK and CONFIG_NFT_CT"
         yield Finding("policy: nf_conntrack", WARN, text)
-    at_bridge = unjudged(BRIDGE_SETTINGS, filtering=are_filtering(INTERFACES))
-    for family, name in BRIDGE_CALLS.items():
+    at_bridge = bridges.unjudged(bridges.SETTINGS, filtering=bridges.are_filtering())
+    for family, name in bridges.CALLS.items():
         where, reason = ("where it is forwarded", "is on")
         if family in at_bridge:
             where, reason = ("at the bridge", "is off, or a bridge filters VLANs")

@@ -21,6 +21,7 @@ _INFO_KIND, _INFO_DATA = 1, 2  # IFLA_INFO_*
 _MACVLAN_MODE = 1  # IFLA_MACVLAN_MODE
 _IPVLAN_MODE, _IPVLAN_FLAGS = 1, 2  # IFLA_IPVLAN_*, of 16 bits
 _VLAN_ID, _VLAN_PROTOCOL = 1, 5  # IFLA_VLAN_*
+_VLAN_FILTERING = 7  # IFLA_BR_VLAN_FILTERING, of 8 bits
 _8021Q = b"\x81\x00"  # IEEE 802.1Q table 9-1
 _SKIP_STATISTICS = 1 << 3  # RTEXT_FILTER_SKIP_STATS
 _NSID, _FD = 1, 3  # NETNSA_*
@@ -37,7 +38,7 @@ class Link:
     the network namespace in which that index counts; None: in the interface's own. `master`: the index of the bridge,
     or whatever else, that it is a port of. `mode`: MACVLAN_MODE_* of a macvlan, IPVLAN_MODE_* of an ipvlan, else 0.
     `flags`: IPVLAN_F_* of an ipvlan. `vlan`: the number, and the tag's Ethernet type in network order, of one in a
-    VLAN.
+    VLAN. `filters_vlans`: of a bridge.
     """
 
     index: int
@@ -50,6 +51,7 @@ class Link:
     mode: int = 0
     flags: int = 0
     vlan: tuple[int, bytes] | None = None
+    filters_vlans: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +70,22 @@ class PodLink:
     cookie: int = 0
 
 
-def link_request(which: int | str | None, netns: int | None = None) -> bytes:
-    """The body that asks for the interface of this index or name, or for all; in the namespace of this number."""
+def link_request(which: int | str | None, netns: int | None = None, kind: str = "") -> bytes:
+    """The body that asks for the interface of this index or name, or for all, or all of a kind; in the namespace of
+    this number.
+    """
     head = HEAD.pack(0, 0, which if isinstance(which, int) else 0, 0, 0)
     name = attribute(_IFNAME, which) if isinstance(which, str) else b""
     where = attribute(_TARGET_NETNSID, struct.pack("=i", netns)) if netns is not None else b""
-    return head + name + where + attribute(_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
+    of_kind = attribute(_LINKINFO, attribute(_INFO_KIND, kind)) if kind else b""
+    return head + name + where + of_kind + attribute(_EXT_MASK, struct.pack("=I", _SKIP_STATISTICS))
 
 
 def link(body: bytes) -> Link:
     """Of a NEWLINK."""
     found = attributes(body[HEAD.size :])
     info = attributes(found[_LINKINFO][0]) if _LINKINFO in found else {}
+    data = attributes(info[_INFO_DATA][0]) if _INFO_DATA in info else {}
     kind = text(info, _INFO_KIND)
     index, other = link_index(body), _number(found, _LINK)
     return Link(
@@ -91,8 +97,9 @@ def link(body: bytes) -> Link:
         other if other and (other != index or _LINK_NETNSID in found) else None,
         _number(found, _LINK_NETNSID),
         _number(found, _MASTER),
-        *_mode(kind, info),
-        _vlan(attributes(info[_INFO_DATA][0])) if kind == "vlan" and _INFO_DATA in info else None,
+        *_mode(kind, data),
+        _vlan(data) if kind == "vlan" and data else None,
+        kind == "bridge" and data.get(_VLAN_FILTERING, [b"\0"])[0] != b"\0",
     )
 
 
@@ -119,9 +126,8 @@ def netns_number(body: bytes) -> int | None:
     return None if number == _NO_NUMBER else number
 
 
-def _mode(kind: str, info: Attributes) -> tuple[int, int]:
+def _mode(kind: str, data: Attributes) -> tuple[int, int]:
     """Mode and flags."""
-    data = attributes(info[_INFO_DATA][0]) if _INFO_DATA in info else {}
     if kind == "ipvlan":
         return _short(data, _IPVLAN_MODE), _short(data, _IPVLAN_FLAGS)
     return (_number(data, _MACVLAN_MODE) or 0, 0) if kind == "macvlan" else (0, 0)

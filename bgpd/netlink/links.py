@@ -103,6 +103,10 @@ class Links:
         """Every interface here."""
         return self._links(None)
 
+    def bridges_here(self) -> list[Link]:
+        """Every bridge here. The kernel leaves the others out."""
+        return self._links(None, "bridge")
+
     def addresses_here(self) -> list[tuple[int, Address]]:
         """Every address here, with the index of its interface."""
         answers = self._socket.dump(route.GETADDR, route.addresses_request())
@@ -180,8 +184,8 @@ class Links:
             raise
         return rtnetlink.link(answer)
 
-    def _links(self, netns: int | None) -> list[Link]:
-        answers = self._socket.dump(rtnetlink.GETLINK, rtnetlink.link_request(None, netns))
+    def _links(self, netns: int | None, kind: str = "") -> list[Link]:
+        answers = self._socket.dump(rtnetlink.GETLINK, rtnetlink.link_request(None, netns, kind))
         return list(map(rtnetlink.link, answers))
 
 

@@ -14,10 +14,8 @@ Nothing is taken back when the daemon ends: maps, programs and tables do their w
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from bgpd.config.load import Loaded
@@ -30,25 +28,20 @@ from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.policy import Snapshot
 from bgpd.model.prefix import Address
 from bgpd.netlink.owntables import OwnTables
-from bgpd.netlink.rtsocket import GROUP_LINK, RtWatch
-from bgpd.policy import ipvlans, parents
+from bgpd.policy import bridges, ipvlans, parents
 from bgpd.policy import map as maps
 from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.fit import Fitting, Misfit
 from bgpd.policy.ipvlans import Ipvlans
 from bgpd.policy.macvlans import Macvlans
 from bgpd.policy.map import PodLinks, PolicyMaps, Stages
-from bgpd.policy.ondemand import Needs, OnDemand, heed
+from bgpd.policy.ondemand import LOOK_S, Needs, OnDemand
 from bgpd.policy.report import notices
 from bgpd.policy.table import TABLES, Source, Table, bridge_table, inet_table, key
 from bgpd.policy.view import Objects, View
 from bgpd.runtime.reconcile import Desired, Reconciler, Round
 from bgpd.runtime.store import Revision, Store
 
-BRIDGE_SETTINGS = Path("/proc/sys/net/bridge")
-BRIDGE_CALLS = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
-INTERFACES = Path("/sys/class/net")
-LOOK_S = 1.0  # how long bridged pods may reach each other unjudged when somebody changes these settings
 LOOK_BACK_S = 5.0  # how long what somebody else has done to the maps may last: nobody is told of it
 _ASK_S = 0.2
 AGAIN_S = 10.0  # how long a policy that did not fit waits for room that has come, if it has not been changed itself
@@ -200,31 +193,14 @@ class Policing:
             for loop in self.loops:
                 group.create_task(loop.run(), name=f"reconcile {loop.name}")
             group.create_task(self._own_tables.watch(self.tables.suspect), name="nftables watch of policy")
-            group.create_task(self._follow_bridges(), name="bridge settings")
+            group.create_task(bridges.follow(self._bridges_changed), name="bridge settings")
             group.create_task(self.macvlans.follow(), name="what nobody tells the loops of macvlans")
             group.create_task(self.ipvlans.follow(), name="what nobody tells the loops of ipvlans")
             group.create_task(self._start_tables(), name="tables after maps")
 
-    async def _follow_bridges(self) -> None:
-        """The kernel tells of interfaces, but nobody of the settings."""
-        filtering = are_filtering(INTERFACES)
-
-        def look() -> None:
-            found = unjudged(BRIDGE_SETTINGS, filtering=filtering)
-            if found != self._unjudged:
-                self._unjudged = found
-                self.tables.kick()
-
-        def look_at_interfaces() -> None:
-            nonlocal filtering
-            filtering = are_filtering(INTERFACES)
-            look()
-
-        async with asyncio.TaskGroup() as group:
-            group.create_task(heed(RtWatch((GROUP_LINK,)), look_at_interfaces), name="bridges that filter VLANs")
-            while True:
-                look()
-                await asyncio.sleep(LOOK_S)
+    def _bridges_changed(self, unjudged: tuple[int, ...]) -> None:
+        self._unjudged = unjudged
+        self.tables.kick()
 
     async def _start_tables(self) -> None:
         """The tables wait for the maps as long as the kernel refuses them; then not for their own next resync."""
@@ -341,26 +317,6 @@ def sources(endpoints: Iterable[Endpoint]) -> tuple[list[Source], list[Source]]:
             source = Source(endpoint.link.index, bytes.fromhex(endpoint.mac.replace(":", "")), endpoint.addresses)
             (routed if endpoint.link.bridge is None else bridged).append(source)
     return routed, bridged
-
-
-def unjudged(settings: Path, *, filtering: bool) -> tuple[int, ...]:
-    """The IP versions whose packets a bridge may forward without handing them to the inet tables.
-
-    What comes with a VLAN tag is not handed over, and a bridge that is `filtering` VLANs takes it off: nobody sees it
-    later.
-    """
-    return tuple(version for version, name in BRIDGE_CALLS.items() if filtering or not _is_on(settings / name))
-
-
-def are_filtering(interfaces: Path) -> bool:
-    """Whether one of the node's bridges filters VLANs. A millisecond for a hundred interfaces."""
-    return any(map(_is_on, interfaces.glob("*/bridge/vlan_filtering")))
-
-
-def _is_on(setting: Path) -> bool:
-    with contextlib.suppress(OSError):  # no br_netfilter
-        return setting.read_text().strip() == "1"
-    return False
 
 
 def _link(addresses: Sequence[Address]) -> tuple[bytes, bytes]:

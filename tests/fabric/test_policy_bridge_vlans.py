@@ -7,6 +7,7 @@ one side only. `b` is nobody whose link is known. One node for all tests: see `t
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import subprocess
@@ -22,6 +23,7 @@ from tests.fabric.test_policy_kernels import ANSWER_S, DROPPED, NOBODY, PASSES, 
 from tests.fabric.test_veth_escapes import gets
 
 VLAN = 1  # the one that every port is in which is not told otherwise
+NOTICED_S = 10.0
 PRIORITY = 0  # IEEE 802.1Q: a tag of no VLAN
 TAGGED = "net/bridge/bridge-nf-filter-vlan-tagged", "net/bridge/bridge-nf-pass-vlan-input-dev"
 SETTINGS = {
@@ -121,3 +123,24 @@ def test_a_pod_on_an_access_port_gets_past_no_rule_by_a_tag(behind_access_ports:
     node.apply(node.wanted(bridged=("a",)))
     assert not any(gets(node, "b", "a", plan, vlan=tag) for plan in PLANS)
     assert all(gets(node, "b", "a", plan) for plan in PLANS)
+
+
+def test_a_bridge_that_begins_to_filter_is_noticed(made: PolicyNode) -> None:
+    """And one that ceases to."""
+    made.node.sysctl(dict.fromkeys(BRIDGE_NF, "1"))
+
+    def filters(value: int) -> None:
+        made.node.ip(f"link set cni0 type bridge vlan_filtering {value}")
+
+    async def heard() -> list[tuple[int, ...]]:
+        told: asyncio.Queue[tuple[int, ...]] = asyncio.Queue()
+        following = asyncio.create_task(bridges.follow(told.put_nowait))
+        found = [await told.get()]
+        for value in (0, 1):
+            await asyncio.to_thread(filters, value)
+            async with asyncio.timeout(NOTICED_S):
+                found.append(await told.get())
+        following.cancel()
+        return found
+
+    assert made.node.call(lambda: asyncio.run(heard())) == [(4, 6), (), (4, 6)]
