@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from bgpd.policy import bridges
 from tests.fabric.conftest import mounted_bpffs
 from tests.fabric.netns import Lab, missing
 from tests.fabric.policy_node import BRIDGE_NF, PLANS, PolicyNode
