@@ -178,9 +178,7 @@ MAPS = {
         MapSpec("macvlan_vlans", MapType.HASH, VLAN_KEY.size, VLAN.size, 8192, NO_PREALLOC),
         MapSpec("ipvlan_vlans", MapType.HASH, VLAN_KEY.size, VLAN.size, 8192, NO_PREALLOC),
         MapSpec("macvlan_addresses", MapType.HASH, ADDRESS_KEY.size, OWNER.size, 4096, NO_PREALLOC),
-        MapSpec(
-            "ipvlan_addresses", MapType.HASH, IPVLAN_ADDRESS_KEY.size, IPVLAN_OWNER.size, 65536, NO_PREALLOC
-        ),
+        MapSpec("ipvlan_addresses", MapType.HASH, IPVLAN_ADDRESS_KEY.size, IPVLAN_OWNER.size, 65536, NO_PREALLOC),
         MapSpec("ipvlan_pods", MapType.HASH, POD_NUMBER.size, IPVLAN_POD.size, 1024, NO_PREALLOC),
         MapSpec("ipvlan_foreign", MapType.LPM_TRIE, _KEY_V6.size, len(PRESENT), 1024, NO_PREALLOC),
         MapSpec("ipvlan_masqueraded", MapType.LRU_HASH, IPVLAN_SENDER.size, len(PRESENT), 1024),
@@ -188,6 +186,16 @@ MAPS = {
         MapSpec("policy_events", MapType.RINGBUF, 0, 0, 1 << 18),
     )
 }
+
+TOGETHER = (
+    frozenset(
+        ("policy_peers", "policy_cidrs_v4", "policy_cidrs_v6", "policy_rules", "policy_ports", "policy_ranges")
+    ),
+    frozenset(("policy_tracked", "policy_seeding")),
+)
+"""Maps of which one is of no use without its others: numbers in one are keys of the next; for connections that a new
+table does not know, ports tell for a while.
+"""
 
 
 def transport_port(number: int) -> bytes:

@@ -1,8 +1,10 @@
 """Puts a prebuilt object into the kernel: its maps and programs are then pinned, and stay when the daemon goes.
 
-What is pinned is what counts. A pinned map of the right kind is used on, its entries with it. A pinned program that
-is the object's, and uses these maps, is adopted; else it is replaced in one step. Whoever holds a replaced program,
-such as a rule of the nat table, keeps it until asked to take the new one: `Program.id` tells one from the other.
+What is pinned is what counts. A pinned map of the right layout is used on, its entries with it. One of another
+release's layout is replaced by an empty one, and so is all that is of no use without it. A pinned program that is the
+object's, and uses these maps, is adopted; else it is replaced in one step. Whoever holds a replaced program, such as
+a rule of the nat table, keeps it and its maps until asked to take the new one: `Program.id` tells one from the other.
+So fill the maps first.
 
 Objects are built by bpf/Makefile and shipped; nothing is compiled here.
 """
@@ -40,10 +42,11 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """One object in the kernel, by the names that its source gives."""
+    """One object in the kernel, by the names that its source gives. `renewed`: maps that replace others."""
 
     maps: Mapping[str, Map]
     programs: Mapping[str, Program]
+    renewed: frozenset[str] = frozenset()
 
 
 def shipped(name: str) -> Path:
@@ -54,7 +57,7 @@ def shipped(name: str) -> Path:
 def install(file: Path, directory: Path, without: Collection[str] = ()) -> Installed:
     """Loads an object and pins what it has in `directory`, `without` these programs. Idempotent.
 
-    DatapathError: the kernel refuses, or something else is pinned there. Nothing has been replaced then.
+    DatapathError: the kernel refuses, or what is pinned there is no map, or no program. Nothing has been replaced.
     """
     pins.prepare(directory)
     call = library()
@@ -62,13 +65,11 @@ def install(file: Path, directory: Path, without: Collection[str] = ()) -> Insta
         handle = pointer(f"opening {file}", call.bpf_object__open_file(os.fsencode(file), None))
         stack.callback(call.bpf_object__close, handle)
         _check_abi(handle, file)
-        maps = {}
-        for each in _all(call.bpf_object__next_map, handle):
-            spec = _spec(each, file)
-            known = pins.open_map(directory / spec.name, spec)
-            if known is not None:
-                maps[spec.name] = known
-                check(f"using {directory / spec.name}", call.bpf_map__reuse_fd(each, known.fd))
+        handles = {_spec(each, file).name: each for each in _all(call.bpf_object__next_map, handle)}
+        there = {name: pins.any_map(directory / name, name) for name in handles}
+        maps = _usable(there)
+        for name, known in maps.items():
+            check(f"using {directory / name}", call.bpf_map__reuse_fd(handles[name], known.fd))
         left_out = [
             each
             for each in _all(call.bpf_object__next_program, handle)
@@ -77,18 +78,18 @@ def install(file: Path, directory: Path, without: Collection[str] = ()) -> Insta
         for each in left_out:
             check(f"leaving a program of {file} out", call.bpf_program__set_autoload(each, False))
         check(f"loading {file}", call.bpf_object__load(handle))
-        for each in _all(call.bpf_object__next_map, handle):
-            spec = _spec(each, file)
-            if spec.name not in maps:
-                pins.put(call.bpf_map__fd(each), directory / spec.name)
-                maps[spec.name] = Map(os.dup(call.bpf_map__fd(each)), spec.name)
+        new = handles.keys() - maps.keys()
+        for name in sorted(new, key=lambda name: not _is_of_layout(there[name], name)):
+            # last what tells the next one, should we be killed here, that not all of them are ours
+            pins.substitute(call.bpf_map__fd(handles[name]), directory / name)
+            maps[name] = Map(os.dup(call.bpf_map__fd(handles[name])), name)
         programs = {}
         for each in _all(call.bpf_object__next_program, handle):
             if each in left_out:
                 continue
             pin = directory / call.bpf_program__name(each).decode()
             programs[pin.name] = _install(call.bpf_program__fd(each), pin)
-    return Installed(maps, programs)
+    return Installed(maps, programs, frozenset(name for name in new if there[name] is not None))
 
 
 class Datapath:
@@ -122,6 +123,17 @@ def restore(installed: Installed, directory: Path) -> None:
         fd = pins.get(program.pin, "prog")
         if fd is None or Program(fd, program.pin, replaced=False).id != program.id:
             pins.substitute(program.fd, program.pin)
+
+
+def _usable(there: Mapping[str, Map | None]) -> dict[str, Map]:
+    """Of what is pinned: maps of this layout, of those that belong together all or none."""
+    lacking = {name for name, found in there.items() if not _is_of_layout(found, name)}
+    lacking.update(*(group for group in layout.TOGETHER if lacking & group))
+    return {name: found for name, found in there.items() if found is not None and name not in lacking}
+
+
+def _is_of_layout(found: Map | None, name: str) -> bool:
+    return found is not None and found.spec == layout.MAPS[name]
 
 
 def _install(fd: int, pin: Path) -> Program:

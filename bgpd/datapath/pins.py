@@ -60,15 +60,20 @@ def get(path: Path, kind: str) -> int | None:
     raise DatapathError(f"{path} is not a BPF {kind}; remove it if nobody uses it: rm {path}", errno.EEXIST)
 
 
+def any_map(path: Path, name: str = "") -> Map | None:
+    """The map pinned there, whatever it holds; None: there is none. DatapathError: it is something else."""
+    fd = get(path, "map")
+    return None if fd is None else Map(fd, name)
+
+
 def open_map(path: Path, spec: MapSpec, *, exact: bool = True) -> Map | None:
     """The map pinned there; None: there is none. DatapathError: it is not what `spec` says.
 
     Without `exact`, flags may differ: they say who may use it and how it allocates, not what it holds.
     """
-    fd = get(path, "map")
-    if fd is None:
+    found = any_map(path, spec.name)
+    if found is None:
         return None
-    found = Map(fd, spec.name)
     wanted = spec if exact else replace(spec, flags=found.spec.flags)
     differences = list(_differences(wanted, found.spec))
     if differences:

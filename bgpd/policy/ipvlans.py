@@ -5,7 +5,8 @@ asked where it sends. So both ends' rules are asked where the receiver gets it (
 the parent (`parents`, `filters`). All share the parent's MAC address: what tells one from another is its address, and
 an address that nobody behind a parent has does not leave by it.
 
-Three loops, in this order: the maps that tell whose address it is, the programs in the pods, those at the parents.
+Four loops, in this order: the maps that tell whose address it is, the program that those in the pods go on with,
+the programs in the pods, those at the parents.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bgpd.config.load import Loaded
-from bgpd.datapath import jump, layout, loader
+from bgpd.datapath import layout, loader
 from bgpd.datapath.layout import OwnerFlag
 from bgpd.datapath.loader import Datapath
 from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, IpvlanMode
@@ -188,12 +189,6 @@ def _own() -> Own:
     )
 
 
-def install(directory: Path) -> loader.Installed:
-    """The object, its programs in pods going on with the one of this release."""
-    installed = parents.install(directory, KIND)
-    shared = parents.program(installed, FILTER)
-    installed.maps["ipvlan_jump"].update({jump.FIRST: struct.pack("=I", shared.fd)})
-    return installed
 
 
 # --- put together ---------------------------------------------------------------------------------------------------
@@ -202,13 +197,19 @@ def install(directory: Path) -> loader.Installed:
 class Ipvlans:
     """Keeps maps and programs as planned. On a node without such pods nothing is loaded for them.
 
-    `removed` counts the times that somebody has taken a pod's program away.
+    `removed` counts the times that somebody has taken a pod's program away. `written`: whether all maps have been, so
+    that programs of another release may go.
     """
 
     def __init__(
-        self, config: Store[Loaded], endpoints: Store[Endpoints], datapath: Datapath, report: Callable[[Round], None]
+        self,
+        config: Store[Loaded],
+        endpoints: Store[Endpoints],
+        datapath: Datapath,
+        report: Callable[[Round], None],
+        written: Callable[[], bool],
     ) -> None:
-        self._config, self._endpoints, self._datapath = config, endpoints, datapath
+        self._config, self._endpoints, self._datapath, self._written = config, endpoints, datapath, written
         self._behind: Behind[Own] | None = None
         self._meddling, self._recalled = Meddling(), False
         self._left_out: frozenset[Entry] = frozenset()
@@ -220,6 +221,13 @@ class Ipvlans:
             OnDemand(self._open_neighbors, self._has_ipvlans),
             str,
             then(report, self._neighbors_written),
+        )
+        self.shared: Reconciler[str, int] = Reconciler(
+            "policy_ipvlan_shared",
+            self._want_shared,
+            OnDemand(self._open_shared, lambda: self._behind is not None),
+            str,
+            then(report, lambda: self.pods.kick(stale=True)),
         )
         self.pods: Reconciler[int, Place] = Reconciler(
             "policy_ipvlan_pods",
@@ -240,7 +248,7 @@ class Ipvlans:
 
     @property
     def loops(self) -> tuple[Reconciler[Any, Any], ...]:
-        return (self.neighbors, self.pods, self.parents)
+        return (self.neighbors, self.shared, self.pods, self.parents)
 
     @property
     def of_single_pods(self) -> tuple[Reconciler[Any, Any], ...]:
@@ -254,7 +262,9 @@ class Ipvlans:
     def needs(self, endpoint: Endpoint, link: IpvlanLink) -> Needs:
         """What polices it, each after what it takes: of each loop the objects without which it is not."""
         told = (_address_key(link.parent, _NOBODY), *entries_of(endpoint, link))
-        return (self.neighbors, told), (self.pods, (number_of(endpoint, link),)), (self.parents, (link.parent,))
+        number = number_of(endpoint, link)
+        hooks = (self.shared, (FILTER,)), (self.pods, (number,)), (self.parents, (link.parent,))
+        return (self.neighbors, told), *hooks
 
     def overflow(self, endpoint: Endpoint) -> str:
         """Why there is no room for what it needs; empty: there is, or it is on no ipvlan."""
@@ -346,10 +356,17 @@ class Ipvlans:
         self._meddling.forget_gone(at)
         return self._meddling.among(at) if self._closes else frozenset()
 
+    def _want_shared(self) -> Desired[str, int]:
+        """What is there stays until all that another is to find has been written."""
+        if self._behind is None or not self._written():
+            return Desired({}, complete=False)
+        return Desired({FILTER: parents.program(self._behind.installed, FILTER).id}, complete=True)
+
     def _want_pods(self) -> Desired[int, Place]:
         """Only pods that the maps know, for a program that finds nothing there lets nothing through; or that have
         had it: rather are they cut off than open."""
-        if self._behind is None or not (self.neighbors.ever_applied and self._endpoints.newest.synced):
+        told = self.neighbors.ever_applied and self._endpoints.newest.synced
+        if self._behind is None or not (told and self.shared.have):
             return Desired({}, complete=self._behind is None and not self._has_ipvlans())
         known, have = self.neighbors.have, self.pods.have
         wanted = places(self._endpoints.newest.value.values()).items()
@@ -362,12 +379,14 @@ class Ipvlans:
             return Desired({}, complete=self._behind is None and not self._has_ipvlans())
         asked = {hook: each.id for hook, each in parents.programs(self._behind.installed, KIND).items()}
         told, there = _told_at(self.neighbors.have) | self.parents.have.keys(), self._behind.own.interfaces
-        wanted = parents_of(self._endpoints.newest.value.values())
-        return Desired(dict.fromkeys(wanted & told & there, asked), complete=True)
+        wanted = dict.fromkeys(parents_of(self._endpoints.newest.value.values()) & told & there, asked)
+        if not self._written():
+            return Desired(parents.unasked(wanted, self.parents.have), complete=False)
+        return Desired(wanted, complete=True)
 
     def _neighbors_written(self) -> None:
-        self.pods.kick(stale=True)
-        self.parents.kick(stale=True)
+        for loop in (self.shared, self.pods, self.parents):
+            loop.kick(stale=True)
 
     def _removed(self, number: int) -> None:
         """Called in a thread, by the loop of pods."""
@@ -376,8 +395,13 @@ class Ipvlans:
 
     def _open_neighbors(self) -> Behind[Own]:
         self._datapath.installed()  # the maps of both objects are the same, and it has made them
-        self._behind = neighbors(install(self._datapath.directory), self._datapath.directory)
+        installed = parents.install(self._datapath.directory, KIND)
+        self._behind = neighbors(installed, self._datapath.directory)
         return self._behind
+
+    def _open_shared(self) -> podhooks.Shared:
+        assert self._behind is not None, "nobody goes on with a program before pods are known"
+        return podhooks.Shared(self._behind.installed, parents.program(self._behind.installed, FILTER))
 
     def _open_pods(self) -> podhooks.PodHooks:
         assert self._behind is not None, "nothing is wanted in a pod before it is known"

@@ -22,12 +22,19 @@ from bgpd.runtime.store import Store
 
 
 class Macvlans:
-    """Keeps maps and programs as planned."""
+    """Keeps maps and programs as planned. `written`: whether all maps have been, so that programs of another release
+    may go.
+    """
 
     def __init__(
-        self, config: Store[Loaded], endpoints: Store[Endpoints], datapath: Datapath, report: Callable[[Round], None]
+        self,
+        config: Store[Loaded],
+        endpoints: Store[Endpoints],
+        datapath: Datapath,
+        report: Callable[[Round], None],
+        written: Callable[[], bool],
     ) -> None:
-        self._config, self._endpoints, self._datapath = config, endpoints, datapath
+        self._config, self._endpoints, self._datapath, self._written = config, endpoints, datapath, written
         self._behind: Behind[Own] | None = None
         self.stations: Reconciler[Entry, bytes] = Reconciler(
             "policy_stations",
@@ -102,8 +109,10 @@ class Macvlans:
             return Desired({}, complete=self._behind is None and not self._has_macvlans())
         asked = {hook: program.id for hook, program in parents.programs(self._behind.installed).items()}
         told, there = parents.behind(self.stations.have) | self.parents.have.keys(), self._behind.own.macs.keys()
-        wanted = parents_of(self._endpoints.newest.value.values())
-        return Desired(dict.fromkeys(wanted & told & there, asked), complete=True)
+        wanted = dict.fromkeys(parents_of(self._endpoints.newest.value.values()) & told & there, asked)
+        if not self._written():
+            return Desired(parents.unasked(wanted, self.parents.have), complete=False)
+        return Desired(wanted, complete=True)
 
     def _open_stations(self) -> Behind[Own]:
         self._datapath.installed()  # the maps of both objects are the same, and it has made them

@@ -218,6 +218,11 @@ def programs(installed: loader.Installed, kind: Kind = MACVLAN) -> Mapping[Hook,
     return {hook: program(installed, name) for hook, name in kind.names.items()}
 
 
+def unasked(want: Mapping[int, Programs], have: Mapping[int, Programs]) -> dict[int, Programs]:
+    """Those of the parents that have no program, or not at both hooks: one that finds nothing yet is better."""
+    return {parent: asked for parent, asked in want.items() if have.get(parent, {}).keys() != asked.keys()}
+
+
 class ParentLinks:
     """The actuator; its objects are parents by their index. A link is pinned beside the programs, and held here: when
     its pin is removed it is still in force, and is pinned again.

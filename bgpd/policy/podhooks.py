@@ -14,6 +14,7 @@ import asyncio
 import errno
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,25 @@ class Place:
 
 
 _NOWHERE = Place(Path(), 0)  # as the kernel has the index of an interface that is gone
+
+
+class Shared:
+    """The actuator of what the programs in all pods go on with; its one object is the program of that name."""
+
+    def __init__(self, installed: loader.Installed, program: loader.Program) -> None:
+        self._table, self._program = installed.maps["ipvlan_jump"], program
+
+    async def observe(self) -> Mapping[str, int]:
+        found = await asyncio.to_thread(self._table.lookup, jump.FIRST)
+        return {} if found is None else {FILTER: int.from_bytes(found, sys.byteorder)}
+
+    async def apply(self, changes: Sequence[Change[str, int]]) -> Sequence[Outcome]:
+        await asyncio.to_thread(self.put)
+        return [DONE] * len(changes)
+
+    def put(self) -> None:
+        """For all of them with one write. DatapathError: the kernel refuses."""
+        self._table.update({jump.FIRST: self._program.fd.to_bytes(4, sys.byteorder)})
 
 
 class PodHooks(Protocol):

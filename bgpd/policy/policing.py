@@ -5,6 +5,9 @@ ports of bridges, and the tables, whose rules ask the programs (`table`). The ta
 in the maps decides, and without a table nobody asks it. Beside them those of `macvlans` and of `ipvlans`, whose pods
 the tables do not see. Whoever waits for one pod waits for what polices that pod, and for nobody else's.
 
+Programs that another release has left, and their maps, are what counts until all of ours has been written (see
+`_note_written`).
+
 A pod of this node is policed by its addresses, wherever they become known first: from its interface when it is
 attached, or from Kubernetes, as with pods that ran before. What a pod may send as is known of interfaces only.
 
@@ -79,17 +82,23 @@ class Policing:
         self.links: Reconciler[int, tuple[bytes, bytes]] = Reconciler(
             "policy_links", self._want_links, OnDemand(self._open_links), int, report, resync_s=lambda: LOOK_BACK_S
         )
-        self.macvlans = Macvlans(config, endpoints, self.datapath, report)
-        self.ipvlans = Ipvlans(config, endpoints, self.datapath, report)
+        self.macvlans = Macvlans(config, endpoints, self.datapath, report, self._knows_macvlans)
+        self.ipvlans = Ipvlans(config, endpoints, self.datapath, report, self._knows_ipvlans)
         self.tables: Reconciler[str, Table] = Reconciler(
             "policy_tables", self._want_tables, self._own_tables, str, report
         )
+        self._written = {loop: asyncio.Event() for loop in self._writing}
         for store in (*self._stores, config):
             store.on_change(self._inputs_changed)
 
     @property
     def loops(self) -> Sequence[Reconciler[Any, Any]]:
         return (self.maps, self.links, *self.macvlans.loops, *self.ipvlans.loops, self.tables)
+
+    @property
+    def _writing(self) -> tuple[Reconciler[Any, Any], ...]:
+        """The loops of what programs read."""
+        return self.maps, self.links, self.macvlans.stations, self.ipvlans.neighbors
 
     @property
     def _stores(self) -> tuple[Store[Any], ...]:
@@ -141,7 +150,7 @@ class Policing:
         for loop, keys in self._needs(endpoint):
             follows_inputs_alone = loop in (self.maps, self.links)  # and these have kicked it
             revision = loop.kicked if follows_inputs_alone else loop.kick()
-            while not await loop.wait_until(revision, _ASK_S, keys):
+            while not (await self._is_written(loop) and await loop.wait_until(revision, _ASK_S, keys)):
                 if reason := self._hindrance(endpoint):
                     return Retry(reason)
             if reason := _reason(loop, keys):
@@ -192,6 +201,8 @@ class Policing:
         async with asyncio.TaskGroup() as group:
             for loop in self.loops:
                 group.create_task(loop.run(), name=f"reconcile {loop.name}")
+            for loop in self._written:
+                group.create_task(self._note_written(loop), name=f"what {loop.name} has written")
             group.create_task(self._own_tables.watch(self.tables.suspect), name="nftables watch of policy")
             group.create_task(bridges.follow(self._bridges_changed), name="bridge settings")
             group.create_task(self.macvlans.follow(), name="what nobody tells the loops of macvlans")
@@ -201,6 +212,37 @@ class Policing:
     def _bridges_changed(self, unjudged: tuple[int, ...]) -> None:
         self._unjudged = unjudged
         self.tables.kick()
+
+    async def _note_written(self, loop: Reconciler[Any, Any]) -> None:
+        """Once all is known and the loop has written what can be: what asks for it may go on with our programs."""
+        for store in self._stores:
+            while not store.newest.synced:
+                await store.newer_than(store.newest.revision)
+        while not await loop.wait_until(loop.kick(), LOOK_S, ()) or self._is_emptied:
+            if self._is_emptied:
+                await self.objects.pods.newer_than(self.objects.pods.newest.revision)
+        self._written[loop].set()
+        for asking in (self.tables, self.macvlans.parents, self.ipvlans.shared, self.ipvlans.parents):
+            asking.kick()
+
+    async def _is_written(self, loop: Reconciler[Any, Any]) -> bool:
+        """Waits a little for it. Of a loop that writes nothing that programs read it is always so."""
+        if loop not in self._written:
+            return True
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ASK_S):
+                await self._written[loop].wait()
+        return self._has_written(loop)
+
+    def _has_written(self, *loops: Reconciler[Any, Any]) -> bool:
+        """Whether what these wrote is all that is wanted, or was at a moment."""
+        return all(self._written[loop].is_set() for loop in loops)
+
+    def _knows_macvlans(self) -> bool:
+        return self._has_written(self.maps, self.macvlans.stations)
+
+    def _knows_ipvlans(self) -> bool:
+        return self._has_written(self.maps, self.ipvlans.neighbors)
 
     async def _start_tables(self) -> None:
         """The tables wait for the maps as long as the kernel refuses them; then not for their own next resync."""
@@ -227,8 +269,9 @@ class Policing:
     @property
     def _is_emptied(self) -> bool:
         """A source that shows no pod at all has lost them: rules of pods that are gone do no harm, opening would."""
-        policed = self.maps.have.get(maps.KEY)
-        return not self.objects.pods.newest.value and policed is not None and bool(policed.steps[-1].peers)
+        if self.objects.pods.newest.value or (policed := self.maps.have.get(maps.KEY)) is None:
+            return False
+        return bool(policed.steps[-1].peers) or "policy_peers" in self.datapath.installed().renewed
 
     def _stages(self) -> tuple[Contents, ...]:
         """All stages once; they are what is wanted until an input changes, or what did not fit is tried again."""
@@ -265,7 +308,12 @@ class Policing:
         made_of = self.endpoints.newest.revision, self._unjudged
         if self._planned is None or self._planned[0] != made_of:
             self._planned = made_of, {key(table.family): table for table in self._tables()}
-        return Desired(self._planned[1], complete=True)
+        wanted = self._planned[1]
+        if not self._has_written(self.maps, self.links):
+            ours = {program.id for program in self.datapath.installed().programs.values()}
+            others = [name for name, table in self.tables.have.items() if not ours.issuperset(table.ids)]
+            return Desired({name: wanted[name] for name in wanted.keys() - others}, complete=False)
+        return Desired(wanted, complete=True)
 
     def _tables(self) -> tuple[Table, Table]:
         installed, place = self.datapath.installed(), str(self.datapath.directory)

@@ -103,7 +103,7 @@ def test_where_the_kernel_says_who_sends_the_node_s_addresses_are_the_node_s(dir
     if not features.can_tell_netns():
         pytest.skip("this kernel does not tell a program where a packet was sent: Linux 6.15 does")
     loader.install(loader.shipped("policy"), directory)
-    installed = ipvlans.install(directory)
+    installed = parents.install(directory, ipvlans.KIND)
     own(installed, "::", netns=own_cookie())
     tagged = frames.udp(GATEWAY, MAC, FURTHER[version], ABROAD[version], vlan=5)
     assert said(installed, version, FURTHER[version]) == {PolicyVerdict.NOT_ISOLATED}

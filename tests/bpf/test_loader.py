@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from inotify_simple import INotify, flags
 
-from bgpd.datapath import libbpf, loader, pins
+from bgpd.datapath import layout, libbpf, loader, pins
 from bgpd.datapath.layout import MAPS, PRESENT
 from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.loader import Installed
@@ -55,7 +56,7 @@ def test_objects_are_pinned_whole(directory: Path) -> None:
     """Between them every map that the layout knows, and their programs; nothing else."""
     masq, policy = install(directory), loader.install(loader.shipped("policy"), directory)
     macvlan = parents.install(directory)  # of its two programs for egress the one that this kernel can have
-    ipvlan = ipvlans.install(directory)
+    ipvlan = parents.install(directory, ipvlans.KIND)
     programs = {*masq.programs, *policy.programs, *macvlan.programs, *ipvlan.programs}
     assert {path.name for path in directory.iterdir()} == {*MAPS, *programs}
     maps = {**masq.maps, **policy.maps, **macvlan.maps, **ipvlan.maps}
@@ -137,11 +138,38 @@ def test_pins_that_somebody_removed_are_put_back(masq: Installed, directory: Pat
     assert (pinned(directory), pinned_program(directory)) == (before, program)
 
 
-def test_a_foreign_map_is_refused_before_anything_is_pinned(directory: Path) -> None:
-    pins.open_or_create(directory / "ipmasq_hits_v6", replace(MAPS["ipmasq_hits_v6"], max_entries=64))
-    with pytest.raises(DatapathError, match="ipmasq_hits_v6: its max_entries is 64, not 16384"):
-        install(directory)
-    assert [path.name for path in directory.iterdir()] == ["ipmasq_hits_v6"]
+def test_a_map_of_another_layout_is_replaced_and_the_others_are_used_on(directory: Path) -> None:
+    """As a release left it that had other layouts."""
+    first = pins.open_or_create(directory / "ipmasq_v4", MAPS["ipmasq_v4"])
+    other = pins.open_or_create(directory / "ipmasq_hits_v6", replace(MAPS["ipmasq_hits_v6"], max_entries=64))
+    first.update({ENTRY: PRESENT})
+    installed = install(directory)
+    assert installed.renewed == {"ipmasq_hits_v6"}
+    assert pinned(directory) == {name: each.id for name, each in installed.maps.items()}
+    assert other.id not in pinned(directory).values()
+    assert installed.maps["ipmasq_v4"].id == first.id
+    assert install(directory).renewed == frozenset()
+
+
+@pytest.mark.parametrize("is_gone", [False, True], ids=["of another layout", "gone"])
+def test_maps_that_belong_together_are_replaced_together_and_what_tells_last(directory: Path, is_gone: bool) -> None:
+    """Numbers in the one mean nothing to another's. Killed before the last, the next one sees it as it was."""
+    before = loader.install(loader.shipped("policy"), directory)
+    together = layout.TOGETHER[0]
+    pin, other = directory / "policy_rules", replace(MAPS["policy_rules"], max_entries=64)
+    pin.unlink()
+    if not is_gone:
+        pins.open_or_create(pin, other)
+    with INotify() as watch:
+        watch.add_watch(directory, flags.MOVED_TO)
+        after = loader.install(loader.shipped("policy"), directory)
+        moved = [each.name for each in watch.read(timeout=0) if each.name in MAPS]
+    assert set(moved) == together
+    assert moved[-1] == "policy_rules"
+    assert after.renewed == (together - {"policy_rules"} if is_gone else together)
+    same = {name for name, each in after.maps.items() if each.id == before.maps[name].id}
+    assert same == before.maps.keys() - together
+    assert all(program.replaced for program in after.programs.values())
 
 
 def test_an_object_of_another_abi_is_refused(directory: Path, tmp_path: Path) -> None:

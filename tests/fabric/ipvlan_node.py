@@ -126,7 +126,8 @@ class IpvlanNode(IpvlanPlace, RulesByHand):
 
     def restarted(self) -> None:
         """What one daemon had open is gone, and another knows what the kernel has."""
-        self.installed = ipvlans.install(self.directory)
+        self.installed = parents.install(self.directory, ipvlans.KIND)
+        podhooks.Shared(self.installed, parents.program(self.installed, podhooks.FILTER)).put()
         self.hooks = self.node.call(
             lambda: podhooks.actuator(
                 self.installed, self.directory, lambda: ipvlans.places(self.endpoints.values()), self.removed.append

@@ -18,7 +18,7 @@ import pytest
 
 from bgpd.datapath import links, loader
 from bgpd.model.outcome import DONE, Outcome, Retry
-from bgpd.policy import ipvlans
+from bgpd.policy import ipvlans, parents, podhooks
 from bgpd.policy.podhooks import HookFilters, HookLinks, Place, PodHooks, remove
 from bgpd.runtime.diff import Change
 from tests.fabric.mounts import bpffs_at
@@ -54,7 +54,8 @@ class Node:
 
     def restart(self) -> None:
         """Another daemon, which puts its program behind those that are in pods."""
-        installed = ipvlans.install(self._directory)
+        installed = parents.install(self._directory, ipvlans.KIND)
+        podhooks.Shared(installed, parents.program(installed, podhooks.FILTER)).put()
         self.hooks: PodHooks = (
             HookLinks(installed, self._directory, lambda: self.wanted)
             if self._way == "links"

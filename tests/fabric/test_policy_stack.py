@@ -133,7 +133,7 @@ def test_what_was_masqueraded_is_not_taken_for_a_forgery(node: Node, plan: Plan,
     if not features.can_tell_netns():
         pytest.skip("this kernel does not tell a program where a packet was sent: Linux 6.15 does")
     parent = link(node.node, "eth0")[0]
-    installed = node.node.call(lambda: ipvlans.install(node.directory))
+    installed = node.node.call(lambda: parents.install(node.directory, ipvlans.KIND))
     elsewhere = node.node.call(own_cookie) + 1  # than where the packets of this test come from
 
     def tell(address: str, flags: int) -> None:

@@ -49,9 +49,7 @@ def test_a_tunnel_that_is_configured_is_no_forgery(lab: Lab, bpffs: Path, kind: 
     assert ping(pod, FAR, timeout_s=5)
     loader.install(loader.shipped("policy"), bpffs / "bgpd")
     parent, cookie = link(node, "eth0")[0], node.call(own_cookie)
-    installed = node.call(
-        lambda: ipvlans.install(bpffs / "bgpd") if kind is ipvlans.KIND else parents.install(bpffs / "bgpd")
-    )
+    installed = node.call(lambda: parents.install(bpffs / "bgpd", kind))
     if kind is MACVLAN:
         mac = link(node, "eth0")[1]
         value = layout.STATION.pack(bytes(16), bytes(16), cookie, mac, StationFlag.NODE)

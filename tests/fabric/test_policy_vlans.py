@@ -62,9 +62,7 @@ class Node:
         lab.link(self.node, "eth0", self.outside, "eth0")
         self.parent = link(self.node, "eth0")[0]
         loader.install(loader.shipped("policy"), directory)
-        self.installed: Installed = self.node.call(
-            lambda: ipvlans.install(directory) if kind is ipvlans.KIND else parents.install(directory)
-        )
+        self.installed: Installed = self.node.call(lambda: parents.install(directory, kind))
         self._target = self.node.call(lambda: filters.actuator(self.installed, directory, kind))
         self._links: list[links.Link] = []
         self.watch(self.parent)
