@@ -83,6 +83,7 @@ def install(file: Path, directory: Path, without: Collection[str] = ()) -> Insta
             # last what tells the next one, should we be killed here, that not all of them are ours
             pins.substitute(call.bpf_map__fd(handles[name]), directory / name)
             maps[name] = Map(os.dup(call.bpf_map__fd(handles[name])), name)
+        _drop_unknown(directory)
         programs = {}
         for each in _all(call.bpf_object__next_program, handle):
             if each in left_out:
@@ -130,6 +131,15 @@ def _usable(there: Mapping[str, Map | None]) -> dict[str, Map]:
     lacking = {name for name, found in there.items() if not _is_of_layout(found, name)}
     lacking.update(*(group for group in layout.TOGETHER if lacking & group))
     return {name: found for name, found in there.items() if found is not None and name not in lacking}
+
+
+def _drop_unknown(directory: Path) -> None:
+    """Maps that only other releases have: whoever reads one holds it."""
+    subjects = {name.partition("_")[0] for name in layout.MAPS}
+    for path in directory.iterdir():
+        name = path.name.removesuffix("_new")  # which another thread may be about to rename
+        if name not in layout.MAPS and name.partition("_")[0] in subjects and pins.is_map(path):
+            path.unlink()
 
 
 def _is_of_layout(found: Map | None, name: str) -> bool:

@@ -60,6 +60,13 @@ def get(path: Path, kind: str) -> int | None:
     raise DatapathError(f"{path} is not a BPF {kind}; remove it if nobody uses it: rm {path}", errno.EEXIST)
 
 
+def is_map(path: Path) -> bool:
+    try:
+        return any_map(path) is not None
+    except DatapathError:
+        return False
+
+
 def any_map(path: Path, name: str = "") -> Map | None:
     """The map pinned there, whatever it holds; None: there is none. DatapathError: it is something else."""
     fd = get(path, "map")

@@ -151,6 +151,17 @@ def test_a_map_of_another_layout_is_replaced_and_the_others_are_used_on(director
     assert install(directory).renewed == frozenset()
 
 
+def test_maps_that_only_other_releases_have_go_and_nothing_else(directory: Path) -> None:
+    """What is not ours by its name stays, and so does what is no map."""
+    installed = install(directory)
+    for name in ("ipmasq_v5", "policy_sets", "elsewhere"):
+        pins.open_or_create(directory / name, MAPS["ipmasq_v4"])
+    pins.put(installed.programs["masquerade"].fd, directory / "masq_before")
+    install(directory)
+    names = {*installed.maps, "masquerade", "masq_before", "elsewhere"}
+    assert {path.name for path in directory.iterdir()} == names
+
+
 @pytest.mark.parametrize("is_gone", [False, True], ids=["of another layout", "gone"])
 def test_maps_that_belong_together_are_replaced_together_and_what_tells_last(directory: Path, is_gone: bool) -> None:
     """Numbers in the one mean nothing to another's. Killed before the last, the next one sees it as it was."""

@@ -7,8 +7,6 @@ built from the sources, as the shipped one is, and runs as a daemon of its own.
 from __future__ import annotations
 
 import contextlib
-import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +15,11 @@ import pytest
 
 from bgpd.masq.masquerading import PROGRAM
 from bgpd.masq.table import KEY
-from tests.bpf.source import ROOT, Source
 from tests.fabric.masq_node import IPV4, echoed, udp_client, udp_echo
 from tests.fabric.masq_site import MasqSite, open_flows
 from tests.fabric.node import BIN
 from tests.fabric.process import poll
+from tests.fabric.release import Release
 
 PORT = 7008  # of the new flows; the open ones have another
 
@@ -31,16 +29,19 @@ pytestmark = pytest.mark.needs("nft", "mount", "make", "clang-16", "llvm-strip-1
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
     """The `bgpd` of a release whose program counts twice what it keeps."""
-    source = Source(tmp_path)
+    release = Release(tmp_path)
     counts = "	count(&masq_verdicts, &verdict);\n"
-    source.replace("masq.bpf.c", counts, f"{counts}	if (verdict == MASQ_LISTED)\n	{counts}")
-    release = tmp_path / "release"
-    shutil.copytree(ROOT / "bgpd", release / "bgpd", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(source.build(), release / "bgpd" / "datapath" / "objects" / "masq.o")
-    program = tmp_path / "bgpd"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={release} exec {sys.executable} -P -m bgpd "$@"\n')
-    program.chmod(0o755)
-    return program
+    release.replace_c("masq.bpf.c", (counts, f"{counts}	if (verdict == MASQ_LISTED)\n	{counts}"))
+    return release.build(["masq"])
+
+
+@pytest.fixture
+def roomier(tmp_path: Path) -> Path:
+    """The `bgpd` of a release whose lists are twice as long."""
+    release = Release(tmp_path)
+    release.replace_c("include/bgpd/layout.h", ("#define IPMASQ_ENTRIES 16384", "#define IPMASQ_ENTRIES 32768"))
+    release.replace("datapath/layout.py", ("IPMASQ_ENTRIES = 16384", "IPMASQ_ENTRIES = 32768"))
+    return release.build(["masq"])
 
 
 @pytest.mark.parametrize("back", [False, True], ids=["forth", "and back"])
@@ -64,6 +65,29 @@ def test_another_release_takes_over_and_no_packet_notices(masq_site: MasqSite, o
     masq_site.check_in_force()
 
 
+@pytest.mark.parametrize("back", [False, True], ids=["forth", "and back"])
+def test_lists_of_another_layout_are_written_beside_those_that_are_asked(
+    masq_site: MasqSite, roomier: Path, back: bool
+) -> None:
+    """No flow, old or new, leaves by another address, to what is listed as little as elsewhere."""
+    releases = [roomier, BIN / "bgpd"] if back else [BIN / "bgpd", roomier]
+    masq_site.node.program = releases[0]
+    masq_site.start()
+    before = masq_site.pinned()
+    with open_flows(masq_site), new_flows(masq_site) as seen, new_flows(masq_site, IPV4.listed, PORT + 1) as kept:
+        assert masq_site.node.daemon is not None
+        masq_site.node.daemon.stop()
+        masq_site.node.program = releases[1]
+        masq_site.node.start_daemon()
+        poll(lambda: asked(masq_site) != before[PROGRAM], 10, lambda: masq_site.node.bgpd("status", check=False))
+        count = len(kept)
+        poll(lambda: len(kept) > count + 10, 10, lambda: "no flow since")
+    assert {address for address, _ in seen} == {IPV4.node}
+    assert {address for address, _ in kept} == {IPV4.pod_a}
+    after = masq_site.pinned()
+    assert {name for name in before if after[name] == before[name]} == {"masq_verdicts"}
+
+
 def asked(site: MasqSite) -> int:
     """The number of the program that the rule asks."""
     table = site.place.shown()
@@ -73,20 +97,22 @@ def asked(site: MasqSite) -> int:
 
 
 @contextlib.contextmanager
-def new_flows(site: MasqSite) -> Iterator[list[tuple[str, int]]]:
-    """One after the other to `unlisted`; who the server saw. One that is not answered fails the test."""
+def new_flows(
+    site: MasqSite, to: str = IPV4.unlisted, port: int = PORT
+) -> Iterator[list[tuple[str, int]]]:
+    """One after the other; who the server saw. One that is not answered fails the test."""
     over = threading.Event()
     lost: list[str] = []
 
     def dial() -> None:
         while not over.is_set():
             try:
-                with udp_client(site.place.pod_a, IPV4.unlisted, PORT) as dialer:
+                with udp_client(site.place.pod_a, to, port) as dialer:
                     echoed(dialer)
             except OSError as error:
                 lost.append(f"after {len(seen)} flows: {error!r}")
 
-    with udp_echo(site.place.outside, IPV4.unlisted, PORT) as seen:
+    with udp_echo(site.place.outside, to, port) as seen:
         thread = threading.Thread(target=dial, name="new flows")
         thread.start()
         try:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
-import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -18,7 +16,6 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import layout
-from tests.bpf.source import ROOT, Source
 from tests.fabric.masq_node import alone, echoed, udp_client, udp_echo
 from tests.fabric.netns import Lab
 from tests.fabric.node import BIN
@@ -26,6 +23,7 @@ from tests.fabric.policy_node import PLANS, Plan
 from tests.fabric.policy_site import Object, PolicySite, peers, policy
 from tests.fabric.probes import SILENCE_S
 from tests.fabric.process import poll
+from tests.fabric.release import Release
 from tests.fabric.traffic import traffic
 
 pytestmark = pytest.mark.needs("nft", "mount")
@@ -134,16 +132,10 @@ def test_a_daemon_that_ends_in_order_or_at_once_is_not_noticed(site: PolicySite)
 @pytest.fixture
 def older(tmp_path: Path) -> Path:
     """The `bgpd` of a release whose programs count twice what they judge."""
-    source = Source(tmp_path)
+    release = Release(tmp_path)
     for decided in ("decide(skb, 0)", "decide(skb, 1)", "track(skb, &packet, state)", "decide_astray(skb)"):
-        source.replace("policy.bpf.c", f"counted({decided})", f"counted(counted({decided}))")
-    release = tmp_path / "release"
-    shutil.copytree(ROOT / "bgpd", release / "bgpd", ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(source.build("policy"), release / "bgpd" / "datapath" / "objects" / "policy.o")
-    program = tmp_path / "bgpd"
-    program.write_text(f'#!/bin/sh\nPYTHONPATH={release} exec {sys.executable} -P -m bgpd "$@"\n')
-    program.chmod(0o755)
-    return program
+        release.replace_c("policy.bpf.c", (f"counted({decided})", f"counted(counted({decided}))"))
+    return release.build(["policy"])
 
 
 @pytest.mark.needs("make", "clang-16", "llvm-strip-16", "clang-format-16")

@@ -11,6 +11,7 @@ import pytest
 from bgpd.datapath import links
 from bgpd.model.attachment import InterfaceKind
 from bgpd.policy.clear import clear
+from bgpd.runtime.store import Store
 from tests.contract.cni_runtime import PluginError
 from tests.fabric.ipvlan_node import lacking
 from tests.fabric.ipvlan_site import (
@@ -67,6 +68,38 @@ def test_deny_all_stops_pings_and_connections_on_a_node_and_between_nodes(site: 
     one.host.call(lambda: clear(one.pins, pods))
     assert not one.pins.exists()
     assert ping(site.pods["test-1"], "10.6.0.2", timeout_s=2), "nothing is asked any more"
+
+
+def test_maps_that_are_new_are_asked_by_nobody_before_they_have_been_written(site: Site) -> None:
+    """Of a daemon that begins with them, as after an upgrade to another layout, and cannot read the cluster yet."""
+    one, other = site.workers
+    with other.running():
+        with one.running():
+            site.attach()
+            for worker in site.workers:
+                worker.apply(DENY_ALL)
+            assert site.reached() == set()
+            shared, at_parent = dict(one.policing.ipvlans.shared.have), dict(one.policing.ipvlans.parents.have)
+            assert shared and at_parent
+        (one.pins / "policy_rules").unlink()
+        one.policies = Store({})
+        with one.running():
+            loops = one.policing.ipvlans.loops
+            poll(lambda: all(each.ever_settled for each in loops), SOON_S, lambda: "\n".join(one.problems()))
+            assert one.policing.datapath.installed().renewed
+            assert site.reached() == set()
+            assert one.policing.ipvlans.shared.have == shared
+            assert one.policing.ipvlans.parents.have == at_parent
+            one.apply(DENY_ALL)
+            poll(
+                lambda: one.policing.ipvlans.shared.have != shared and one.policing.ipvlans.parents.have != at_parent,
+                SOON_S,
+                lambda: "\n".join(one.problems()),
+            )
+            assert site.reached() == set()
+            for worker in site.workers:
+                worker.apply({})
+            assert site.reached() == EVERYTHING
 
 
 def test_a_pod_goes_from_one_kind_of_network_to_another_and_back(site: Site) -> None:

@@ -24,6 +24,7 @@ from tests.fabric import plugin
 from tests.fabric.ipvlan_node import IpvlanPlace
 from tests.fabric.ipvlan_node import lacking as lacking_ipvlan
 from tests.fabric.macvlan_node import MacvlanPlace
+from tests.fabric.masq_node import speaks, tcp_stream
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.node import BIN
 from tests.fabric.parent_node import PLANS as PARENT_PLANS
@@ -31,7 +32,7 @@ from tests.fabric.policy_node import PLANS
 from tests.fabric.policy_site import Cluster, PolicySite, namespace, node_object, peers, pod, policy
 from tests.fabric.process import Process, poll
 from tests.fabric.release import Release
-from tests.fabric.traffic import traffic
+from tests.fabric.traffic import Forbidden, traffic
 
 pytestmark = pytest.mark.needs("nft", "mount", "make", "clang-16", "llvm-strip-16", "clang-format-16")
 
@@ -217,6 +218,24 @@ def test_one_that_is_killed_on_the_way_is_followed_by_another_of_any_release(sit
         start(site, BIN / "bgpd" if KILLS % 2 else other)
         wait_gone_over(site, before)
         wait_more()
+
+
+def test_connections_go_on_where_the_table_of_flows_is_new(site: Site, forgetful: Path) -> None:
+    """As those of pods that ran before us, though we have run for long: the server speaks first."""
+    with contextlib.ExitStack() as stack:
+        opened = []
+        for client, server, source, to in site.pairs:
+            knocking = Forbidden(client, server, source, FORBIDDEN, RATE, (to, FORBIDDEN))
+            stack.callback(knocking.stop)
+            opened.append(stack.enter_context(tcp_stream(client, server, to, ALLOWED)))
+        assert all(speaks(dialer, accepted) for dialer, accepted in opened)
+        site.map("policy_seeding").update({bytes(4): (1).to_bytes(4, sys.byteorder)})
+        before = {pinned_maps(site)[name] for name in layout.TOGETHER[1]}
+        daemon(site).stop()
+        start(site, forgetful)
+        wait_gone_over(site, before)
+        for dialer, accepted in opened:
+            assert speaks(accepted, dialer)
 
 
 def daemon(site: Site) -> Process:
