@@ -17,6 +17,7 @@ Nothing is taken back when the daemon ends: maps, programs and tables do their w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any

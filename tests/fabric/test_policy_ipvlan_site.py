@@ -84,12 +84,18 @@ def test_maps_that_are_new_are_asked_by_nobody_before_they_have_been_written(sit
         (one.pins / "policy_rules").unlink()
         one.policies = Store({})
         with one.running():
-            loops = one.policing.ipvlans.loops
-            poll(lambda: all(each.ever_settled for each in loops), SOON_S, lambda: "\n".join(one.problems()))
+            poll(
+                lambda: all(each.ever_settled for each in one.policing.ipvlans.loops),
+                SOON_S,
+                lambda: "\n".join(one.problems()),
+            )
             assert one.policing.datapath.installed().renewed
             assert site.reached() == set()
-            assert one.policing.ipvlans.shared.have == shared
-            assert one.policing.ipvlans.parents.have == at_parent
+            poll(
+                lambda: (one.policing.ipvlans.shared.have, one.policing.ipvlans.parents.have) == (shared, at_parent),
+                SOON_S,
+                lambda: "\n".join(one.problems()),
+            )
             one.apply(DENY_ALL)
             poll(
                 lambda: one.policing.ipvlans.shared.have != shared and one.policing.ipvlans.parents.have != at_parent,
