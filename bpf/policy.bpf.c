@@ -44,6 +44,44 @@ int policy_reply(struct __sk_buff *skb)
 	return !passes(counted(decide(skb, 1)));
 }
 
+/* More before the packet than any network gives; a receiver would take off as many as are of VLAN 0. */
+#define VLAN_TAGS 8
+
+/* linux/if_vlan.h has it for the kernel only. */
+struct vlan_tag {
+	__be16 tci;
+	__be16 ethertype;
+};
+
+static __always_inline int is_vlan(__u32 ethertype)
+{
+	return ethertype == bpf_htons(ETH_P_8021Q) || ethertype == bpf_htons(ETH_P_8021AD);
+}
+
+/*
+ * As `parse`, of what comes with tags in the frame; one more may be beside it. Whoever gets the frame takes tags of
+ * VLAN 0 off as if there were none, and one more if it is in that VLAN. Two VLANs are a provider's, whose packets
+ * are none of ours: PACKET_NOT_IP. Not static, so that other frames do not pay for it.
+ */
+__noinline int parse_below_tags(struct __sk_buff *skb, struct packet *packet)
+{
+	int vlans = skb->vlan_present && skb->vlan_tci & VLAN_ID;
+	struct vlan_tag tag = {.ethertype = skb->protocol};
+	__u32 at = 0;
+
+	if (!packet)
+		return PACKET_BAD_HEADER;
+	for (int each = 0; each < VLAN_TAGS && is_vlan(tag.ethertype); each++) {
+		if (load(skb, at, &tag, sizeof(tag)))
+			return PACKET_BAD_HEADER;
+		at += sizeof(tag);
+		vlans += !!(tag.tci & bpf_htons(VLAN_ID));
+		if (vlans > 1)
+			return PACKET_NOT_IP;
+	}
+	return is_vlan(tag.ethertype) ? PACKET_BAD_HEADER : parse(skb, tag.ethertype, at, packet);
+}
+
 /* Of a bridge's own forwarding, where the kernel tracks nothing. */
 SEC("socket")
 int policy_bridge(struct __sk_buff *skb)
@@ -51,6 +89,11 @@ int policy_bridge(struct __sk_buff *skb)
 	struct packet packet = {};
 	enum packet_state state = parse(skb, skb->protocol, 0, &packet);
 
+	if (state == PACKET_NOT_IP && is_vlan(skb->protocol)) {
+		state = parse_below_tags(skb, &packet);
+		if (state == PACKET_NOT_IP)
+			return !passes(counted(POLICY_NOT_ISOLATED));
+	}
 	if (state == PACKET_NOT_IP)
 		return !passes(counted(POLICY_NOT_IP));
 	if (state == PACKET_BAD_HEADER)

@@ -43,6 +43,7 @@ table bridge bgpd-policy {
         meta protocol ip goto judge4   # where the bridge does not hand its frames to the table above
         ether type ip return           # else: it does
         meta protocol ip goto tagged4  # but never what has a VLAN tag
+        meta protocol {8021q, 8021ad} goto below_tags      # of several: the program knows which a receiver takes off
     }
     chain to_pod {
         oif . ether daddr . ip daddr @sources4 return              # the same for IPv6; ARP
@@ -100,6 +101,11 @@ FORWARD_PRIORITY = {
 }
 BEFORE_SRCNAT = 99  # `srcnat` - 1: what a pod has sent still has its address
 _PROGRAM_COMMENT = "eBPF program {}: no rule allows it"
+_ASKING = (
+    *("forward", "replies", "leaving", "entering"),
+    *("to_pod", "judge4", "tagged4", "judge6", "tagged6", "below_tags"),
+)
+"""The chains that ask programs, in the order of the rules."""
 
 ETHER_SOURCE, ETHER_DESTINATION = (Header.LINK, 6, 6), (Header.LINK, 0, 6)
 _IPV4, _IPV6 = IpHeader.of(4), IpHeader.of(6)
@@ -199,7 +205,7 @@ def bridge_table(
 ) -> Table:
     """`sources`: behind ports of bridges. `judged`: versions that no bridge hands to the inet table."""
     versions = frozenset(judged)
-    ids = (policy_astray, policy_bridge, policy_bridge)
+    ids = (policy_astray, policy_bridge, policy_bridge, policy_bridge)
     return Table(Family.BRIDGE, directory, ids, versions, _sets_of(sources))
 
 
@@ -370,6 +376,7 @@ def _bridge_forward(table: Table) -> dict[str, _Rules]:
             *(((*_is(ether_types[each]), _goto(f"judge{each}")), "") for each in sorted(table.judged)),
             *(((*_outermost(each), _RETURN), "for br_netfilter") for each in handed.values()),
             *(((*_is(each), _goto(f"tagged{version}")), "not for br_netfilter") for version, each in handed.items()),
+            *(((*_is(each), _goto("below_tags")), "beside another one") for each in VLAN_TAGS),
         ],
         "to_pod": [
             ((*_is(ETH_IP), *_to(IPV4_DESTINATION), nft.in_set("sources4"), _RETURN), ""),
@@ -382,8 +389,8 @@ def _bridge_forward(table: Table) -> dict[str, _Rules]:
             ((filters.counter(), _DROP), "policy knows no link-local addresses"),
         ],
     }  # fmt: skip
-    for version, number in zip(ether_types, table.ids[1:], strict=True):
-        name = f"judge{version}" if version in table.judged else f"tagged{version}"
+    asking = [f"judge{each}" if each in table.judged else f"tagged{each}" for each in ether_types]
+    for name, number in zip((*asking, "below_tags"), table.ids[1:], strict=True):
         chains[name] = [_judge(table, "policy_bridge", number)]
     return chains
 
@@ -463,7 +470,7 @@ def found_in(family: Family, shown: Parts) -> Table:
     judged = frozenset(version for version in (4, 6) if family is Family.INET or f"judge{version}" in shown.chains)
     asked = [
         found
-        for name in ("forward", "replies", "leaving", "entering", "to_pod", "judge4", "tagged4", "judge6", "tagged6")
+        for name in _ASKING
         for found in programs_asked(shown.rules.get(name, ()), _PROGRAM_COMMENT)
     ]
     found = Table(
@@ -478,7 +485,7 @@ def found_in(family: Family, shown: Parts) -> Table:
 
 def _damage(found: Table, shown: Parts) -> str:
     """How what is there differs from what `found` would have been made of; empty: not at all."""
-    asked, keys = (2, 4) if found.family is Family.INET else (3,), _KEYS_OF[found.family]
+    asked, keys = (2, 4) if found.family is Family.INET else (4,), _KEYS_OF[found.family]
     if shown.sets.keys() == keys.keys() and len(found.ids) not in asked:
         return "its chains do not ask our programs"
     return differences(keys, _rules(found), shown)

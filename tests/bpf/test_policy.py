@@ -334,7 +334,6 @@ MALFORMED = {
     "v4 header shorter than it can be": (ipv4(V4, header_words=4), PolicyVerdict.BAD_HEADER),
     "v6 that names an IPv4 pod": (ipv6(IPv6Address(f"::ffff:{V4}"), HTTP), PolicyVerdict.BAD_HEADER),
     "arp": (ethernet(packets.ETH_ARP, bytes(28)), PolicyVerdict.NOT_IP),
-    "vlan tag not taken off": (ethernet(0x8100, packets.packet(V4)), PolicyVerdict.NOT_IP),
 }
 
 
@@ -345,6 +344,12 @@ def test_whose_ends_cannot_be_told_is_dropped(
 ) -> None:
     """Nobody being isolated: it may belong to one who is."""
     assert said(policy, frame, program) is verdict
+
+
+@pytest.mark.parametrize("program", ["policy", "policy_reply"])
+def test_nobody_forwards_what_has_a_vlan_tag_left(policy: Installed, program: str) -> None:
+    """But bridges do: see `test_policy_flows`."""
+    assert said(policy, ethernet(0x8100, bytes(2) + packets.packet(V4)[12:]), program) is PolicyVerdict.NOT_IP
 
 
 @pytest.mark.parametrize("whole", [ipv4(V4, b""), ipv6(V6, b"", next_header=NO_NEXT)], ids=["v4", "v6"])

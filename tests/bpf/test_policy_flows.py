@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from ipaddress import IPv4Address
 
@@ -12,7 +13,7 @@ from bgpd.datapath.loader import Installed
 from bgpd.model.prefix import Address
 from tests.bpf import packets
 from tests.bpf.conftest import emptied
-from tests.bpf.packets import FRAGMENT, ICMPV6, TCP, UDP, ipv4, ipv6
+from tests.bpf.packets import ETH_ARP, FRAGMENT, ICMPV6, TCP, UDP, ethernet, ipv4, ipv6
 from tests.bpf.test_policy import CLIENT, DROP, ICMP, PASS, SERVER, SET, V4, V6, ask, peers, port, rule, said
 
 BRIDGE = "policy_bridge"
@@ -204,3 +205,48 @@ def test_a_flow_that_ends_is_remembered_for_less(closed_client: Installed) -> No
     assert ask(closed_client, back(tcp(V4, 80, 4000, RST)), BRIDGE) == PASS
     assert opening < established
     assert left() < established
+
+
+# --- below VLAN tags ------------------------------------------------------------------------------------------------
+
+
+def below(frame: bytes, *vlans: int) -> bytes:
+    """With priority bits beside each VLAN, and of both kinds of tag."""
+    kinds = itertools.cycle((0x88A8, 0x8100))
+    tags = (struct.pack("!HH", kind, 5 << 13 | each) for kind, each in zip(kinds, vlans, strict=False))
+    return frame[:12] + b"".join(tags) + frame[12:]
+
+
+@both
+@pytest.mark.parametrize("vlans", [(0,), (5,), (0, 0), (0, 5), (5, 0), (0,) * 8], ids=str)
+def test_ip_below_tags_of_no_more_than_one_vlan_is_judged(
+    closed_client: Installed, address: Address, vlans: tuple[int, ...]
+) -> None:
+    """With its flow, which has tags or none."""
+    assert said(closed_client, below(udp(address, 4000, 54), *vlans), BRIDGE) is PolicyVerdict.DENIED_EGRESS
+    reply = back(udp(address, 53, 4000))
+    assert said(closed_client, below(reply, *vlans), BRIDGE) is PolicyVerdict.DENIED_INGRESS
+    assert said(closed_client, below(udp(address, 4000, 53), *vlans), BRIDGE) is PolicyVerdict.ALLOWED
+    assert said(closed_client, below(reply, *vlans), BRIDGE) is PolicyVerdict.ALLOWED
+    assert said(closed_client, reply, BRIDGE) is PolicyVerdict.ALLOWED
+
+
+@both
+@pytest.mark.parametrize("vlans", [(5, 6), (5, 0, 6), (0, 5, 0, 6)], ids=str)
+def test_ip_below_two_vlans_is_nobody_s_here(
+    closed_client: Installed, address: Address, vlans: tuple[int, ...]
+) -> None:
+    assert said(closed_client, below(udp(address, 4000, 54), *vlans), BRIDGE) is PolicyVerdict.NOT_ISOLATED
+
+
+def test_what_is_not_ip_below_tags_passes(closed_client: Installed) -> None:
+    """As it does where it has none: no rule shows it to a program."""
+    assert said(closed_client, below(ethernet(ETH_ARP, bytes(28)), 0, 0), BRIDGE) is PolicyVerdict.NOT_ISOLATED
+
+
+@both
+def test_more_tags_than_a_program_looks_below_are_dropped(policy: Installed, address: Address) -> None:
+    """And those that are cut off."""
+    assert said(policy, below(udp(address, 4000, 53), *[0] * 9), BRIDGE) is PolicyVerdict.BAD_HEADER
+    assert said(policy, below(udp(address, 4000, 53), 0, 0)[:20], BRIDGE) is PolicyVerdict.BAD_HEADER
+    assert said(policy, below(udp(address, 4000, 53), 0, 0)[:40], BRIDGE) is PolicyVerdict.BAD_HEADER

@@ -23,8 +23,13 @@ SOL_PACKET = 263  # linux/socket.h; not in Python's
 
 
 def ethernet(to: bytes, sender: bytes, kind: int, payload: bytes, *, vlan: int | None = None) -> bytes:
-    tag = struct.pack("!HH", VLAN, vlan) if vlan is not None else b""
-    return to + sender + tag + struct.pack("!H", kind) + payload
+    frame = to + sender + struct.pack("!H", kind) + payload
+    return frame if vlan is None else tagged(frame, vlan)
+
+
+def tagged(frame: bytes, *vlans: int, kind: int = VLAN) -> bytes:
+    """With a tag of each before what there was, the outermost first."""
+    return frame[:12] + b"".join(struct.pack("!HH", kind, each) for each in vlans) + frame[12:]
 
 
 def udp(to: bytes, sender: bytes, source: str, destination: str, port: int = 9, *, vlan: int | None = None) -> bytes:

@@ -117,12 +117,12 @@ def test_a_pod_on_an_access_port_gets_past_no_rule_by_a_tag(behind_access_ports:
     """The bridge takes it off. A pod whose link is known sends none at all."""
     node = behind_access_ports
     node.apply(node.wanted(bridged=()))
-    assert all(gets(node, "b", "a", plan, vlan=tag) for plan in PLANS)
+    assert all(gets(node, "b", "a", plan, vlans=[tag]) for plan in PLANS)
     node.isolate("b", ingress=NOBODY)
-    assert not any(gets(node, "b", "a", plan, vlan=tag) for plan in PLANS)
+    assert not any(gets(node, "b", "a", plan, vlans=[tag]) for plan in PLANS)
     node.isolate("b")
     node.apply(node.wanted(bridged=("a",)))
-    assert not any(gets(node, "b", "a", plan, vlan=tag) for plan in PLANS)
+    assert not any(gets(node, "b", "a", plan, vlans=[tag]) for plan in PLANS)
     assert all(gets(node, "b", "a", plan) for plan in PLANS)
 
 

@@ -7,12 +7,13 @@ a frame with a mark; each test says who gets it. Spoofed sources besides: `test_
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from bgpd.model.outcome import DONE
+from bgpd.policy.table import NAME
 from tests.fabric import frames
 from tests.fabric.frames import listener, marked
 from tests.fabric.netns import Lab
@@ -57,14 +58,14 @@ def gets(
     interface: str = "eth0",
     mac: bytes = b"",
     source: str = "",
-    vlan: int | None = None,
+    vlans: Iterable[int] = (),
 ) -> bool:
     """Whether a datagram of the pod arrives: as itself, unless said otherwise."""
     own = mac or link(node.namespace(pod), interface)[1]
     destination = plan.remote_pod if receiver == "outside" else plan.of(receiver)
-    frame = frames.udp(hop(node, receiver, pod), own, source or plan.of(pod), destination, vlan=vlan)
+    frame = frames.udp(hop(node, receiver, pod), own, source or plan.of(pod), destination)
     with listener(node.namespace(receiver)) as wire:
-        frames.send(node.namespace(pod), interface, frame)
+        frames.send(node.namespace(pod), interface, frames.tagged(frame, *vlans))
         return marked(wire, SILENCE_S) is not None
 
 
@@ -120,8 +121,8 @@ def test_a_pod_that_may_send_cannot_pass_for_another(node: PolicyNode, plan: Pla
     assert gets(node, "outside", pod, plan)
     for source, mac in ((plan.of(neighbor), b""), ("", theirs), (plan.of(neighbor), theirs), (plan.service, b"")):
         assert not gets(node, "outside", pod, plan, source=source, mac=mac)
-    assert not gets(node, "outside", pod, plan, vlan=5)
-    assert not gets(node, neighbor, pod, plan, vlan=5)
+    assert not gets(node, "outside", pod, plan, vlans=[5])
+    assert not gets(node, neighbor, pod, plan, vlans=[5])
 
 
 @both
@@ -150,8 +151,38 @@ def test_another_mac_address_of_its_interface_cuts_a_pod_off(node: PolicyNode, p
 def test_a_vlan_tag_hides_nothing_from_the_rules(node: PolicyNode, plan: Plan) -> None:
     """br_netfilter passes over such frames. `a` is no pod here but whoever is behind a port of the bridge."""
     node.apply(node.wanted(bridged=["b"]))
-    assert gets(node, "b", "a", plan, vlan=5)
+    assert gets(node, "b", "a", plan, vlans=[5])
     node.isolate("b", ingress=NOBODY)
-    assert not gets(node, "b", "a", plan, vlan=5)
+    assert not gets(node, "b", "a", plan, vlans=[5])
     node.allow(NOBODY, "a")
-    assert gets(node, "b", "a", plan, vlan=5)
+    assert gets(node, "b", "a", plan, vlans=[5])
+
+
+@both
+@pytest.mark.parametrize("vlans", [(0, 0), (0, 0, 0), (0, 5), (5, 0)], ids=str)
+def test_tags_that_a_receiver_takes_off_hide_nothing(node: PolicyNode, plan: Plan, vlans: tuple[int, ...]) -> None:
+    """Those of VLAN 0, and one of a VLAN that it is in. Nobody's link is known: only addresses speak for the pods."""
+    node.apply(node.wanted(bridged=()))
+    assert gets(node, "b", "a", plan, vlans=vlans)
+    node.isolate("b", ingress=NOBODY)
+    assert not gets(node, "b", "a", plan, vlans=vlans)
+    node.allow(NOBODY, "a")
+    assert gets(node, "b", "a", plan, vlans=vlans)
+    node.isolate("a", egress=NOBODY + 1)
+    assert not gets(node, "b", "a", plan, vlans=vlans)
+
+
+@both
+def test_a_provider_s_frames_are_not_judged(node: PolicyNode, plan: Plan) -> None:
+    """IP below two VLANs is of a network where these addresses may be others'. A known pod gets nothing of it."""
+    node.apply(node.wanted(bridged=()))
+    node.isolate("b", ingress=NOBODY)
+    assert gets(node, "b", "a", plan, vlans=(5, 6))
+    node.apply(node.wanted(bridged=["b"]))
+    assert not gets(node, "b", "a", plan, vlans=(5, 6))
+
+
+def test_nft_prints_the_table(node: PolicyNode) -> None:
+    """Some of its versions end on what they cannot put in words."""
+    shown = node.node.run(["nft", "list", "table", "bridge", NAME]).stdout
+    assert "goto below_tags" in shown

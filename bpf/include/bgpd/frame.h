@@ -38,7 +38,6 @@ enum icmpv6_type {
 };
 #define ADVERTISED_AT 8 /* RFC 4861 section 4.4: the target address */
 
-#define VLAN_ID 0xfff /* IEEE 802.1Q section 9.6; 0 is no VLAN */
 #define DHCP_SERVER_PORT 67
 #define DHCP_CLIENT_PORT 68
 

@@ -26,6 +26,8 @@
 #define IPV6_OFFSET 0xfff8
 #define IPV6_MORE_FRAGMENTS 1
 
+#define VLAN_ID 0xfff /* IEEE 802.1Q section 9.6; 0 is no VLAN */
+
 /* Longer chains are for routers to complain about; RFC 8200 knows seven kinds, each of them once but one. */
 #define IPV6_EXTENSIONS 8
 
