@@ -25,7 +25,7 @@ from typing import Any
 from bgpd.config.load import Loaded
 from bgpd.datapath import layout
 from bgpd.datapath.loader import Datapath
-from bgpd.model.attachment import AttachmentKey
+from bgpd.model.attachment import AttachmentKey, PodName
 from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, MacvlanLink, VethLink
 from bgpd.model.notice import Notice
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
@@ -48,6 +48,7 @@ from bgpd.runtime.store import Revision, Store
 
 LOOK_BACK_S = 5.0  # how long what somebody else has done to the maps may last: nobody is told of it
 _ASK_S = 0.2
+_KNOWN_SHARE = 0.8  # of an ADD's deadline
 AGAIN_S = 10.0  # how long a policy that did not fit waits for room that has come, if it has not been changed itself
 AGAIN_ANYHOW_S = 600.0  # for one that needs less room because of pods elsewhere
 AGAIN_SHARE = 1 / 200  # finding out takes at most this share of the time: one in so many pods waits for it
@@ -146,8 +147,8 @@ class Policing:
         """Done: the policy of the endpoint, which was published before, is in the kernel. Cancel it to give up."""
         if reason := unenforceable(endpoint):
             return Blocked(reason)
-        while not self._is_known(endpoint):
-            await self.objects.pods.newer_than(self.objects.pods.newest.revision)
+        if not await self._becomes_known(endpoint):
+            return Retry(self._unread or self._unshown(endpoint.pod))
         for loop, keys in self._needs(endpoint):
             follows_inputs_alone = loop in (self.maps, self.links)  # and these have kicked it
             revision = loop.kicked if follows_inputs_alone else loop.kick()
@@ -255,6 +256,8 @@ class Policing:
             loop.suspect()  # the first look took as long as loading the programs did, and put the next one off
 
     def _inputs_changed(self) -> None:
+        if self._compiled is None and not self.objects.unread:
+            self.snapshot = self._view.look(self.endpoints.newest.value)  # a kernel that refuses all hides no pod
         for loop in (self.tables, self.maps, self.links):  # what takes the kernel longest goes first
             loop.kick()
         self.macvlans.inputs_changed()
@@ -339,12 +342,26 @@ class Policing:
     def _open_links(self) -> PodLinks:
         return PodLinks(self.datapath.installed())
 
+    async def _becomes_known(self, endpoint: Endpoint) -> bool:
+        """Waits for it, and gives up before the plugin does, which could not say what was waited for."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._config.newest.value.config.cni.deadline_seconds * _KNOWN_SHARE):
+                while not self._is_known(endpoint):
+                    await self.objects.pods.newer_than(self.objects.pods.newest.revision)
+        return self._is_known(endpoint)
+
     def _is_known(self, endpoint: Endpoint) -> bool:
         """Whether Kubernetes has shown this very pod: one of a StatefulSet has the name of the one before it."""
         if endpoint.pod is None:
             return True
         pod = self.objects.pods.newest.value.get(f"{endpoint.pod.namespace}/{endpoint.pod.name}")
         return pod is not None and endpoint.pod.uid in ("", pod.uid)
+
+    def _unshown(self, pod: PodName | None) -> str:
+        """What an ADD waits for whose pod nobody knows policies of."""
+        found = "only an earlier one of that name" if str(pod) in self.objects.pods.newest.value else "nothing of it"
+        remedy = "does bgpd follow the kubelet's API server, and reach it? Among manifests, the Pod must be there"
+        return f"Kubernetes has not shown the pod {pod} to bgpd yet, {found}; {remedy}"
 
 
 def unenforceable(endpoint: Endpoint) -> str:

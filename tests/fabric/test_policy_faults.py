@@ -244,6 +244,7 @@ def test_without_a_bpffs_the_command_that_mounts_it_is_all_it_takes(idle: Policy
     idle.write()
     idle.node.start_daemon()
     (command,) = re.findall(r"mount -t bpf bpf \S+", idle.node.wait_problem("there is no bpffs"))
+    assert {row["state"] for row in asked(idle, "endpoints")} == {"blocked"}, "every pod is shown"
     assert not idle.tables()
     subprocess.run(shlex.split(command), check=True)
     try:

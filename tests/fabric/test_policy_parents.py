@@ -59,7 +59,8 @@ class Daemon:
 
     def configured(self, **policy: object) -> Loaded:
         file = self.place.lab.directory / "bgpd.yaml"
-        file.write_text(json.dumps({**SMALLEST, "paths": {"bpf": str(self.directory)}, "policy": policy}))
+        values = {"paths": {"bpf": str(self.directory)}, "policy": policy, "cni": {"deadlineSeconds": 1}}
+        file.write_text(json.dumps({**SMALLEST, **values}))
         return load(file)
 
     @contextlib.asynccontextmanager
@@ -256,6 +257,23 @@ def test_a_pod_that_went_meanwhile_is_not_waited_for(place: MacvlanPlace, bpffs:
             outcome = await policing.enforced(gone)
             assert isinstance(outcome, Retry)
             assert "net,b,eth0 has gone" in outcome.reason
+
+    place.node.call(lambda: asyncio.run(scenario()))
+
+
+def test_a_pod_that_kubernetes_does_not_show_is_named(place: MacvlanPlace, bpffs: Path) -> None:
+    """Before the ADD is over, which could not say what was waited for; so is one of which an earlier one is shown."""
+
+    async def scenario() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            unknown = on_ipvlan("b", "192.0.2.9", *inside(place, "b"))
+            for name, uid, found in (("nobody", "", "nothing of it"), ("b", "2", "only an earlier one")):
+                asked = replace(unknown, pod=PodName("shop", name, uid))
+                daemon.publish(asked)
+                outcome = await policing.enforced(asked)
+                assert isinstance(outcome, Retry)
+                assert f"has not shown the pod shop/{name} to bgpd yet, {found}" in outcome.reason
 
     place.node.call(lambda: asyncio.run(scenario()))
 
