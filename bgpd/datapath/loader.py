@@ -139,7 +139,7 @@ def _drop_unknown(directory: Path) -> None:
     for path in directory.iterdir():
         name = path.name.removesuffix("_new")  # which another thread may be about to rename
         if name not in layout.MAPS and name.partition("_")[0] in subjects and pins.is_map(path):
-            path.unlink()
+            path.unlink(missing_ok=True)  # what masquerades and what polices are installed at the same time
 
 
 def _is_of_layout(found: Map | None, name: str) -> bool:

@@ -25,6 +25,7 @@ OwnT = TypeVar("OwnT")
 Entry: TypeAlias = tuple[str, bytes]
 """A map, and a key in it."""
 
+AGAIN_S = 5.0  # how long what there was no room for waits, all of it together: each by itself were a round for each
 _NO_ROOM = (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)  # of a hash, of a trie, of the node
 
 
@@ -112,5 +113,5 @@ def _write(to: Map, changes: Sequence[Change[Entry, bytes]]) -> Outcome:
     except DatapathError as error:
         if error.code not in _NO_ROOM:
             raise
-        return Retry(str(error))
+        return Retry(str(error), AGAIN_S)
     return DONE

@@ -27,7 +27,7 @@ def unjudged(settings: Path, *, filtering: bool) -> tuple[int, ...]:
 
 
 def are_filtering() -> bool:
-    """Whether a bridge here filters VLANs."""
+    """Whether a bridge here filters VLANs. OSError: the kernel does not say."""
     with Links() as links:
         return any(bridge.filters_vlans for bridge in links.bridges_here())
 
@@ -37,21 +37,26 @@ async def follow(tell: Callable[[tuple[int, ...]], None]) -> None:
 
     The kernel tells of interfaces, but nobody of the settings.
     """
-    filtering, told = are_filtering(), None
+    watch = RtWatch((GROUP_LINK,))  # first, or what changes meanwhile is nobody's news
+    filtering, is_known = True, False  # judged at the bridge as well is judged; not known is asked again
+    told: tuple[int, ...] | None = None
 
     def look() -> None:
-        nonlocal told
+        nonlocal filtering, is_known, told
+        if not is_known:
+            with contextlib.suppress(OSError):  # while interfaces come and go, or without a descriptor that is free
+                filtering, is_known = are_filtering(), True
         if (found := unjudged(SETTINGS, filtering=filtering)) != told:
             told = found
             tell(found)
 
     def look_at_bridges() -> None:
-        nonlocal filtering
-        filtering = are_filtering()
+        nonlocal is_known
+        is_known = False
         look()
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(heed(RtWatch((GROUP_LINK,)), look_at_bridges), name="bridges that filter VLANs")
+        group.create_task(heed(watch, look_at_bridges), name="bridges that filter VLANs")
         while True:
             look()
             await asyncio.sleep(LOOK_S)

@@ -30,7 +30,7 @@ from bgpd.netlink.links import Links, own_cookie
 from bgpd.netlink.rtsocket import GROUP_IPV4_ADDRESS, GROUP_IPV6_ADDRESS, GROUP_LINK, GROUP_TC, RtWatch
 from bgpd.policy import filters, parents, podhooks
 from bgpd.policy.behind import Behind, Entry, full, left_out
-from bgpd.policy.ondemand import Needs, OnDemand, applied, heed, then
+from bgpd.policy.ondemand import Needs, OnDemand, applied, heed, looked_at, then
 from bgpd.policy.parents import Kind, Programs
 from bgpd.policy.podhooks import FILTER, Meddling, Place
 from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
@@ -211,6 +211,7 @@ class Ipvlans:
     ) -> None:
         self._config, self._endpoints, self._datapath, self._written = config, endpoints, datapath, written
         self._behind: Behind[Own] | None = None
+        self._at_parents = OnDemand(self._open_parents, lambda: self._behind is not None)
         self._meddling, self._recalled = Meddling(), False
         self._left_out: frozenset[Entry] = frozenset()
         self._deaf, self._removable = False, False
@@ -240,7 +241,7 @@ class Ipvlans:
         self.parents: Reconciler[int, Programs] = Reconciler(
             "policy_ipvlan_parents",
             self._want_parents,
-            OnDemand(self._open_parents, lambda: self._behind is not None),
+            self._at_parents,
             int,
             then(report, lambda: self.neighbors.kick()),
         )
@@ -313,9 +314,11 @@ class Ipvlans:
             group.create_task(self._start_programs(), name="programs after neighbors")
 
     async def _start_programs(self) -> None:
-        """Maps that have what is wanted already are not written, and nobody is told."""
+        """Maps that have what is wanted already are not written, and nobody is told; nor of programs that are."""
         await applied(self.neighbors)
         self._neighbors_written()
+        await looked_at(self.parents)
+        self.neighbors.kick()
 
     def _watch_pods(self) -> RtWatch:
         try:
@@ -345,7 +348,7 @@ class Ipvlans:
         self._left_out = left_out(want)
         for entry in self._left_out:
             del want[entry]
-        return Desired(want, complete=self._endpoints.newest.synced and self.parents.ever_applied)
+        return Desired(want, complete=self._endpoints.newest.synced and self._at_parents.looked)
 
     def _closed(self) -> frozenset[int]:
         """The numbers of pods that are cut off. Of those that meddled before our time the maps tell, once."""

@@ -15,7 +15,7 @@ from bgpd.model.endpoint import Endpoint, Endpoints, MacvlanLink
 from bgpd.netlink.links import Watch
 from bgpd.policy import filters, parents
 from bgpd.policy.behind import Behind, Entry
-from bgpd.policy.ondemand import Needs, OnDemand, applied, heed, then
+from bgpd.policy.ondemand import Needs, OnDemand, applied, heed, looked_at, then
 from bgpd.policy.parents import Own, Programs, mac_address, parents_of
 from bgpd.runtime.reconcile import Actuator, Desired, Reconciler, Round
 from bgpd.runtime.store import Store
@@ -36,6 +36,7 @@ class Macvlans:
     ) -> None:
         self._config, self._endpoints, self._datapath, self._written = config, endpoints, datapath, written
         self._behind: Behind[Own] | None = None
+        self._at_parents = OnDemand(self._open_parents, lambda: self._behind is not None)
         self.stations: Reconciler[Entry, bytes] = Reconciler(
             "policy_stations",
             self._want_stations,
@@ -46,7 +47,7 @@ class Macvlans:
         self.parents: Reconciler[int, Programs] = Reconciler(
             "policy_parents",
             self._want_parents,
-            OnDemand(self._open_parents, lambda: self._behind is not None),
+            self._at_parents,
             int,
             then(report, lambda: self.stations.kick()),
         )
@@ -84,9 +85,10 @@ class Macvlans:
             group.create_task(self._start_parents(), name="programs after stations")
 
     async def _start_parents(self) -> None:
-        """Stations that are there already are not written, and nobody is told."""
+        """Stations that are there already are not written, and nobody is told; nor of programs that are."""
         await applied(self.stations)
-        self.parents.kick(stale=True)
+        await looked_at(self.parents)
+        self.stations.kick()
 
     # --- what the reconcilers ask -------------------------------------------------------------------------
 
@@ -101,7 +103,7 @@ class Macvlans:
         policy, at = self._config.newest.value.config.policy, parents_of(pods) | self.parents.have.keys()
         tunnels = policy.tunnel_ports if at else ()
         want = parents.entries(pods, own, at, map(mac_address, policy.foreign_mac_addresses), tunnels)
-        return Desired(want, complete=self._endpoints.newest.synced and self.parents.ever_applied)
+        return Desired(want, complete=self._endpoints.newest.synced and self._at_parents.looked)
 
     def _want_parents(self) -> Desired[int, Programs]:
         """Only where the stations have been written, or were. One that is gone loses its last pod by itself."""

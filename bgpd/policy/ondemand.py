@@ -18,18 +18,24 @@ Needs: TypeAlias = tuple[tuple[Reconciler[Any, Any], Collection[Any] | None], ..
 
 
 class OnDemand:
-    """An actuator that is made when it is first looked at, so that a node without BPF says so and goes on."""
+    """An actuator that is made when it is first looked at, so that a node without BPF says so and goes on.
+
+    `looked`: it has been, so that what its loop has is what there is; before it was needed, nobody knows.
+    """
 
     def __init__(self, make: Callable[[], Actuator[Any, Any]], needed: Callable[[], bool] = lambda: True) -> None:
         self._make, self._needed = make, needed
         self._made: Actuator[Any, Any] | None = None
+        self.looked = False
 
     async def observe(self) -> Mapping[Any, Any]:
         if self._made is None and not self._needed():
             return {}
         if self._made is None:
             self._made = await asyncio.to_thread(self._make)
-        return await self._made.observe()
+        found = await self._made.observe()
+        self.looked = True
+        return found
 
     async def apply(self, changes: Sequence[Change[Any, Any]]) -> Sequence[Outcome]:
         if self._made is None:  # it was not needed when the loop looked
@@ -51,6 +57,12 @@ async def applied(loop: Reconciler[Any, Any]) -> None:
     """Returns when all that it wants has been written once, but for single objects."""
     while not loop.ever_applied:
         await loop.wait_until(loop.kick(), LOOK_S, ())
+
+
+async def looked_at(loop: Reconciler[Any, Any]) -> None:
+    """Returns when its target has been read from now on."""
+    while not await loop.wait_until(loop.kick(stale=True), LOOK_S, ()):
+        pass
 
 
 class News(Protocol):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bgpd.config.load import Loaded
@@ -124,7 +124,7 @@ class Policing:
     def unready(self) -> str:
         """Why the policy of no pod can be put into the kernel at present; empty: it can, and has been once."""
         of_single_pods = {*self.macvlans.of_single_pods, *self.ipvlans.of_single_pods}  # in nobody else's way
-        found = ((it.name, _reason(it, () if it in of_single_pods else None)) for it in self.loops)
+        found = ((it.name, it.reason(() if it in of_single_pods else None)) for it in self.loops)
         settled = ((it.name, it.ever_applied if it in of_single_pods else it.ever_settled) for it in self.loops)
         return (
             self._unread
@@ -135,7 +135,7 @@ class Policing:
     @property
     def blocked(self) -> dict[AttachmentKey, str]:
         """The endpoints whose policy cannot be put into the kernel at present, and why."""
-        why = self._obstacle if any(_reason(loop, None) for loop in self.loops) else self.ipvlans.overflow
+        why = self._obstacle if any(loop.reason() for loop in self.loops) else self.ipvlans.overflow
         return {key: reason for key, each in self.endpoints.newest.value.items() if (reason := why(each))}
 
     @property
@@ -155,7 +155,7 @@ class Policing:
             while not (await self._is_written(loop) and await loop.wait_until(revision, _ASK_S, keys)):
                 if reason := self._hindrance(endpoint):
                     return Retry(reason)
-            if reason := _reason(loop, keys):
+            if reason := loop.reason(keys):
                 return Retry(f"{loop.name}: {reason}")
         return DONE
 
@@ -178,7 +178,7 @@ class Policing:
 
     def _obstacle(self, endpoint: Endpoint) -> str:
         """What its own policy lacks in the kernel, and why; empty: nothing that is known."""
-        found = ((loop.name, _reason(loop, keys)) for loop, keys in self._needs(endpoint))
+        found = ((loop.name, loop.reason(keys)) for loop, keys in self._needs(endpoint))
         reason = next((f"{name}: {reason}" for name, reason in found if reason), "")
         return reason or self.ipvlans.overflow(endpoint)
 
@@ -388,10 +388,3 @@ def sources(endpoints: Iterable[Endpoint]) -> tuple[list[Source], list[Source]]:
 def _link(addresses: Sequence[Address]) -> tuple[bytes, bytes]:
     first = {address.version: layout.policy_address(address) for address in reversed(addresses)}
     return first.get(4, bytes(16)), first.get(6, bytes(16))
-
-
-def _reason(loop: Reconciler[Any, Any], keys: Collection[Any] | None) -> str:
-    """Why its target is not as wanted, as far as these objects go; None: all. Empty: it is."""
-    trouble = loop.trouble
-    reasons = (trouble[key].reason for key in (trouble if keys is None else keys) if key in trouble)
-    return loop.error or next(reasons, "")

@@ -150,6 +150,11 @@ class Reconciler(Generic[K, V]):
         """Why the target as a whole is not usable; empty when it is."""
         return self._target_error
 
+    def reason(self, keys: Collection[K] | None = None) -> str:
+        """Why the target is not as wanted, as far as these objects go; None: all. Empty: it is."""
+        found = self._trouble if keys is None else (key for key in keys if key in self._trouble)
+        return self._target_error or next((self._trouble[key].outcome.reason for key in found), "")
+
     @property
     def held_s(self) -> float | None:
         """For how many seconds removals still wait because the plan was emptied; None: none waits."""

@@ -18,7 +18,7 @@ from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.loader import Installed
 from bgpd.datapath.maps import Map
 from bgpd.model.outcome import DONE, Outcome, Retry
-from bgpd.policy.behind import Behind, Entry
+from bgpd.policy.behind import AGAIN_S, Behind, Entry
 from bgpd.runtime.diff import Change, diff
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -100,7 +100,7 @@ def test_what_there_is_no_room_for_has_an_outcome_of_its_own(directory: Path) ->
     assert set(applied(to, [entry("first", 1), entry("first", 2)]).values()) == {DONE}
     want = [entry("first", number) for number in (2, 3, 4)] + [entry("second", 1)]
     found = applied(to, want)
-    full = Retry("writing the map first: it is full, with 2 entries")
+    full = Retry("writing the map first: it is full, with 2 entries", AGAIN_S)
     assert found == {want[1]: DONE, want[2]: full, want[3]: DONE, entry("first", 1): DONE}
     assert asyncio.run(to.observe()).keys() == {want[0], want[1], want[3]}
     assert applied(to, want) == {want[2]: full}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -145,3 +147,33 @@ def test_a_bridge_that_begins_to_filter_is_noticed(made: PolicyNode) -> None:
         return found
 
     assert made.node.call(lambda: asyncio.run(heard())) == [(4, 6), (), (4, 6)]
+
+
+def test_while_the_kernel_cannot_be_asked_bridges_are_watched_on(lab: Lab) -> None:
+    """There is no file descriptor that is free; nobody tells when there is."""
+    node = lab.namespace("node")
+    node.sysctl(dict.fromkeys(BRIDGE_NF, "1"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    async def heard() -> list[tuple[int, ...]]:
+        told: asyncio.Queue[tuple[int, ...]] = asyncio.Queue()
+        following = asyncio.create_task(bridges.follow(told.put_nowait))
+        async with asyncio.timeout(NOTICED_S):
+            found = [await told.get()]
+            changing = subprocess.Popen(["sh", "-c", "read go; ip link set lo mtu 1500"], stdin=subprocess.PIPE)  # noqa: ASYNC220
+            assert changing.stdin is not None
+            lowest = os.dup(0)  # that is free
+            os.close(lowest)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+            changing.communicate()  # lets it go on, and waits
+            found.append(await told.get())
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            found.append(await told.get())
+            assert not following.done()
+        following.cancel()
+        return found
+
+    try:
+        assert node.call(lambda: asyncio.run(heard())) == [(), (4, 6), ()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -25,6 +25,7 @@ from bgpd.model.outcome import DONE, Blocked, Retry
 from bgpd.model.pod import Namespace as PodNamespace
 from bgpd.model.pod import Pod
 from bgpd.model.policy import NetworkPolicy
+from bgpd.policy import parents
 from bgpd.policy.policing import Policing
 from bgpd.policy.view import Objects
 from bgpd.runtime.store import Store
@@ -44,9 +45,9 @@ CLOSED = {"shop/closed": NetworkPolicy("shop", "closed", "", Selector(), (), Non
 
 
 class Daemon:
-    """Policing on the node, with what Kubernetes would have told it."""
+    """Policing on the node, with what Kubernetes would have told it; without `api_server` no policy yet."""
 
-    def __init__(self, place: MacvlanPlace, directory: Path) -> None:
+    def __init__(self, place: MacvlanPlace, directory: Path, *, api_server: bool = True) -> None:
         self.place, self.directory = place, directory
         self.config = _told(self.configured())
         self.endpoints: Store[Endpoints] = Store({})
@@ -54,7 +55,8 @@ class Daemon:
         pods = {f"shop/{name}": Pod("shop", name, node="worker1") for name in place.pods}
         nodes, namespaces = {"worker1": Node("worker1")}, {"shop": PodNamespace("shop")}
         objects = Objects(_told(nodes), _told(pods), _told(namespaces), self.policies)
-        self.policies.publish({})
+        if api_server:
+            self.policies.publish({})
         self.policing = Policing("worker1", self.config, objects, self.endpoints, lambda done: None)
 
     def configured(self, **policy: object) -> Loaded:
@@ -165,6 +167,31 @@ def test_a_pod_that_is_attached_is_policed_when_its_add_returns(place: MacvlanPl
 
     place.here(first)
     place.here(second)
+
+
+def test_the_node_keeps_its_uplink_when_the_last_pod_there_went_while_no_daemon_ran(
+    place: MacvlanPlace, bpffs: Path
+) -> None:
+    """And the API server, which may be behind that uplink, does not answer the next one yet."""
+
+    async def run() -> None:
+        daemon = Daemon(place, bpffs / "bgpd")
+        async with asyncio.timeout(DEADLINE_S), daemon.running() as policing:
+            (pod,) = daemon.attached("a")
+            assert await policing.enforced(pod) == DONE
+        after = Daemon(place, bpffs / "bgpd", api_server=False)
+        after.publish()
+        async with asyncio.timeout(DEADLINE_S), after.running() as policing:
+            assert await soon(lambda: policing.macvlans.parents.have.keys() == {place.parent})
+            assert isinstance(pod.link, MacvlanLink)
+            its = parents.entries_of(pod, pod.link).keys()
+            assert await soon(lambda: its.isdisjoint(policing.macvlans.stations.have))
+            assert await asyncio.to_thread(reaches, place, "node", "outside")
+            after.policies.publish({})
+            assert await soon(lambda: not policing.macvlans.parents.have and not policing.macvlans.stations.have)
+            assert await asyncio.to_thread(reaches, place, "node", "outside")
+
+    place.here(run)
 
 
 def test_an_interface_that_the_node_makes_on_the_parent_may_send(place: MacvlanPlace, bpffs: Path) -> None:
