@@ -106,7 +106,10 @@ def _policy(config: Config) -> Iterator[Finding]:
     else:
         text = "not loaded; the first rule that asks for it does that, with CONFIG_NF_CONNTRACK and CONFIG_NFT_CT"
         yield Finding("policy: nf_conntrack", WARN, text)
-    at_bridge = bridges.unjudged(bridges.SETTINGS, filtering=bridges.are_filtering())
+    filtering = False
+    with contextlib.suppress(OSError):  # of it `bgpd status` will tell
+        filtering = bridges.are_filtering()
+    at_bridge = bridges.unjudged(bridges.SETTINGS, filtering=filtering)
     for family, name in bridges.CALLS.items():
         where, reason = ("where it is forwarded", "is on")
         if family in at_bridge:

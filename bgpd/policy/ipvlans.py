@@ -251,11 +251,6 @@ class Ipvlans:
     def loops(self) -> tuple[Reconciler[Any, Any], ...]:
         return (self.neighbors, self.shared, self.pods, self.parents)
 
-    @property
-    def of_single_pods(self) -> tuple[Reconciler[Any, Any], ...]:
-        """Those loops whose objects are each one pod's or interface's: one that is not there is nobody else's."""
-        return (self.neighbors, self.pods)
-
     def inputs_changed(self) -> None:
         for loop in self.loops:
             loop.kick(stale=self._has_ipvlans())

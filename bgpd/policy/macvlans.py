@@ -61,11 +61,6 @@ class Macvlans:
         """What polices it, each after what it takes: of each loop the objects without which it is not."""
         return (self.stations, parents.entries_of(endpoint, link).keys()), (self.parents, (link.parent,))
 
-    @property
-    def of_single_pods(self) -> tuple[Reconciler[Any, Any], ...]:
-        """Those loops whose objects are each one pod's or interface's: one that is not there is nobody else's."""
-        return (self.stations,)
-
     def inputs_changed(self) -> None:
         for loop in self.loops:
             loop.kick(stale=self._has_macvlans())

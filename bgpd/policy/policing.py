@@ -26,7 +26,7 @@ from bgpd.config.load import Loaded
 from bgpd.datapath import layout
 from bgpd.datapath.loader import Datapath
 from bgpd.model.attachment import AttachmentKey, PodName
-from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, MacvlanLink, VethLink
+from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, IpvlanMode, MacvlanLink, VethLink
 from bgpd.model.notice import Notice
 from bgpd.model.outcome import DONE, Blocked, Outcome, Retry
 from bgpd.model.policy import Snapshot
@@ -122,14 +122,15 @@ class Policing:
         return self._fitting.misfits
 
     def unready(self) -> str:
-        """Why the policy of no pod can be put into the kernel at present; empty: it can, and has been once."""
-        of_single_pods = {*self.macvlans.of_single_pods, *self.ipvlans.of_single_pods}  # in nobody else's way
-        found = ((it.name, it.reason(() if it in of_single_pods else None)) for it in self.loops)
-        settled = ((it.name, it.ever_applied if it in of_single_pods else it.ever_settled) for it in self.loops)
+        """Why the policy of no pod can be put into the kernel at present; empty: it can, and has been once.
+
+        What single kinds of links take besides is in nobody else's way: see `blocked`.
+        """
+        loops = (self.maps, self.links, self.tables)
         return (
             self._unread
-            or next((f"{name}: {reason}" for name, reason in found if reason), "")
-            or next((f"{name} has not been settled yet" for name, once in settled if not once), "")
+            or next((f"{loop.name}: {reason}" for loop in loops if (reason := loop.reason())), "")
+            or next((f"{loop.name} has not been settled yet" for loop in loops if not loop.ever_settled), "")
         )
 
     @property
@@ -165,7 +166,8 @@ class Policing:
             case MacvlanLink() as link:
                 own = self.macvlans.needs(endpoint, link)
             case IpvlanLink() as link:
-                own = self.ipvlans.needs(endpoint, link)
+                through_tables = ((self.links, None),) if link.mode is not IpvlanMode.L2 else ()  # which wait for it
+                own = (*through_tables, *self.ipvlans.needs(endpoint, link))
             case _:
                 own = ((self.links, None),)
         return (self.maps, None), *own, (self.tables, None)
