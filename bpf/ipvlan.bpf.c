@@ -57,7 +57,7 @@ struct {
 enum ipvlan_origin {
 	ORIGIN_WIRE = 0x62670001,   /* its source is no pod's; whether the pod may get it has not been asked */
 	ORIGIN_JUDGED = 0x62670002, /* it may */
-	ORIGIN_STACK = 0x62670003,  /* said by bgpd/policy/table.py of what a pod sends by the node's stack: it may */
+	ORIGIN_STACK = 0x62670003, /* said by bgpd/policy/chains.py of what a pod sends by the node's stack: it may */
 };
 
 /* The cookie of the first network namespace; see macvlan.bpf.c on what else is sent in it. */

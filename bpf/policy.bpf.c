@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 /*
- * NetworkPolicy where packets are forwarded: asked by the rules of bgpd/policy/table.py, for every packet, after
+ * NetworkPolicy where packets are forwarded: asked by the rules of bgpd/policy/chains.py, for every packet, after
  * services have been translated to their endpoints and before anybody masquerades, so that both true ends are seen.
  *
  * The programs differ in who is taken for the client of a flow. `policy` and `policy_reply` leave that to the

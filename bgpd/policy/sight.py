@@ -23,6 +23,7 @@ from bgpd.model.policy import RuleRef, Snapshot
 from bgpd.observe.control import USAGE, ControlError, Handler, Progress
 from bgpd.observe.samples.policy import Policy
 from bgpd.policy import explain, report
+from bgpd.policy.chains import Family
 from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.events import Event, Events
 from bgpd.policy.explain import Answer, Question, QuestionError
@@ -30,7 +31,6 @@ from bgpd.policy.fit import Misfit
 from bgpd.policy.map import KEY, sizes
 from bgpd.policy.policing import Policing
 from bgpd.policy.report import Row, State
-from bgpd.policy.table import Family
 from bgpd.runtime.reconcile import Reconciler
 
 SETTLE_S = 1.0  # a change takes some ten milliseconds from here to the kernel

@@ -15,7 +15,8 @@ from bgpd.model.outcome import DONE
 from bgpd.model.prefix import Address
 from bgpd.netlink.nftables import Connection
 from bgpd.netlink.owntables import TableActuator, can_own
-from bgpd.policy.table import TABLES, Family, Table, inet_table, key
+from bgpd.policy.chains import Family
+from bgpd.policy.table import TABLES, Table, inet_table, key
 from bgpd.runtime.diff import Change
 from tests.fabric.masq_node import NETLINK_NETFILTER
 from tests.fabric.netns import Namespace
