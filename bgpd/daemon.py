@@ -283,15 +283,15 @@ class Daemon:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self.changed.wait()
             if self.changed.is_set():
-                await asyncio.sleep(PUBLISH_S)
                 self.changed.clear()
-                self.metrics.publish(gauges.snapshot(console))
                 self.readiness = gauges.ready(console)
                 refused = "configuration refused, on the last good one; " if console.config_state.faults else ""
                 status = refused + self.readiness.text.splitlines()[0]
                 if status != shown:
                     shown = status
                     self.notifier.status(status)
+                await asyncio.sleep(PUBLISH_S)
+                self.metrics.publish(gauges.snapshot(console))
 
 
 async def _api_server(config: Config) -> ApiServer | None:
