@@ -53,11 +53,18 @@ def get(path: Path, kind: str) -> int | None:
     code = library().bpf_obj_get(os.fsencode(path))
     if code == -errno.ENOENT:
         return None
+    if code == -errno.EACCES and os.access(path, os.R_OK | os.W_OK):  # then it is no BPF object at all
+        raise _other(path, kind)
     fd = check(f"opening {path}", code)
     if str(Path(f"/proc/self/fd/{fd}").readlink()) == f"anon_inode:bpf-{kind}":
         return fd
     os.close(fd)
-    raise DatapathError(f"{path} is not a BPF {kind}; remove it if nobody uses it: rm {path}", errno.EEXIST)
+    raise _other(path, kind)
+
+
+def _other(path: Path, kind: str) -> DatapathError:
+    command = f"rm -r {path}" if path.is_dir() else f"rm {path}"
+    return DatapathError(f"{path} is not a BPF {kind}; remove it if nobody uses it: {command}", errno.EEXIST)
 
 
 def is_map(path: Path) -> bool:

@@ -77,6 +77,20 @@ def test_a_program_is_no_map(masq: Installed) -> None:
         pins.get(pin.with_name("ipmasq_v4"), "prog")
 
 
+def test_a_directory_in_a_map_s_place_is_named_with_the_remedy(directory: Path) -> None:
+    """The kernel says that permission is denied, and root has it. The remedy helps."""
+    pin = directory / "ipmasq_v4"
+    pin.mkdir(parents=True)
+    (pin / "inside").mkdir()
+    for kind in ("map", "prog"):
+        with pytest.raises(DatapathError) as caught:
+            pins.get(pin, kind)
+        said, _, command = str(caught.value).partition(": ")
+        assert said == f"{pin} is not a BPF {kind}; remove it if nobody uses it"
+    subprocess.run(command.split(), check=True)
+    assert pins.open_or_create(pin, SPEC).entries() == {}
+
+
 def test_a_pin_that_is_replaced_is_never_missing(directory: Path) -> None:
     """The name is never deleted: the new one moves over it."""
     old, new = pins.open_or_create(directory / "list", SPEC), Map.create(SPEC)
