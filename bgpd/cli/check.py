@@ -87,7 +87,7 @@ def main(options: argparse.Namespace) -> int:
     if loaded.config.masquerade.enabled:
         _masquerade(loaded.config.masquerade, node, read.cluster.masquerade if read else None, planned, report)
     if loaded.config.policy.enabled and read is not None:
-        report.shown["policies"] = _policies(loaded.config.node.name, read)
+        report.shown["policies"] = _policies(loaded.config, read, report)
     if loaded.config.virtual_servers.enabled and read is not None:
         _virtual_servers(read.cluster.virtual_servers, report)
     faults = [fault for each in report.faults.values() for fault in each]
@@ -185,15 +185,19 @@ def _with_cilium_bgp(loaded: Loaded, read: _Read, report: _Report) -> Loaded:
     return found.effective.newest.value
 
 
-def _policies(node_name: str, read: _Read) -> list[dict[str, Any]]:
-    """Those that select a pod of this node."""
-    from bgpd.policy.compile import Compiler  # a node without policy does without
+def _policies(config: Config, read: _Read, report: _Report) -> list[dict[str, Any]]:
+    """Those that select a pod of this node, as a daemon would have them that starts with empty maps."""
+    from bgpd.policy.entries import Contents  # a node without policy does without
+    from bgpd.policy.fit import CAPACITY, Fitting
     from bgpd.policy.report import policies
     from bgpd.policy.view import Objects, View
 
     cluster = read.cluster
-    found = View(node_name, Objects(read.nodes, cluster.pods, cluster.namespaces, cluster.policies)).look({})
-    return policies(found, Compiler().advance(found)[-1])
+    objects = Objects(read.nodes, cluster.pods, cluster.namespaces, cluster.policies)
+    found, fitting = View(config.node.name, objects).look({}), Fitting(CAPACITY)
+    contents = fitting.advance(found, Contents(), config.policy.on_overflow)[-1]
+    report.warnings += brief(fitting.misfits, lambda misfit: misfit.reason)
+    return policies(found, contents, fitting.misfits)
 
 
 def _node_routes(config: Config, node: Node | None, read: _Read) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, NamedTuple
 
-from bgpd.datapath.layout import Peer
+from bgpd.datapath.layout import MAPS, Peer
 from bgpd.model.pod import Pod
 from bgpd.model.policy import NetworkPolicy, Overflow, Snapshot
 from bgpd.policy.compile import CLOSED, NO_HOLDS, Compiler, Hold
@@ -29,6 +29,7 @@ from bgpd.policy.resolve import prefixes_of, selects
 from bgpd.runtime.diff import changed
 
 LOCAL_SHARE = 128  # one in so many entries of policy_peers is left for pods of this node: 1,024, and 110 is usual
+CAPACITY: Mapping[str, int] = {place: MAPS[place].max_entries for place in PLACES}
 CUTTABLE = ("policy_peers", "policy_rules", "policy_ports", "policy_ranges")  # a prefix less may let somebody in
 REMEDIES = {
     "peers": "let it select fewer pods as peers, or name their addresses by an ipBlock",

@@ -34,8 +34,8 @@ from bgpd.model.prefix import Address
 from bgpd.netlink.owntables import OwnTables
 from bgpd.policy import bridges, ipvlans, parents
 from bgpd.policy import map as maps
-from bgpd.policy.entries import PLACES, Contents
-from bgpd.policy.fit import Fitting, Misfit
+from bgpd.policy.entries import Contents
+from bgpd.policy.fit import CAPACITY, Fitting, Misfit
 from bgpd.policy.ipvlans import Ipvlans
 from bgpd.policy.macvlans import Macvlans
 from bgpd.policy.map import PodLinks, PolicyMaps, Stages
@@ -67,7 +67,7 @@ class Policing:
     ) -> None:
         self._config, self.objects, self.endpoints = config, objects, endpoints
         self._view = View(node_name, objects)
-        self._fitting = Fitting({name: layout.MAPS[name].max_entries for name in PLACES})
+        self._fitting = Fitting(CAPACITY)
         self._compiled: tuple[tuple[Revision, ...], tuple[Contents, ...]] | None = None
         self._tried: Revision | None = None  # of the configuration, when it was last tried whether all fits
         self._tried_at = self._again_s = 0.0

@@ -235,6 +235,22 @@ def test_policies_that_count_on_this_node(rig: Rig) -> None:
     assert rig.check()[1].splitlines()[-1].split() == ["shop/closed", "0", "shop/web"]
 
 
+def test_a_policy_that_does_not_fit_is_a_warning(rig: Rig) -> None:
+    """In the words of `policy list`, before a daemon has to hold its pods back; the file itself is fine."""
+    all_but_ends = [{"port": 1, "endPort": 65534, "protocol": each} for each in ("TCP", "UDP", "SCTP")]
+    blocks = ({"ipBlock": {"cidr": f"10.{each >> 8}.{each & 255}.0/24"}} for each in range(750))
+    rig.manifest("web", WEB)
+    spec = {"podSelector": {}, "ingress": [{"from": [each], "ports": all_but_ends} for each in blocks]}
+    rig.manifest("closed", CLOSED | {"spec": spec})
+    rig.config["policy"] = {"enabled": True}
+    code, out, err = rig.check("-o", "json")
+    (row,), (warning,) = json.loads(out)["policies"], json.loads(out)["warnings"]
+    assert (code, err) == (0, "")
+    assert "NetworkPolicy shop/closed does not fit" in warning
+    assert "policy_ranges" in warning and "shop/web is closed" in warning
+    assert (row["problems"], row["blocked"]["map"]) == ([warning], "policy_ranges")
+
+
 def test_services_are_shown_as_they_would_be_announced(rig: Rig) -> None:
     """With what is not announced now and why; without such an entry they are not looked at."""
     rig.manifest("web", service("web", ingress=["188.188.255.1"]))
