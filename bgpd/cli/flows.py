@@ -1,7 +1,8 @@
 """`bgpd flows`: packets that NetworkPolicy drops, or would drop where the namespace is in audit mode.
 
 One line each, `-o json` one object each with `--follow`: the flow as its client began it, which rules deny it, how
-many more of the pod were not told. What the daemon keeps in memory, or with `--follow` what comes from now on, until
+many more of the pod were not told. Why there may be none goes to stderr: policy is not in force (exit 4), or the pod
+is none of this node. What the daemon keeps in memory, or with `--follow` what comes from now on, until
 it is interrupted or the daemon ends.
 """
 
@@ -13,7 +14,7 @@ import sys
 from typing import Any
 
 from bgpd.cli.ask import ask
-from bgpd.cli.exits import FINE
+from bgpd.cli.exits import DEGRADED, FINE
 from bgpd.cli.output import flush, print_json, show
 
 
@@ -30,13 +31,17 @@ def main(options: argparse.Namespace) -> int:
     answer = ask(options, "flows", asked)
     if options.output == "json":
         print_json(answer)
-        return FINE
+        return DEGRADED if answer["notInForce"] else FINE
     for row in answer["flows"]:
         show(_line(row) + "\n")
+    if answer["notInForce"]:
+        sys.stderr.write(f"NOT IN FORCE: {answer['notInForce']}\n")
+    for note in answer["notes"]:
+        sys.stderr.write(f"note: {note}\n")
     for count, what in ((answer["forgotten"], "older ones are forgotten"), (answer["lost"], "were not told")):
         if count:
             sys.stderr.write(f"{count:,} {what}\n")
-    return FINE
+    return DEGRADED if answer["notInForce"] else FINE
 
 
 def _follow(options: argparse.Namespace, asked: dict[str, Any]) -> int:
@@ -44,9 +49,14 @@ def _follow(options: argparse.Namespace, asked: dict[str, Any]) -> int:
     as_json = options.output == "json"
 
     def tell(text: str) -> None:
-        if text:  # else it says that it is still there
-            show((text if as_json else _line(json.loads(text))) + "\n")
-            flush()
+        if not text:
+            return  # it says that it is still there
+        told = json.loads(text)
+        if "note" in told:
+            sys.stderr.write(f"note: {told['note']}\n")
+            return
+        show((text if as_json else _line(told)) + "\n")
+        flush()
 
     ask(options, "flows", asked, tell)
     return FINE

@@ -62,4 +62,4 @@ def _test(options: argparse.Namespace) -> int:
 def _clear(options: argparse.Namespace) -> int:
     from bgpd.masq.masquerading import clear  # brings libbpf and nf_tables
 
-    return cleared(options, lambda paths: clear(paths.bpf))
+    return cleared(options, "masquerade", lambda paths: clear(paths.bpf))

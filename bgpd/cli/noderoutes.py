@@ -25,7 +25,7 @@ def main(options: argparse.Namespace) -> int:
     if options.what == "clear":
         from bgpd.noderoutes.target import clear
 
-        return cleared(options, lambda paths: clear(paths.state))
+        return cleared(options, "nodeRoutes", lambda paths: clear(paths.state))
     rows = ask(options, "noderoutes list")["routes"]
     if options.output == "json":
         print_json(rows)

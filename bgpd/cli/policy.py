@@ -17,6 +17,7 @@ from bgpd.cli.ask import ask
 from bgpd.cli.clear import cleared
 from bgpd.cli.exits import DEGRADED, FINE, USAGE
 from bgpd.cli.output import print_json, show
+from bgpd.model.brief import brief
 
 USAGE_TEXT = "usage: bgpd policy list | bgpd policy explain SRC DST[:PORT/PROTO] | bgpd policy clear\n"
 
@@ -54,11 +55,11 @@ def _list(options: argparse.Namespace) -> int:
 
 def _policy(row: dict[str, Any]) -> str:
     lines = [f"{row['policy']}  ({row['entries']:,} entries)", f"  pods     {' '.join(row['pods'])}"]
+    lines += [f"  PROBLEM  {problem}" for problem in row["problems"]]
     for direction in ("ingress", "egress"):
         rules = row[direction]
         if rules is not None:
-            lines += [f"  {direction:<8} {rule}" for rule in rules or ["nothing"]]
-    lines += [f"  PROBLEM  {problem}" for problem in row["problems"]]
+            lines += [f"  {direction:<8} {rule}" for rule in brief(rules) or ["nothing"]]
     return "\n".join(lines) + "\n"
 
 
@@ -92,7 +93,7 @@ def _direction(name: str, shown: dict[str, Any]) -> Iterator[str]:
     yield f"  {name:<8} {shown['verdict'] if shown['judgedHere'] else 'not here'}, {shown['why']}{by}"
     if shown["policies"]:
         yield f"           isolated by {', '.join(shown['policies'])}"
-    yield from (f"           {text}" for text in shown["wouldChange"])
+    yield from (f"           {text}" for text in brief(shown["wouldChange"]))
     if shown["disagreement"]:
         yield f"           DISAGREEMENT: {shown['disagreement']}"
 
@@ -105,4 +106,4 @@ def _clear(options: argparse.Namespace) -> int:
     from bgpd.cni.journal import namespaces
     from bgpd.policy.clear import clear  # brings nf_tables
 
-    return cleared(options, lambda paths: clear(paths.bpf, namespaces(paths.state)))
+    return cleared(options, "policy", lambda paths: clear(paths.bpf, namespaces(paths.state)))

@@ -29,7 +29,7 @@ def main(options: argparse.Namespace) -> int:
     if options.what == "clear":
         from bgpd.virtualservers.serving import clear
 
-        return cleared(options, lambda paths: clear(paths.state))
+        return cleared(options, "virtualServers", lambda paths: clear(paths.state))
     servers = ask(options, "virtualservers list")["virtualServers"]
     if options.output == "json":
         print_json(servers)

@@ -121,7 +121,10 @@ class Sight:
         return {"flows": flows, "notes": list(explain.notes(asked)), "disagreement": text, "notInForce": reason}
 
     async def _flows(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
-        """Those that are kept; with `follow` those that come, each a progress of JSON, until the client goes."""
+        """Those that are kept; with `follow` those that come, each a progress of JSON, until the client goes.
+
+        What is strange about asking comes first then, as `note`: the pod may be on its way.
+        """
         wanted = _wanted(arguments)
         if self.events.problem:
             raise ControlError(self.events.problem)
@@ -131,13 +134,40 @@ class Sight:
                 if wanted(event):
                     progress(json.dumps(event.shown()))
 
+            unready = self._policing.unready()
+            about = [f"policy is not in force: {unready}"] if unready else []
+            for note in (*about, *self._notes(arguments.get("pod"))):
+                progress(json.dumps({"note": note}))
             with self.events.heard_by(tell):
                 while True:
                     await asyncio.sleep(STILL_HERE_S)
                     progress("")
         kept = self.events.kept
         rows = [event.shown() for event in kept if wanted(event)]
-        return {"flows": rows, "lost": self.events.lost, "forgotten": self.events.told - len(kept)}
+        if not rows and arguments.get("pod") and self._is_nobody(str(arguments["pod"])):
+            raise ControlError(f"there is no pod {arguments['pod']} in Kubernetes, and no flow of it is kept", USAGE)
+        return {
+            "flows": rows,
+            "lost": self.events.lost,
+            "forgotten": self.events.told - len(kept),
+            "notes": list(self._notes(arguments.get("pod"))),
+            "notInForce": self._policing.unready(),
+        }
+
+    def _notes(self, pod: str | None) -> Iterator[str]:
+        """Why there may be nothing to see of it here."""
+        if pod is None or self._policing.objects.unread:
+            return
+        there = self._policing.snapshot.pods.get(pod)
+        if self._is_nobody(pod):
+            yield f"there is no pod {pod} in Kubernetes"
+        elif there is not None and pod not in self._policing.snapshot.local:
+            place = f"is on {there.node}" if there.node else "has no node yet"
+            yield f"{pod} {place}: here is only what pods of this node drop of it, or to it"
+
+    def _is_nobody(self, pod: str) -> bool:
+        snapshot = self._policing.snapshot
+        return not self._policing.objects.unread and pod not in snapshot.pods and pod not in snapshot.local
 
     # --- what there is ------------------------------------------------------------------------------------
 

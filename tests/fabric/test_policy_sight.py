@@ -220,6 +220,10 @@ def test_what_is_dropped_is_told_with_the_pods_and_the_policy(site: PolicySite) 
         assert (row["server"]["pod"], row["server"]["port"], row["protocol"]) == ("x/a", PORT, "tcp")
         assert (row["verdict"], row["direction"], row["policies"]) == ("dropped", "ingress", ["x/p"])
     assert drops(site, "--pod", "x/d") == drops(site, "--verdict", "audited") == []
+    nobody, elsewhere = (site.node.try_bgpd("flows", "--pod", name) for name in ("x/nobody", "y/far"))
+    assert (nobody.returncode, elsewhere.returncode) == (2, 0)
+    assert "there is no pod x/nobody in Kubernetes" in nobody.stderr
+    assert "note: y/far is on worker2" in elsewhere.stderr
     site.apply(namespace("x", audited=True))
     assert site.reached("a", "b", "c") == {"b", "c"}
     poll(lambda: bool(drops(site, "--verdict", "audited")), WAIT_S, lambda: "nothing audited is told")
@@ -247,6 +251,8 @@ def test_flows_are_followed_until_the_operator_or_the_daemon_ends(site: PolicySi
         return bool(follower.log()) and bool(other.log())
 
     poll(told, WAIT_S, lambda: "nothing is told")
+    refused = site.node.try_bgpd("policy", "clear")  # what it drops would pass until the daemon had put it back
+    assert refused.returncode == 1 and "bgpd runs and would put it back" in refused.stderr
     first = json.loads(follower.log().splitlines()[0])
     assert (first["client"]["pod"], first["verdict"]) == ("x/b", "dropped")
     assert "dropped ingress x/b " in other.log()
