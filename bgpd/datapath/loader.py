@@ -11,6 +11,7 @@ Objects are built by bpf/Makefile and shipped; nothing is compiled here.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -42,11 +43,14 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Installed:
-    """One object in the kernel, by the names that its source gives. `renewed`: maps that replace others."""
+    """One object in the kernel, by the names that its source gives. `renewed`: maps that replace others.
+    `dropped`: the pins of maps that only other releases have, which are gone now.
+    """
 
     maps: Mapping[str, Map]
     programs: Mapping[str, Program]
     renewed: frozenset[str] = frozenset()
+    dropped: frozenset[str] = frozenset()
 
 
 def shipped(name: str) -> Path:
@@ -83,21 +87,21 @@ def install(file: Path, directory: Path, without: Collection[str] = ()) -> Insta
             # last what tells the next one, should we be killed here, that not all of them are ours
             pins.substitute(call.bpf_map__fd(handles[name]), directory / name)
             maps[name] = Map(os.dup(call.bpf_map__fd(handles[name])), name)
-        _drop_unknown(directory)
+        dropped = frozenset(_dropped(directory))
         programs = {}
         for each in _all(call.bpf_object__next_program, handle):
             if each in left_out:
                 continue
             pin = directory / call.bpf_program__name(each).decode()
             programs[pin.name] = _install(call.bpf_program__fd(each), pin)
-    return Installed(maps, programs, frozenset(name for name in new if there[name] is not None))
+    return Installed(maps, programs, frozenset(name for name in new if there[name] is not None), dropped)
 
 
 class Datapath:
-    """The object `name`, put into the kernel when it is first asked for."""
+    """The object `name`, put into the kernel when it is first asked for. `told` is called with it then."""
 
-    def __init__(self, name: str, directory: Path) -> None:
-        self._name, self.directory = name, directory
+    def __init__(self, name: str, directory: Path, told: Callable[[Installed], object]) -> None:
+        self._name, self.directory, self._told = name, directory, told
         self._installed: Installed | None = None
         self._lock = threading.Lock()  # two threads would put the same names there
         self._installing = threading.Lock()  # each reconcile loop asks from a thread of its own
@@ -107,6 +111,7 @@ class Datapath:
         with self._installing:
             if self._installed is None:
                 self._installed = install(shipped(self._name), self.directory)
+                self._told(self._installed)
             return self._installed
 
 
@@ -133,13 +138,23 @@ def _usable(there: Mapping[str, Map | None]) -> dict[str, Map]:
     return {name: found for name, found in there.items() if found is not None and name not in lacking}
 
 
-def _drop_unknown(directory: Path) -> None:
-    """Maps that only other releases have: whoever reads one holds it."""
+def _dropped(directory: Path) -> Iterator[str]:
+    """Takes maps away that only other releases have: whoever reads one holds it.
+
+    None in a directory where others pin too: what a map is called there says nothing of whose it is.
+    """
     subjects = {name.partition("_")[0] for name in layout.MAPS}
-    for path in directory.iterdir():
+    paths = list(directory.iterdir())
+    if not all(path.name.startswith(tuple(subjects)) for path in paths):
+        return
+    for path in paths:
         name = path.name.removesuffix("_new")  # which another thread may be about to rename
-        if name not in layout.MAPS and name.partition("_")[0] in subjects and pins.is_map(path):
-            path.unlink(missing_ok=True)  # what masquerades and what polices are installed at the same time
+        subject, underscore, _ = name.partition("_")
+        if name in layout.MAPS or subject not in subjects or not underscore or not pins.is_map(path, name):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # masquerade and policy are installed at the same time
+            path.unlink()
+            yield name
 
 
 def _is_of_layout(found: Map | None, name: str) -> bool:

@@ -20,6 +20,7 @@ from bgpd.datapath.maps import Map
 
 BPFFS = Path("/sys/fs/bpf")  # where distributions mount it
 BPF_FS_MAGIC = 0xCAFE4A11  # linux/magic.h
+KEPT_OF_NAME = 15  # BPF_OBJ_NAME_LEN in linux/bpf.h, less the NUL
 _TYPE_NAMES = {int(each): each.name.lower() for each in MapType}
 
 
@@ -67,11 +68,13 @@ def _other(path: Path, kind: str) -> DatapathError:
     return DatapathError(f"{path} is not a BPF {kind}; remove it if nobody uses it: {command}", errno.EEXIST)
 
 
-def is_map(path: Path) -> bool:
+def is_map(path: Path, name: str) -> bool:
+    """Whether it is one that was made with this name, of which the kernel keeps 15 bytes."""
     try:
-        return any_map(path) is not None
+        found = any_map(path)
     except DatapathError:
         return False
+    return found is not None and found.spec.name == name[:KEPT_OF_NAME]
 
 
 def any_map(path: Path, name: str = "") -> Map | None:

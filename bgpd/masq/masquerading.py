@@ -18,7 +18,7 @@ from pathlib import Path
 
 from bgpd.config.load import Loaded
 from bgpd.config.masquerade import Masquerade
-from bgpd.datapath import pins
+from bgpd.datapath import inherited, pins
 from bgpd.datapath.loader import Datapath
 from bgpd.masq.map import CILIUM, Held, ListMaps, MasqList, cilium_maps, own_maps, wanted
 from bgpd.masq.memory import Memory
@@ -59,7 +59,7 @@ class Masquerading:
         self.reading = Store(Reading())
         self._memory = Memory(start.paths.state / "masq-document", self.reading)
         self._document = _document_source(start.masquerade, config_maps, self.reading)
-        self._datapath = Datapath("masq", start.paths.bpf)
+        self._datapath = Datapath("masq", start.paths.bpf, inherited.tell)
         self.lists = {
             version: Reconciler(
                 f"masq_ipv{version}",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bgpd.config.load import Loaded
-from bgpd.datapath import layout, loader
+from bgpd.datapath import inherited, layout, loader
 from bgpd.datapath.layout import OwnerFlag
 from bgpd.datapath.loader import Datapath
 from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, IpvlanMode
@@ -394,6 +394,7 @@ class Ipvlans:
     def _open_neighbors(self) -> Behind[Own]:
         self._datapath.installed()  # the maps of both objects are the same, and it has made them
         installed = parents.install(self._datapath.directory, KIND)
+        inherited.tell(installed)
         self._behind = neighbors(installed, self._datapath.directory)
         return self._behind
 

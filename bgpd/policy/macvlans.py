@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bgpd.config.load import Loaded
+from bgpd.datapath import inherited
 from bgpd.datapath.loader import Datapath
 from bgpd.model.endpoint import Endpoint, Endpoints, MacvlanLink
 from bgpd.netlink.links import Watch
@@ -113,7 +114,9 @@ class Macvlans:
 
     def _open_stations(self) -> Behind[Own]:
         self._datapath.installed()  # the maps of both objects are the same, and it has made them
-        self._behind = parents.stations(parents.install(self._datapath.directory), self._datapath.directory)
+        installed = parents.install(self._datapath.directory)
+        inherited.tell(installed)
+        self._behind = parents.stations(installed, self._datapath.directory)
         return self._behind
 
     def _open_parents(self) -> Actuator[int, Programs]:

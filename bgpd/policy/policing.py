@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from bgpd.config.load import Loaded
-from bgpd.datapath import layout
+from bgpd.datapath import inherited, layout
 from bgpd.datapath.loader import Datapath
 from bgpd.model.attachment import AttachmentKey, PodName
 from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, IpvlanMode, MacvlanLink, VethLink
@@ -74,7 +74,7 @@ class Policing:
         self.notices: Store[Mapping[str, Notice]] = Store({})
         """What the cluster is to be told, by policy."""
         self.snapshot = Snapshot(pods={}, namespaces={}, policies={}, local={})
-        self.datapath = Datapath("policy", config.newest.value.config.paths.bpf)
+        self.datapath = Datapath("policy", config.newest.value.config.paths.bpf, inherited.tell)
         self._unjudged: tuple[int, ...] = ()  # versions that bridges hand to nobody
         self._own_tables = OwnTables(TABLES)
         self._planned: tuple[tuple[Revision, tuple[int, ...]], Mapping[str, Table]] | None = None

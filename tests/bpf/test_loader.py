@@ -73,10 +73,12 @@ def test_objects_are_pinned_whole(directory: Path) -> None:
 
 def test_it_is_installed_once_however_many_ask(directory: Path) -> None:
     """At the daemon's start every reconcile loop does, from a thread of its own."""
-    datapath = loader.Datapath("policy", directory)
+    told: list[Installed] = []
+    datapath = loader.Datapath("policy", directory, told.append)
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(datapath.installed) for _ in range(4)]
-    assert len({id(each.result()) for each in asked}) == 1
+    assert {id(each.result()) for each in asked} == {id(each) for each in told}
+    assert len(told) == 1
 
 
 def test_pins_survive_the_process_and_are_adopted_by_the_next(directory: Path) -> None:
@@ -152,14 +154,26 @@ def test_a_map_of_another_layout_is_replaced_and_the_others_are_used_on(director
 
 
 def test_maps_that_only_other_releases_have_go_and_nothing_else(directory: Path) -> None:
-    """What is not ours by its name stays, and so does what is no map."""
+    """What is no map stays, and a map that was not made with the name that it has there, or with one of a program."""
     installed = install(directory)
-    for name in ("ipmasq_v5", "policy_sets", "elsewhere"):
-        pins.open_or_create(directory / name, MAPS["ipmasq_v4"])
+    gone = {"ipmasq_v5", "policy_sets_by_pod"}
+    for name in (*gone, "policy"):
+        pins.open_or_create(directory / name, replace(MAPS["ipmasq_v4"], name=name))
+    pins.open_or_create(directory / "policy_other", MAPS["ipmasq_v4"])
     pins.put(installed.programs["masquerade"].fd, directory / "masq_before")
-    install(directory)
-    names = {*installed.maps, "masquerade", "masq_before", "elsewhere"}
+    assert install(directory).dropped == gone
+    names = {*installed.maps, "masquerade", "masq_before", "policy", "policy_other"}
     assert {path.name for path in directory.iterdir()} == names
+    assert install(directory).dropped == frozenset()
+
+
+def test_no_map_goes_from_a_directory_where_others_pin(directory: Path) -> None:
+    """What one is called there says nothing of whose it is."""
+    for name in ("policy_sets", "elsewhere"):
+        pins.open_or_create(directory / name, replace(MAPS["ipmasq_v4"], name=name))
+    installed = install(directory)
+    assert installed.dropped == frozenset()
+    assert {path.name for path in directory.iterdir()} == {*installed.maps, "masquerade", "policy_sets", "elsewhere"}
 
 
 @pytest.mark.parametrize("is_gone", [False, True], ids=["of another layout", "gone"])

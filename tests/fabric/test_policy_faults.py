@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bgpd.datapath import layout
+from bgpd.datapath import layout, pins
 from bgpd.policy.table import NAME
 from tests.fabric.netns import Lab
 from tests.fabric.node import BIN
@@ -233,6 +234,19 @@ def test_without_cap_bpf_the_capability_is_named(idle: PolicySite, tmp_path: Pat
     assert "add it to the unit" in idle.node.wait_problem("CAP_BPF is missing")
     assert not idle.tables()
     assert idle.passing(CLIENTS, SERVERS) == EVERYBODY
+
+
+def test_maps_of_another_release_are_not_used_on_and_the_log_says_so(idle: PolicySite) -> None:
+    """Once, by the object that made them: those of macvlans and ipvlans have the same."""
+    shape, gone = layout.MAPS["policy_verdicts"], replace(layout.MAPS["policy_links"], name="policy_retired")
+    pins.open_or_create(idle.pins / shape.name, replace(shape, max_entries=1))
+    pins.open_or_create(idle.pins / gone.name, gone)
+    idle.start()
+    check(idle)
+    assert idle.node.daemon is not None
+    (line,) = (text for text in idle.node.daemon.log().splitlines() if "maps of another layout" in text)
+    said = json.loads(line)
+    assert (said["level"], said["replaced"], said["removed"]) == ("info", [shape.name], [gone.name])
 
 
 def test_without_a_bpffs_the_command_that_mounts_it_is_all_it_takes(idle: PolicySite, lab: Lab) -> None:
