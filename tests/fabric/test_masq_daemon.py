@@ -45,7 +45,7 @@ def test_the_capabilities_of_its_unit_suffice(masq_site: MasqSite, tmp_path: Pat
     masq_site.wait_seen(IPV4.node, IPV4.unlisted)
     masq_site.wait_seen(IPV4.pod_a, IPV4.listed)
     assert masq_site.node.daemon is not None
-    assert "stop that first" in masq_site.node.try_bgpd("masq", "clear").stderr
+    assert "bgpd runs and would put it back" in masq_site.node.try_bgpd("masq", "clear").stderr
     masq_site.node.daemon.stop()
     assert "removed nftables table inet bgpd" in masq_site.node.bgpd("masq", "clear")
     assert not masq_site.pins.exists()

@@ -188,6 +188,7 @@ def test_none_and_clear_take_everything_out(dual: NodeRoutesSite) -> None:
     """`noderoutes clear` after the daemon, or the next start with none; nothing of the others' is touched."""
     a, c = dual.members["a"], dual.members["c"]
     _all_reach(dual)
+    assert "would put it back" in a.bgpd.try_bgpd("noderoutes", "clear").stderr
     for member in (a, c):
         assert member.bgpd.daemon is not None
         member.bgpd.daemon.stop()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from argparse import Namespace
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from bgpd.cli.clear import cleared
 from bgpd.cli.main import main
 from bgpd.model.brief import LINES
 from bgpd.observe.control import Handler, Progress
@@ -27,21 +29,27 @@ class Rig:
 
     def __init__(self, directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
-        self._socket, self._file = directory / "status.sock", directory / "bgpd.yaml"
+        self._socket, self.file = directory / "status.sock", directory / "bgpd.yaml"
         config = {
             "node": {"name": "worker1"},
             "paths": {name: str(directory) for name in ("run", "state", "bpf")},
             "source": {"manifests": str(directory)},
             "bgp": {"localASN": 64512, "peers": [{"name": "tor-a", "peerAddress": "127.0.0.2", "peerASN": 64512}]},
         }
-        self._file.write_text(yaml.safe_dump(config))
+        self.file.write_text(yaml.safe_dump(config))
 
     def run(self, *words: str, answers: dict[str, Any], told: tuple[str, ...] = ()) -> tuple[int, str, str]:
         """Exit code, standard output, standard error. `told`: what comes before an answer."""
+        return self.beside(lambda: main([*words, "--config", str(self.file)]), answers, told)
+
+    def beside(
+        self, command: Callable[[], int], answers: dict[str, Any], told: tuple[str, ...] = ()
+    ) -> tuple[int, str, str]:
+        """The same of something else that is run."""
         codes: list[int] = []
 
         async def scenario() -> None:
-            codes.append(await asyncio.to_thread(main, [*words, "--config", str(self._file)]))
+            codes.append(await asyncio.to_thread(command))
 
         serve(self._socket, scenario, {name: _says(it, told) for name, it in answers.items()})
         return codes[0], *self._capsys.readouterr()
@@ -90,18 +98,22 @@ def test_a_note_before_flows_that_are_followed_goes_to_stderr_too(rig: Rig, word
 
 
 @pytest.mark.parametrize(
-    ("command", "part"),
+    ("answers", "code", "said"),
     [
-        ("policy", "policy"),
-        ("masq", "masquerade"),
-        ("noderoutes", "nodeRoutes"),
-        ("virtualservers", "virtualServers"),
+        ({"status": {"policy": {"policies": 1}}}, 1, "would put it back"),
+        ({}, 1, "stop that first"),  # it answers, and does not say
+        ({"status": {"policy": None}}, 0, "removed a table"),
     ],
 )
-def test_nothing_is_cleared_beside_a_daemon_that_would_put_it_back(rig: Rig, command: str, part: str) -> None:
-    """Nor while one that answers does not say."""
-    keeping: dict[str, Any] = {"status": {part: {}}}
-    for answers in (keeping, {}):
-        code, out, err = rig.run(command, "clear", answers=answers)
-        assert (code, out) == (1, "")
-        assert "bgpd runs and would put it back" in err and err.endswith("stop that first\n")
+def test_nothing_is_cleared_beside_a_daemon_that_would_put_it_back(
+    rig: Rig, answers: dict[str, Any], code: int, said: str
+) -> None:
+    found = rig.beside(lambda: cleared(Namespace(config=rig.file), "policy", lambda paths: ["a table"]), answers)
+    assert found[0] == code
+    assert said in found[1] + found[2]
+    assert ("removed" in found[1]) is (code == 0)
+
+
+def test_what_a_daemon_left_is_cleared(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cleared(Namespace(config=rig.file), "policy", lambda paths: []) == 0
+    assert capsys.readouterr().out == "nothing was there\n"
