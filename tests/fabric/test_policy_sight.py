@@ -251,6 +251,7 @@ def test_flows_are_followed_until_the_operator_or_the_daemon_ends(site: PolicySi
         return bool(follower.log()) and bool(other.log())
 
     poll(told, WAIT_S, lambda: "nothing is told")
+    follow(site, "nobody", "--pod", "x/nobody").wait_log("note: there is no pod x/nobody")  # it may come
     refused = site.node.try_bgpd("policy", "clear")  # what it drops would pass until the daemon had put it back
     assert refused.returncode == 1 and "bgpd runs and would put it back" in refused.stderr
     first = json.loads(follower.log().splitlines()[0])
