@@ -45,6 +45,11 @@ MODE = "terway-chainer"
 SOON_S = 120.0  # in a virtual machine, beside others
 SILENCE_S = 0.6
 NODES = {"worker1": 200, "worker2": 210}  # the first addresses of their pods
+POD_NETWORKS = {
+    "worker1": ("10.6.185.200/29", "fd06::185:200/125"),
+    "worker2": ("10.6.185.208/29", "fd06::185:210/125"),
+}
+"""Where the first of a node's pods are: in mode L3 nobody answers ARP for them, so others route them to the node."""
 PODS = {"test-1": "worker1", "test-2": "worker1", "test-3": "worker2"}
 ROUTED = ("10.7.0.0/24", "fd07::/112")  # of a network by veths, on the first node
 DENY_ALL = {"shop/deny-all": NetworkPolicy("shop", "deny-all", "", Selector(), (), ())}
@@ -60,8 +65,8 @@ def addresses(name: str) -> tuple[str, str]:
 class Worker:
     """A node: what it is told, and what it does about it while `running`."""
 
-    def __init__(self, host: Namespace, bpffs: Path, directory: Path) -> None:
-        self.host, self.name, self.directory = host, host.name, directory
+    def __init__(self, host: Namespace, bpffs: Path, directory: Path, mode: str) -> None:
+        self.host, self.name, self.directory, self.mode = host, host.name, directory, mode
         self.pins = bpffs / host.name
         self.policies: Store[Mapping[str, NetworkPolicy]] = _told({})
         self._forget()
@@ -89,7 +94,7 @@ class Worker:
             [{"subnet": "fd06::/64", "rangeStart": f"fd06::185:{first}", "rangeEnd": f"fd06::185:{first + 8}"}],
         ]
         ipam = {"type": "host-local", "ranges": ranges, "dataDir": str(self.directory / "ipam")}
-        main = {"type": "ipvlan", "mode": "l2", "master": "eth0", "ipam": ipam}
+        main = {"type": "ipvlan", "mode": self.mode, "master": "eth0", "ipam": ipam}
         behind = {"type": "tuning", "sysctl": {"net.ipv4.tcp_keepalive_time": "500"}}
         return {"cniVersion": "0.4.0", "name": MODE, "plugins": [main, behind]}
 
@@ -179,9 +184,9 @@ class Worker:
 
 
 class Site:
-    """Both nodes, and the pods' namespaces."""
+    """Both nodes, and the pods' namespaces. `mode`: the ipvlans', as their plugin takes it."""
 
-    def __init__(self, lab: Lab, bpffs: Path) -> None:
+    def __init__(self, lab: Lab, bpffs: Path, mode: str = "l2") -> None:
         switch = lab.namespace("switch")
         lab.bridge(switch)
         self.pods = {name: lab.namespace(name) for name in PODS}
@@ -190,7 +195,11 @@ class Site:
             host = lab.namespace(name, forwarding=True)
             lab.plug(host, "eth0", switch, f"port{index}")
             host.add_address("eth0", f"10.6.0.{index}/16", f"fd06::{index}/64")
-            self.workers.append(Worker(host, bpffs, lab.directory / name))
+            self.workers.append(Worker(host, bpffs, lab.directory / name, mode))
+        for worker, other, via in zip(self.workers, reversed(self.workers), (2, 1), strict=True):
+            for prefix, gateway in zip(POD_NETWORKS[other.name], (f"10.6.0.{via}", f"fd06::{via}"), strict=True):
+                if mode != "l2":
+                    worker.host.add_route(prefix, via=gateway)
 
     def attach(self) -> dict[str, Runtime]:
         runtimes = {worker.name: worker.runtime() for worker in self.workers}

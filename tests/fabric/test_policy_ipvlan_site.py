@@ -33,13 +33,15 @@ SILENCE_S = 0.6
 
 
 @pytest.fixture
-def site() -> Iterator[Site]:
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """In mode L2, or that of a test's parameter."""
     if reason := lacking() or lacking_plugins():
         pytest.skip(reason)
     with Lab() as lab, bpffs_at(lab.directory / "bpf") as bpffs:
-        yield Site(lab, bpffs)
+        yield Site(lab, bpffs, getattr(request, "param", "l2"))
 
 
+@pytest.mark.parametrize("site", ["l2", "l3"], indirect=True)
 def test_deny_all_stops_pings_and_connections_on_a_node_and_between_nodes(site: Site) -> None:
     """In both directions, and while no daemon runs; the next one goes on with what there is. Then a pod goes, and all
     of it."""
