@@ -26,6 +26,7 @@ from tests.fabric.topology import ASN, CABLE, NodePlace, TwoTorFabric
 from tests.files import rewrite
 
 BIN = Path(sys.executable).parent
+FIGURE_S = 10.0
 
 
 def node_manifest(name: str, pod_cidrs: list[str], *addresses: str, labels: dict[str, str] | None = None) -> str:
@@ -207,6 +208,10 @@ class BgpdNode:
         found = [it.rpartition(" ")[2] for it in text.splitlines() if it.rpartition(" ")[0] == line]
         assert found, f"no metric {line}"
         return float(found[0])
+
+    def wait_metric(self, line: str, value: float) -> None:
+        """Until it has this value: figures are published a moment after what they are of."""
+        poll(lambda: self.metric(line) == value, FIGURE_S, lambda: f"{line} is {self.metric(line)}, not {value}")
 
     def guardian_pid(self) -> int | None:
         """ExaBGP's helper, which keeps the pipes; None while there is none."""

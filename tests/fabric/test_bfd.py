@@ -228,16 +228,16 @@ def test_without_bird_bgp_runs_on(lab: Lab) -> None:
     poll(lambda: site.held() == {it.name for it in LINKS}, 20, lambda: str(site.tor.speaker.paths()))
     assert site.node.peer("far4")["bfd"]["state"] == "unknown"
     assert exit_codes(site) == {"peers": 4, "status": 4}
-    assert site.node.metric("bgpd_bfd_connected") == 0
+    site.node.wait_metric("bgpd_bfd_connected", 0)
     without = ["unshare", "--mount", "sh", "-c", 'mount --bind /dev/null /usr/sbin/bird && exec "$@"', "sh"]
     checked = [str(site.node.program), "check", "--config", str(site.node.config_file)]
     found = site.place.namespace.run([*without, *checked], check=False)
     assert (found.returncode, "BIRD is not installed" in found.stderr) == (4, True)
     site.node.start_bfd()
     site.wait_up()
-    assert site.node.metric("bgpd_bfd_connected") == 1
+    site.node.wait_metric("bgpd_bfd_connected", 1)
     site.node.bgpd("check")
-    assert site.node.metric('bgpd_bfd_session_up{address="11.11.255.1",peer="far4"}') == 1
+    site.node.wait_metric('bgpd_bfd_session_up{address="11.11.255.1",peer="far4"}', 1)
     assert site.node.bfd is not None
     site.node.bfd.kill()
     assert "is bgpd-bfd.service running?" in site.node.wait_problem("bfd: ")

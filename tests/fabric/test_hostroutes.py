@@ -95,7 +95,7 @@ def test_fixed_and_annotated_addresses_of_both_families(site: Site) -> None:
     site.show(fixed, asked, ordinary, host)
     site.wait_from(0, f"{FIXED}/32", f"{FIXED6}/128", "188.188.0.9/32", "fd00:188:188::9/128")
     site.wait_without("188.188.0.10/32", f"{here.address}/32")
-    assert site.nodes[0].metric('bgpd_host_routes_wanted{family="ipv4"}') == 2
+    site.nodes[0].wait_metric('bgpd_host_routes_wanted{family="ipv4"}', 2)
     astray = [each["text"] for each in site.nodes[0].ask("doctor") if each["what"] == "hostRoutes"]
     assert any(text.startswith(f"{FIXED6} of shop/fixed is announced, and the route to it here") for text in astray)
     fixed["status"]["phase"] = "Succeeded"
@@ -149,7 +149,7 @@ def test_one_address_on_two_nodes_is_announced_by_the_newer(site: Site) -> None:
     site.nodes[0].wait_problem(f"{FIXED} is not announced: Pod shop/new on {site.places[1].name}, which is newer")
     rows = {(row["prefix"], row["peer"]): row for row in site.nodes[0].ask("routes")}
     assert "delete one of the two" in rows[f"{FIXED}/32", "tor-a"]["why"]
-    assert site.nodes[0].metric('bgpd_host_routes_withheld{why="conflict"}') == 1
+    site.nodes[0].wait_metric('bgpd_host_routes_withheld{why="conflict"}', 1)
     site.show(old)
     site.wait_from(0, f"{FIXED}/32")
     site.nodes[0].wait_healthy()

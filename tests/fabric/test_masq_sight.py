@@ -44,8 +44,9 @@ def wait_in_force(site: MasqSite, wanted: Mapping[str, float]) -> None:
 def test_what_is_in_force_and_what_flows_become_of_it(masquerading: MasqSite) -> None:
     """Each new flow counts once, by its verdict, at once."""
     wait_in_force(masquerading, ALL_IN_FORCE)
-    assert active(masquerading) == [1, 1]
-    assert [masquerading.node.metric(f'bgpd_masquerade_entries{{family="ipv{it}"}}') for it in (4, 6)] == [2, 2]
+    poll(lambda: active(masquerading) == [1, 1], 10, lambda: f"active: {active(masquerading)}")
+    for version in (4, 6):
+        masquerading.node.wait_metric(f'bgpd_masquerade_entries{{family="ipv{version}"}}', 2)
     before = flows(masquerading, "listed"), flows(masquerading, "not_listed")
     masquerading.check_in_force()  # one flow to each kind of destination, of each family
     after = flows(masquerading, "listed"), flows(masquerading, "not_listed")
@@ -84,7 +85,7 @@ def test_a_list_that_does_not_fit_changes_nothing(masquerading: MasqSite) -> Non
     problem = masquerading.node.wait_problem("it comes to 16,385 IPv4 CIDRs and the map holds 16,384")
     assert problem.endswith("the last good list stays in use")
     poll(lambda: masquerading.node.metric("bgpd_masquerade_document_faults") == 1, 10, lambda: "no fault is counted")
-    assert (in_force(masquerading), active(masquerading)) == (ALL_IN_FORCE, [1, 1])
+    poll(lambda: (in_force(masquerading), active(masquerading)) == (ALL_IN_FORCE, [1, 1]), 10, lambda: "not in force")
     assert masquerading.listed() == before
     masquerading.check_in_force()
 
@@ -95,6 +96,6 @@ def test_a_node_that_never_had_a_good_document_does_not_masquerade(masq_site: Ma
     masq_site.node.start_daemon()
     wait_in_force(masq_site, {"masq_ipv4": 1, "masq_ipv6": 1, "masq_rule": 0})
     poll(lambda: masq_site.node.metric("bgpd_masquerade_document_faults") == 2, 10, lambda: "not two faults")
-    assert active(masq_site) == [0, 0]
-    assert masq_site.node.metric("bgpd_masquerade_document_synced") == 0
+    poll(lambda: active(masq_site) == [0, 0], 10, lambda: f"active: {active(masq_site)}")
+    masq_site.node.wait_metric("bgpd_masquerade_document_synced", 0)
     assert masq_site.node.status()["masquerade"]["state"] == "refused"

@@ -98,8 +98,8 @@ def test_what_the_commands_say(dual: NodeRoutesSite) -> None:
     assert "node rts  auto: 2 host-gw, 2 vxlan" in a.bgpd.bgpd("status", check=False)
     found = {row["what"]: row["state"] for row in a.bgpd.ask("doctor")}
     assert (found["nodeRoutes: forwarding"], found["nodeRoutes: flannel"]) == ("ok", "ok")
-    assert a.bgpd.metric('bgpd_node_routes_wanted{family="ipv6",way="vxlan"}') == 1
-    assert a.bgpd.metric("bgpd_node_routes_in_force") == 1
+    a.bgpd.wait_metric('bgpd_node_routes_wanted{family="ipv6",way="vxlan"}', 1)
+    a.bgpd.wait_metric("bgpd_node_routes_in_force", 1)
 
 
 def test_a_node_leaves_comes_back_and_moves(dual: NodeRoutesSite) -> None:

@@ -38,6 +38,10 @@ SETTINGS = {
 ways = pytest.mark.parametrize(("client", "server"), [("a", "b"), ("b", "a")], ids=["to the trunk", "from the trunk"])
 
 
+def load_br_netfilter() -> None:
+    subprocess.run(["modprobe", "--quiet", "br_netfilter"], check=False)  # it may be built in: its settings tell
+
+
 @pytest.fixture(scope="module")
 def made() -> Iterator[PolicyNode]:
     if reason := missing("nft", "mount", "bridge", "modprobe"):
@@ -151,7 +155,8 @@ def test_a_bridge_that_begins_to_filter_is_noticed(made: PolicyNode) -> None:
 
 def test_while_the_kernel_cannot_be_asked_bridges_are_watched_on(lab: Lab) -> None:
     """There is no file descriptor that is free; nobody tells when there is."""
-    node = lab.namespace("node")
+    load_br_netfilter()
+    node = lab.namespace("asking")
     node.sysctl(dict.fromkeys(BRIDGE_NF, "1"))
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 

@@ -189,7 +189,7 @@ def test_a_policy_that_does_not_fit_holds_its_own_pods_back_and_is_named(site: P
     }
     (row,) = (row for row in asked(site, "policy", "list") if row["blocked"])
     assert (row["policy"], row["blocked"]["pods"]) == ("x/big", {"x/d": "kept"})
-    assert site.node.metric('bgpd_policy_blocked{map="policy_ranges"}') == 1
+    site.node.wait_metric('bgpd_policy_blocked{map="policy_ranges"}', 1)
     assert asked(site, "policy", "explain", "x/c", "x/d")["notInForce"] == problem.removeprefix("policy: ")
     site.node.config["policy"]["onOverflow"] = "close"
     site.node.write_config()

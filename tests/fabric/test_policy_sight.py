@@ -201,10 +201,10 @@ def test_what_came_through_the_plugin_is_enforced(chained: PolicySite) -> None:
         "link": "port-a",
     }
     assert (rows["x/c"]["state"], rows["x/c"]["interface"]) == ("unattached", None)
-    assert site.node.metric("bgpd_cni_attachments") == 1
+    site.node.wait_metric("bgpd_cni_attachments", 1)
     for result in ("done", "failed"):
-        assert site.node.metric(f'bgpd_cni_requests_total{{result="{result}",verb="ADD"}}') == 1
-    assert site.node.metric('bgpd_cni_request_duration_seconds_count{verb="ADD"}') == 2
+        site.node.wait_metric(f'bgpd_cni_requests_total{{result="{result}",verb="ADD"}}', 1)
+    site.node.wait_metric('bgpd_cni_request_duration_seconds_count{verb="ADD"}', 2)
 
 
 # --- flows ----------------------------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ def test_what_is_in_force_and_how_full_the_maps_are(site: PolicySite) -> None:
 
     poll(all_in_force, WAIT_S, lambda: site.node.bgpd("status", check=False))
     peers_there = len(site.map("policy_peers").entries())
-    assert metric(site, "map_entries", map="policy_peers") == peers_there
+    site.node.wait_metric('bgpd_policy_map_entries{map="policy_peers"}', peers_there)
     assert metric(site, "map_capacity", map="policy_peers") == site.map("policy_peers").spec.max_entries
     assert site.node.status()["policy"]["policies"] == 2, "that one, and the fence's"
 

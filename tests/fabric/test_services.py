@@ -125,7 +125,7 @@ def test_an_address_that_flaps_waits_until_it_is_stable(fabric: TwoTorFabric) ->
     shop.node.wait_status("not settling", lambda it: it["services"]["addresses"]["settling"] == 1)
     shop.wait_gone(f"{WEB4}/32")
     assert "services.stableSeconds" in shop.why(f"{WEB4}/32").pop()
-    assert shop.node.metric('bgpd_service_addresses{state="settling"}') == 1
+    shop.node.wait_metric('bgpd_service_addresses{state="settling"}', 1)
 
 
 def test_the_brake_keeps_half_of_what_is_down(fabric: TwoTorFabric) -> None:
