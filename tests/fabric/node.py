@@ -200,14 +200,19 @@ class BgpdNode:
         return self.wait_status("not healthy", _is_healthy, timeout_s)
 
     def metric(self, line: str) -> float:
-        """The value of one time series of /metrics, named as it is written there."""
+        """The value of one time series of /metrics, named as there. A daemon that is new may not have it yet."""
+        poll(lambda: self._shown(line) is not None, FIGURE_S, lambda: f"no metric {line}")
+        value = self._shown(line)
+        assert value is not None
+        return value
+
+    def _shown(self, line: str) -> float | None:
         with self.namespace.socket(socket.AF_INET, socket.SOCK_STREAM) as channel:
             channel.connect(("127.0.0.1", 9179))
             channel.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             text = channel.makefile().read()
-        found = [it.rpartition(" ")[2] for it in text.splitlines() if it.rpartition(" ")[0] == line]
-        assert found, f"no metric {line}"
-        return float(found[0])
+        found = (it.rpartition(" ") for it in text.splitlines())
+        return next((float(value) for name, _, value in found if name == line), None)
 
     def wait_metric(self, line: str, value: float) -> None:
         """Until it has this value: figures are published a moment after what they are of."""

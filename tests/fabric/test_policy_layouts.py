@@ -1,8 +1,9 @@
-"""Another release whose maps have another layout takes over, and back: nobody notices, whatever pods are attached by.
+"""Another release whose maps have another layout takes over, and back: nobody notices, on veths and on macvlans.
 
 The maps of the one are of no use to the other, so the new ones are written beside those that packets are judged by,
 and the programs go over when all is there. In every test clients make allowed connections and try forbidden ones all
-the time, some connections stay open, and no packet of what is allowed may be lost.
+the time, some connections stay open, and no packet of what is allowed may be lost. Of ipvlans
+`test_policy_ipvlan_site` asks the same, in virtual machines.
 """
 
 from __future__ import annotations
@@ -19,10 +20,8 @@ from typing import TypeAlias
 import pytest
 
 from bgpd.datapath import jump, layout, libbpf, links, pins
-from bgpd.model.endpoint import IpvlanMode, MacvlanMode
+from bgpd.model.endpoint import MacvlanMode
 from tests.fabric import plugin
-from tests.fabric.ipvlan_node import IpvlanPlace
-from tests.fabric.ipvlan_node import lacking as lacking_ipvlan
 from tests.fabric.macvlan_node import MacvlanPlace
 from tests.fabric.masq_node import speaks, tcp_stream
 from tests.fabric.netns import Lab, Namespace
@@ -46,8 +45,6 @@ ROOM = {
     "POLICY_PEERS": ("PEER.size, 131072", "PEER.size, 65536"),
     "POLICY_LINKS": ("LINK.size, 4096", "LINK.size, 8192"),
     "MACVLAN_STATIONS": ("STATION.size, 1024", "STATION.size, 2048"),
-    "IPVLAN_ADDRESSES": ("IPVLAN_OWNER.size, 65536", "IPVLAN_OWNER.size, 32768"),
-    "IPVLAN_PODS": ("IPVLAN_POD.size, 1024", "IPVLAN_POD.size, 2048"),
 }
 """By the name in C: the number of entries in Python, before and after."""
 
@@ -106,7 +103,7 @@ class VethSite(PolicySite):
 class ParentSite(Cluster):
     """Pods that were attached to the node's uplink."""
 
-    def __init__(self, place: MacvlanPlace | IpvlanPlace, bpffs: Path) -> None:
+    def __init__(self, place: MacvlanPlace, bpffs: Path) -> None:
         self.place = place
         super().__init__(place.node, bpffs)
         self.chain()
@@ -135,13 +132,7 @@ def macvlans(lab: Lab, bpffs: Path) -> Site:
     return ParentSite(MacvlanPlace(lab, MacvlanMode.BRIDGE), bpffs)
 
 
-def ipvlans(lab: Lab, bpffs: Path) -> Site:
-    if reason := lacking_ipvlan():
-        pytest.skip(reason)
-    return ParentSite(IpvlanPlace(lab, IpvlanMode.L2), bpffs)
-
-
-@pytest.fixture(params=[VethSite, macvlans, ipvlans], ids=["veth", "macvlan", "ipvlan"])
+@pytest.fixture(params=[VethSite, macvlans], ids=["veth", "macvlan"])
 def site(lab: Lab, bpffs: Path, request: pytest.FixtureRequest) -> Iterator[Site]:
     """With this release's daemon at work, and the pods attached."""
     make: Callable[[Lab, Path], Site] = request.param
@@ -250,7 +241,7 @@ def start(site: Site, program: Path) -> None:
 
 def replaced_maps(site: Site) -> set[int]:
     """The numbers of the pinned maps that the other release has in another layout, and of those that go with them."""
-    names = {*layout.TOGETHER[0], "policy_links", "macvlan_stations", "ipvlan_addresses", "ipvlan_pods"}
+    names = {*layout.TOGETHER[0], "policy_links", "macvlan_stations"}
     return {number for name, number in pinned_maps(site).items() if name in names}
 
 
@@ -264,15 +255,12 @@ def is_renewed(site: Site, before: set[int]) -> bool:
 
 
 def asked(site: Site) -> set[int]:
-    """The numbers of all programs that packets meet, but for those that only lead to another."""
+    """The numbers of all programs that packets meet."""
     found = {number for table in site.tables().values() for number in table.ids}
     for path in site.pins.glob("*gress_at_*"):
         link = links.pinned(path)
         assert link is not None
         found.add(libbpf.link_info(link.fd).prog_id)
-    shared = pins.any_map(site.pins / "ipvlan_jump")
-    if shared is not None:
-        found.add(int.from_bytes(shared.lookup(jump.FIRST) or b"", sys.byteorder))
     return found
 
 
