@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bgpd.config.load import Loaded
-from bgpd.datapath import inherited, layout, loader
+from bgpd.datapath import layout, loader
 from bgpd.datapath.layout import OwnerFlag
 from bgpd.datapath.loader import Datapath
 from bgpd.model.endpoint import Endpoint, Endpoints, IpvlanLink, IpvlanMode
@@ -375,12 +375,9 @@ class Ipvlans:
         """Only where the maps have been written, or were. One that is gone loses its last pod by itself."""
         if self._behind is None or not (self.neighbors.ever_applied and self._endpoints.newest.synced):
             return Desired({}, complete=self._behind is None and not self._has_ipvlans())
-        asked = {hook: each.id for hook, each in parents.programs(self._behind.installed, KIND).items()}
         told, there = _told_at(self.neighbors.have) | self.parents.have.keys(), self._behind.own.interfaces
-        wanted = dict.fromkeys(parents_of(self._endpoints.newest.value.values()) & told & there, asked)
-        if not self._written():
-            return Desired(parents.unasked(wanted, self.parents.have), complete=False)
-        return Desired(wanted, complete=True)
+        at = parents_of(self._endpoints.newest.value.values()) & told & there
+        return parents.desired(at, self._behind.installed, self.parents.have, written=self._written(), kind=KIND)
 
     def _neighbors_written(self) -> None:
         for loop in (self.shared, self.pods, self.parents):
@@ -393,9 +390,7 @@ class Ipvlans:
 
     def _open_neighbors(self) -> Behind[Own]:
         self._datapath.installed()  # the maps of both objects are the same, and it has made them
-        installed = parents.install(self._datapath.directory, KIND)
-        inherited.tell(installed)
-        self._behind = neighbors(installed, self._datapath.directory)
+        self._behind = neighbors(parents.install(self._datapath.directory, KIND), self._datapath.directory)
         return self._behind
 
     def _open_shared(self) -> podhooks.Shared:

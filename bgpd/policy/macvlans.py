@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 from bgpd.config.load import Loaded
-from bgpd.datapath import inherited
 from bgpd.datapath.loader import Datapath
 from bgpd.model.endpoint import Endpoint, Endpoints, MacvlanLink
 from bgpd.netlink.links import Watch
@@ -105,18 +104,13 @@ class Macvlans:
         """Only where the stations have been written, or were. One that is gone loses its last pod by itself."""
         if self._behind is None or not (self.stations.ever_applied and self._endpoints.newest.synced):
             return Desired({}, complete=self._behind is None and not self._has_macvlans())
-        asked = {hook: program.id for hook, program in parents.programs(self._behind.installed).items()}
         told, there = parents.behind(self.stations.have) | self.parents.have.keys(), self._behind.own.macs.keys()
-        wanted = dict.fromkeys(parents_of(self._endpoints.newest.value.values()) & told & there, asked)
-        if not self._written():
-            return Desired(parents.unasked(wanted, self.parents.have), complete=False)
-        return Desired(wanted, complete=True)
+        at = parents_of(self._endpoints.newest.value.values()) & told & there
+        return parents.desired(at, self._behind.installed, self.parents.have, written=self._written())
 
     def _open_stations(self) -> Behind[Own]:
         self._datapath.installed()  # the maps of both objects are the same, and it has made them
-        installed = parents.install(self._datapath.directory)
-        inherited.tell(installed)
-        self._behind = parents.stations(installed, self._datapath.directory)
+        self._behind = parents.stations(parents.install(self._datapath.directory), self._datapath.directory)
         return self._behind
 
     def _open_parents(self) -> Actuator[int, Programs]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from bgpd.datapath import features, layout, links, loader, pins
+from bgpd.datapath import features, inherited, layout, links, loader, pins
 from bgpd.datapath.layout import StationFlag
 from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.links import Hook, Link
@@ -31,6 +31,7 @@ from bgpd.netlink.link import Link as Interface
 from bgpd.netlink.links import Links, own_cookie
 from bgpd.policy.behind import Behind, Entry
 from bgpd.runtime.diff import Change
+from bgpd.runtime.reconcile import Desired
 
 _ANY_MAC = bytes(6)
 _FLAGS = {
@@ -205,7 +206,9 @@ def install(directory: Path, kind: Kind = MACVLAN) -> loader.Installed:
     """The object, without those programs, of each that there are two of, that this kernel is not to have."""
     names = (kind.names[Hook.EGRESS], *kind.alone)
     unfit = [name + _WITHOUT_NETNS for name in names] if features.can_tell_netns() else names
-    return loader.install(loader.shipped(kind.object), directory, without=unfit)
+    installed = loader.install(loader.shipped(kind.object), directory, without=unfit)
+    inherited.tell(installed)
+    return installed
 
 
 def program(installed: loader.Installed, name: str) -> loader.Program:
@@ -218,9 +221,20 @@ def programs(installed: loader.Installed, kind: Kind = MACVLAN) -> Mapping[Hook,
     return {hook: program(installed, name) for hook, name in kind.names.items()}
 
 
-def unasked(want: Mapping[int, Programs], have: Mapping[int, Programs]) -> dict[int, Programs]:
-    """Those of the parents that have no program, or not at both hooks: one that finds nothing yet is better."""
-    return {parent: asked for parent, asked in want.items() if have.get(parent, {}).keys() != asked.keys()}
+def desired(
+    at: Collection[int],
+    installed: loader.Installed,
+    have: Mapping[int, Programs],
+    *,
+    written: bool,
+    kind: Kind = MACVLAN,
+) -> Desired[int, Programs]:
+    """Ours at each of these parents. Until all is `written` only where there is none, or not at both hooks: there one
+    that finds nothing yet is better.
+    """
+    asked = {hook: each.id for hook, each in programs(installed, kind).items()}
+    lacking = (parent for parent in at if written or have.get(parent, {}).keys() != asked.keys())
+    return Desired(dict.fromkeys(lacking, asked), complete=written)
 
 
 class ParentLinks:

@@ -53,11 +53,7 @@ def test_another_release_takes_over_and_no_packet_notices(masq_site: MasqSite, o
     before = masq_site.pinned()
     assert asked(masq_site) == before[PROGRAM]
     with open_flows(masq_site), new_flows(masq_site) as seen:
-        assert masq_site.node.daemon is not None
-        masq_site.node.daemon.stop()
-        masq_site.node.program = releases[1]
-        masq_site.node.start_daemon()
-        poll(lambda: asked(masq_site) != before[PROGRAM], 10, lambda: masq_site.node.bgpd("status", check=False))
+        hand_over(masq_site, releases[1])
         count = len(seen)
         poll(lambda: len(seen) > count + 10, 10, lambda: "no flow since")
     assert {address for address, _ in seen} == {IPV4.node}
@@ -75,17 +71,23 @@ def test_lists_of_another_layout_are_written_beside_those_that_are_asked(
     masq_site.start()
     before = masq_site.pinned()
     with open_flows(masq_site), new_flows(masq_site) as seen, new_flows(masq_site, IPV4.listed, PORT + 1) as kept:
-        assert masq_site.node.daemon is not None
-        masq_site.node.daemon.stop()
-        masq_site.node.program = releases[1]
-        masq_site.node.start_daemon()
-        poll(lambda: asked(masq_site) != before[PROGRAM], 10, lambda: masq_site.node.bgpd("status", check=False))
+        hand_over(masq_site, releases[1])
         count = len(kept)
         poll(lambda: len(kept) > count + 10, 10, lambda: "no flow since")
     assert {address for address, _ in seen} == {IPV4.node}
     assert {address for address, _ in kept} == {IPV4.pod_a}
     after = masq_site.pinned()
     assert {name for name in before if after[name] == before[name]} == {"masq_verdicts"}
+
+
+def hand_over(site: MasqSite, program: Path) -> None:
+    """From the daemon that runs to that of another release; returns when the rule asks another program."""
+    before = asked(site)
+    assert site.node.daemon is not None
+    site.node.daemon.stop()
+    site.node.program = program
+    site.node.start_daemon()
+    poll(lambda: asked(site) != before, 10, lambda: site.node.bgpd("status", check=False))
 
 
 def asked(site: MasqSite) -> int:
