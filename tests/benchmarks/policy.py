@@ -23,6 +23,7 @@ from tests.benchmarks.policy_stage import BareBridgedWire, BridgedWire, stage, w
 from tests.benchmarks.policy_traffic import (
     FEW,
     MANY,
+    MOVING_ROUNDS,
     ROUTED,
     STREAM_ROUNDS,
     http_measured,
@@ -93,7 +94,8 @@ def _traffic(screen: Screen) -> list[Result]:
                 listen(few)
                 found += stream_results(where, streams_measured(few, tenants[MANY]))
                 if where == ROUTED:
-                    found += moving_results(where, streams_measured(few, tenants[MANY], pinned=False))
+                    moving = streams_measured(few, tenants[MANY], pinned=False, rounds=MOVING_ROUNDS)
+                    found += moving_results(where, moving)
         with screen.step(f"{policy_first.ROUNDS} rounds of {policy_first.FLOWS} first packets, bridged"):
             found += policy_first.results(made["bridge_alone"], made["bridged"], tenants[MANY])
     return found

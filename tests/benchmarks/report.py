@@ -18,6 +18,9 @@ from typing import Any
 
 from tests import files
 
+CPU, CONGESTION_CONTROL = Path("/proc/cpuinfo"), Path("/proc/sys/net/ipv4/tcp_congestion_control")
+RETURNS = Path("/sys/devices/system/cpu/vulnerabilities/spec_rstack_overflow")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
@@ -83,6 +86,7 @@ def as_json(bench: str, results: Sequence[Result]) -> dict[str, Any]:
         "bench": bench,
         "kernel": os.uname().release,
         "cores": os.cpu_count(),
+        "processor": processor(),
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "results": [
             {
@@ -110,9 +114,17 @@ def markdown(results: Sequence[Result]) -> str:
 
 
 def measured() -> str:
-    """When and on what; nothing that names the machine."""
+    """When and on what: nanoseconds are a processor's, a stream is its congestion control's."""
     when = datetime.datetime.now(datetime.UTC).date().isoformat()
-    return f"Measured {when} on {os.cpu_count()} cores, Linux {os.uname().release.partition('-')[0]}."
+    kernel, tcp = os.uname().release.partition("-")[0], CONGESTION_CONTROL.read_text().strip()
+    return f"Measured {when} on {os.cpu_count()} cores ({processor()}), Linux {kernel}, TCP by {tcp}."
+
+
+def processor() -> str:
+    """As the kernel names it, and whether each of its functions returns by a detour (SRSO, on AMD)."""
+    found = re.search(r"(?m)^(?:model name|Model)\s*: (.*)$", CPU.read_text())
+    detour = RETURNS.exists() and "Safe RET" in RETURNS.read_text()
+    return (found[1] if found else os.uname().machine) + (", Safe RET" if detour else "")
 
 
 def rewrite(readme: Path, bench: str, results: Sequence[Result]) -> None:

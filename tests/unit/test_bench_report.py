@@ -42,9 +42,9 @@ def test_the_table_fits_a_terminal() -> None:
 
 
 def test_json_has_the_agreed_form() -> None:
-    """Bench, kernel, cores, date and the results with what stood beside them."""
+    """Bench, kernel, cores, processor, date and the results with what stood beside them."""
     said = report.as_json("routes", [HELD])
-    assert said.keys() == {"bench", "kernel", "cores", "date", "results"}
+    assert said.keys() == {"bench", "kernel", "cores", "processor", "date", "results"}
     assert said["results"] == [
         {
             "name": "a_ms",
