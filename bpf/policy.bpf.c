@@ -7,6 +7,10 @@
  * kernel's connection tracking. Data in: the maps of verdict.h, written by bgpd/policy/map.py. Data out: a counter
  * per verdict, and an event for what a rule set denies.
  */
+
+/* A bridge with `vlan_filtering` that puts a tag back leaves the network header behind it: see `load`. */
+#define FROM_MAC 0x80000000
+
 #include "bgpd/flow.h"
 #include "bgpd/layout.h"
 #include "bgpd/parse.h"
@@ -67,7 +71,7 @@ __noinline int parse_below_tags(struct __sk_buff *skb, struct packet *packet)
 {
 	int vlans = skb->vlan_present && skb->vlan_tci & VLAN_ID;
 	struct vlan_tag tag = {.ethertype = skb->protocol};
-	__u32 at = 0;
+	__u32 at = FROM_MAC | ETH_HLEN;
 
 	if (!packet)
 		return PACKET_BAD_HEADER;

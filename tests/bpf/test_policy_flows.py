@@ -229,6 +229,9 @@ def test_ip_below_tags_of_no_more_than_one_vlan_is_judged(
     assert said(closed_client, below(udp(address, 4000, 53), *vlans), BRIDGE) is PolicyVerdict.ALLOWED
     assert said(closed_client, below(reply, *vlans), BRIDGE) is PolicyVerdict.ALLOWED
     assert said(closed_client, reply, BRIDGE) is PolicyVerdict.ALLOWED
+    assert said(closed_client, below(echo(address, 5), *vlans), BRIDGE) is PolicyVerdict.ALLOWED
+    for number, verdict in ((5, PolicyVerdict.ALLOWED), (6, PolicyVerdict.DENIED_INGRESS)):
+        assert said(closed_client, below(back(echo(address, number, reply=True)), *vlans), BRIDGE) is verdict
 
 
 @both

@@ -19,15 +19,19 @@ from pathlib import Path
 import pytest
 
 from bgpd.policy import bridges
+from tests.fabric import frames
 from tests.fabric.conftest import mounted_bpffs
 from tests.fabric.netns import Lab, missing
-from tests.fabric.policy_node import BRIDGE_NF, PLANS, PolicyNode
+from tests.fabric.policy_node import BRIDGE_NF, PLANS, Plan, PolicyNode, link
 from tests.fabric.test_policy_kernels import ANSWER_S, DROPPED, NOBODY, PASSES, SILENCE_S, reached
 from tests.fabric.test_veth_escapes import gets
 
 VLAN = 1  # the one that every port is in which is not told otherwise
 NOTICED_S = 10.0
 PRIORITY = 0  # IEEE 802.1Q: a tag of no VLAN
+A_ONLY = 8  # a set that allows `a`
+DISCARD = 9  # where `frames.udp` sends to
+OTHER = {"802.1Q": 0x88A8, "802.1ad": frames.VLAN}  # the kind of tag that a bridge of the protocol takes for payload
 TAGGED = "net/bridge/bridge-nf-filter-vlan-tagged", "net/bridge/bridge-nf-pass-vlan-input-dev"
 SETTINGS = {
     "bridge alone": ("0", "0", "0", "0"),
@@ -130,6 +134,54 @@ def test_a_pod_on_an_access_port_gets_past_no_rule_by_a_tag(behind_access_ports:
     node.apply(node.wanted(bridged=("a",)))
     assert not any(gets(node, "b", "a", plan, vlans=[tag]) for plan in PLANS)
     assert all(gets(node, "b", "a", plan) for plan in PLANS)
+
+
+def understood(node: PolicyNode, plan: Plan, kind: int) -> bool:
+    """Whether a socket of `b` gets a datagram of `a` that has such a tag of no VLAN: the kernel took it off."""
+    family = socket.AF_INET if plan.version == 4 else socket.AF_INET6
+    to, sender = (link(node.namespace(name), "eth0")[1] for name in ("b", "a"))
+    frame = frames.udp(to, sender, plan.a, plan.b, DISCARD)
+    with contextlib.closing(node.namespace("b").socket(family, socket.SOCK_DGRAM)) as server:
+        server.bind((plan.b, DISCARD))
+        server.settimeout(SILENCE_S)
+        frames.send(node.namespace("a"), "eth0", frames.tagged(frame, PRIORITY, kind=kind))
+        with contextlib.suppress(TimeoutError):
+            return server.recv(100) == frames.MARK
+    return False
+
+
+@pytest.fixture(params=[("802.1Q", trunk), ("802.1Q", access), ("802.1ad", access)], ids=lambda each: each[0])
+def other_kind(node: PolicyNode, request: pytest.FixtureRequest) -> Iterator[int]:
+    """Of a tag, than the bridge's own. `b` is behind a port of either kind."""
+    protocol, port = request.param
+    node.apply(node.wanted(bridged=()))
+    node.node.ip(f"link set cni0 type bridge vlan_protocol {protocol}")
+    port(node)
+    yield OTHER[protocol]
+    trunk(node)
+    node.node.ip("link set cni0 type bridge vlan_protocol 802.1Q")
+    node.apply(node.wanted(bridged=("a",)))
+
+
+def test_a_tag_of_the_other_protocol_hides_nothing(node: PolicyNode, other_kind: int) -> None:
+    """The bridge leaves it in the frame, and the kernel of `b` takes it off. Nobody's link is known.
+
+    If br_netfilter looks below one of 802.1Q, it takes the bridge's word for where that is, and drops all of them.
+    """
+    looked_below = other_kind == frames.VLAN and node.node.call(Path("/proc/sys", TAGGED[0]).read_text) == "1\n"
+    passes = DROPPED if looked_below else PASSES
+
+    def found() -> list[bool]:
+        return [understood(node, plan, other_kind) for plan in PLANS]
+
+    assert found() == passes
+    node.isolate("b", ingress=NOBODY)
+    assert found() == DROPPED
+    node.isolate("b", ingress=A_ONLY)
+    node.allow(A_ONLY, "a")
+    assert found() == passes
+    node.isolate("a", egress=NOBODY)
+    assert found() == DROPPED
 
 
 def test_a_bridge_that_begins_to_filter_is_noticed(made: PolicyNode) -> None:

@@ -53,7 +53,7 @@ struct packet {
 	struct policy_address source;
 	struct policy_address destination;
 	__u32 fragment_id; /* as on the wire; of a packet that is `fragmented` */
-	__u32 transport;   /* where its header begins, from the network header on */
+	__u32 transport;   /* where its header begins, as `load` has it */
 };
 
 #define SAME_PLACE(member, v6)                                                                                       \
@@ -64,9 +64,19 @@ SAME_PLACE(source, saddr);
 SAME_PLACE(destination, daddr);
 #undef SAME_PLACE
 
+/*
+ * A bit of `at`, for a program that needs it to define before this is included: macvlan's have no byte of stack left
+ * for it in Linux 6.1.
+ */
+#ifndef FROM_MAC
+#define FROM_MAC 0u
+#endif
+
+/* `at` is from the network header on, or with FROM_MAC from the Ethernet header on. */
 static __always_inline int load(struct __sk_buff *skb, __u32 at, void *to, __u32 size)
 {
-	return bpf_skb_load_bytes_relative(skb, at, to, size, BPF_HDR_START_NET);
+	return bpf_skb_load_bytes_relative(skb, at & ~FROM_MAC, to, size,
+					   at & FROM_MAC ? BPF_HDR_START_MAC : BPF_HDR_START_NET);
 }
 
 /* IPv4 and ports in ::ffff:0:0/96, so that one map has both families. */
@@ -234,7 +244,7 @@ __noinline int parse_v6(struct __sk_buff *skb, __u32 at, struct packet *packet)
 	return parse_extensions(skb, packet->protocol, packet);
 }
 
-/* Of a packet whose network header begins at `at`. */
+/* Of a packet whose network header begins at `at`, as `load` has it. */
 static __always_inline enum packet_state parse(struct __sk_buff *skb, __u32 ethertype, __u32 at,
 					       struct packet *packet)
 {
