@@ -93,10 +93,10 @@ class Node:
 
 @pytest.fixture(params=WAYS)
 def node(request: pytest.FixtureRequest, bpffs: Path) -> Iterator[Node]:
+    if request.param == "links" and not links.has_tcx():
+        pytest.skip("this kernel has no tcx")
     with Lab() as lab:
         made = Node(lab, bpffs / "bgpd", request.param)
-        if request.param == "links" and not made.node.call(links.has_tcx):
-            pytest.skip("this kernel has no tcx")
         made.node.ip("addr add 192.0.2.1/24 dev lo")
         yield made
         made.want(None)

@@ -13,14 +13,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
 from tests.fabric.process import poll
-from tests.kernel import suite
+from tests.kernel import skips, suite
 from tests.kernel.image import KERNELS, ImageError, image
 from tests.kernel.machine import Guest
+from tests.tally import from_junit
 
 LIMIT_S = 1800.0  # the suite, by which it is interrupted: it hangs, or twice as much goes on on this machine as fits
 BOOT_S = 200.0  # what comes before and after it, by which the guest is ended
@@ -45,8 +45,6 @@ def main(results: Path, names: list[str]) -> None:
             command = suite.command(kernel.name, Path("/run/results/report.xml"))
             guest = stack.enter_context(Guest(found, command, place, LIMIT_S))
             guests[kernel.name] = (guest, place)
-            with (results / "kernel.outcomes").open("a") as file:
-                file.writelines(f"skipped {kernel.name}::{it}: {why}\n" for it, why in lacking(kernel.name))
             print(f"{kernel.name}: booting {found.package}", flush=True)
         started = time.monotonic()
         while guests:
@@ -55,10 +53,6 @@ def main(results: Path, names: list[str]) -> None:
             for name in ended or list(guests):
                 guest, place = guests.pop(name)
                 report(results, name, guest, place, cut=not ended)
-
-
-def lacking(kernel: str) -> Iterable[tuple[str, str]]:
-    return suite.LACKING.get(kernel, {}).items()
 
 
 def wait(guests: dict[str, tuple[Guest, Path]], left_s: float) -> list[str]:
@@ -78,6 +72,8 @@ def report(results: Path, name: str, guest: Guest, place: Path, *, cut: bool) ->
     written = place / "report.xml"
     if written.exists():
         shutil.copy(written, results / f"{name}.xml")
+        for each in skips.untold(name, from_junit(written)):
+            failed(results, each.name, f"skipped, which the README's table of kernels does not tell: {each.detail}")
     lines = guest.console().splitlines()
     fine = guest.status == 0 and not cut
     shown = [line for line in lines if line.startswith("===")][-1:] if fine else lines[-CONSOLE_LINES:]

@@ -1,7 +1,7 @@
 """What runs in a guest: files that other tiers run on this machine's kernel, unchanged.
 
 Chosen is what depends on the kernel: programs and maps, rules and links. What a kernel cannot do is skipped by name,
-with the reason; tests/allowed-skips names it too.
+with the reason; the README's table of kernels tells it (`skips`), and tests/allowed-skips.
 """
 
 from __future__ import annotations
@@ -41,8 +41,6 @@ FILES = (
     "tests/fabric/test_policy_ipvlan_site.py",
     "tests/fabric/test_policy_ipvlan_stack.py",
 )
-LACKING: dict[str, dict[str, str]] = {}
-"""What a kernel cannot do, and why."""
 # After so long without an end the stacks of a test are printed; it is cut with the suite. More than the slowest takes
 # on a busy machine: Python 3.11 may crash when it prints the stack of a thread that runs on.
 TEST_S = 600
@@ -62,5 +60,5 @@ def command(kernel: str, report: Path) -> list[str]:
         *(("env", f"BGPD_CONFORMANCE_DATA={data}") if data else ()),
         *(sys.executable, "-m", "pytest", "-v", "--color=no", "-p", "no:cacheprovider", "--durations=10"),
         *("-o", f"faulthandler_timeout={TEST_S}", f"--junit-prefix={kernel}", f"--junitxml={report}"),
-        *(file for file in FILES if file not in LACKING.get(kernel, {})),
+        *FILES,
     ]

@@ -6,15 +6,31 @@ from pathlib import Path
 
 import pytest
 
+from tests.kernel import skips, suite
 from tests.kernel.__main__ import CONSOLE_LINES, report
-from tests.kernel.image import Image
+from tests.kernel.image import KERNELS, Image
 from tests.kernel.machine import Guest
+from tests.readme import README
+from tests.tally import Result
 
+TABLE = """<!-- kernel-skips:begin -->
+| what is not tried, and its test | not on | because |
+|---|---|---|
+| one (`test_a::test_x`), another (`test_a::test_y`) | 6.12, 6.1 | Linux 6.15 does |
+| the same where it is refused (`test_a::test_x`) | 6.12 | no pod can |
+<!-- kernel-skips:end -->
+"""
 CONSOLE = [f"line {number}" for number in range(2 * CONSOLE_LINES)]
 
 
 def said(
-    tmp_path: Path, status: int | None, *, written: bool = True, cut: bool = False
+    tmp_path: Path,
+    status: int | None,
+    *,
+    name: str = "linux-1.0",
+    cases: str = "",
+    written: bool = True,
+    cut: bool = False,
 ) -> tuple[list[str], list[str]]:
     """The reports that tests/tally.py finds, and its lines of outcomes."""
     place, results = tmp_path / "guest", tmp_path / "results"
@@ -25,8 +41,8 @@ def said(
     if status is not None:
         (place / "status").write_text(f"{status}\n")
     if written:
-        (place / "report.xml").write_text("<testsuites/>")
-    report(results, "linux-1.0", guest, place, cut=cut)
+        (place / "report.xml").write_text(f"<testsuites>{cases}</testsuites>")
+    report(results, name, guest, place, cut=cut)
     outcomes = results / "kernel.outcomes"
     lines = outcomes.read_text().splitlines() if outcomes.exists() else []
     return [path.name for path in results.glob("*.xml")], lines
@@ -66,3 +82,42 @@ def test_what_is_no_result_of_a_test_is_a_failure_and_the_console_is_shown(
 def test_no_report_is_a_failure(tmp_path: Path) -> None:
     reports, (line,) = said(tmp_path, 0, written=False)
     assert (reports, line) == ([], "failed linux-1.0: pytest ended with status 0, its console is above")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "test", "why", "told"),
+    [
+        pytest.param("linux-6.1", "test_x[v4-1.2]", "not here: Linux 6.15 does", True, id="a parameter of it"),
+        pytest.param("linux-6.12", "test_y", "not here: Linux 6.15 does", True, id="another of its row"),
+        pytest.param("linux-6.12", "test_x", "no pod can", True, id="another reason of it"),
+        pytest.param("linux-6.1", "test_x", "no pod can", False, id="another kernel's reason"),
+        pytest.param("linux-6.18", "test_x", "Linux 6.15 does", False, id="another kernel"),
+        pytest.param("linux-6.12", "test_y", "no pod can", False, id="another test's reason"),
+        pytest.param("linux-6.12", "test_x", "not installed: tc", False, id="a reason that nobody has named"),
+        pytest.param("linux-6.12", "test_z", "Linux 6.15 does", False, id="a test that nobody has named"),
+    ],
+)
+def test_a_skip_is_told_by_test_kernel_and_reason(kernel: str, test: str, why: str, told: bool) -> None:
+    skipped = Result("skipped", f"{kernel}.tests.bpf.test_a::{test}", why)
+    passed = Result("passed", f"{kernel}.tests.bpf.test_a::test_z", "")
+    assert list(skips.untold(kernel, [passed, skipped], TABLE)) == ([] if told else [skipped])
+
+
+def test_a_skip_that_the_readme_does_not_tell_fails_by_name(tmp_path: Path) -> None:
+    row = skips.rows(README.read_text())[0]
+    cases = "".join(
+        f'<testcase classname="linux-6.1.tests.bpf.{file}" name="{name}"><skipped message="{row.why}"/></testcase>'
+        for file, _, name in (each.partition("::") for each in [*row.tests, "test_maps::test_new"])
+    )
+    _, (line,) = said(tmp_path, 0, cases=cases, name="linux-6.1")
+    assert line.startswith("failed linux-6.1.tests.bpf.test_maps::test_new: skipped, ") and line.endswith(row.why)
+
+
+def test_the_readme_tells_of_kernels_and_tests_that_there_are() -> None:
+    numbers = {kernel.name.removeprefix("linux-") for kernel in KERNELS}
+    files = {README.parent / each.partition("::")[0] for each in suite.FILES}
+    texts = {file.stem: file.read_text() for file in files}
+    for row in skips.rows(README.read_text()):
+        assert row.kernels <= numbers
+        for file, _, name in (test.partition("::") for test in row.tests):
+            assert f"def {name}(" in texts[file]
