@@ -23,14 +23,18 @@ import yaml
 
 from bgpd.datapath import layout, pins
 from bgpd.policy.table import NAME
+from tests.fabric.bird import Bird
+from tests.fabric.mounts import BPFFS
 from tests.fabric.netns import Lab
-from tests.fabric.node import BIN
+from tests.fabric.node import BIN, BgpdNode, node_manifest
+from tests.fabric.peer import Neighbor, Options
 from tests.fabric.policy_site import PolicySite, addresses, labelled, namespace, peers, policy, too_big
 from tests.fabric.probes import How
 from tests.fabric.process import Process, poll
 
 pytestmark = pytest.mark.needs("nft", "mount")
 
+POD_CIDR = "10.244.1.0/24"
 CLIENTS = ("b", "c", "far", "world")
 SERVERS = ("a", "d")
 ONE_ONLY = {("c", server, how) for server in SERVERS for how in How}
@@ -267,3 +271,44 @@ def test_without_a_bpffs_the_command_that_mounts_it_is_all_it_takes(idle: Policy
         check(idle)
     finally:
         subprocess.run(["umount", "--lazy", place], check=True)
+
+
+@pytest.mark.needs("bird", "unshare", "setpriv")
+def test_without_a_bpffs_at_its_usual_place_routes_are_announced(lab: Lab) -> None:
+    """By a daemon that may not mount it, as in a container without CAP_SYS_ADMIN. What it says to type is for whoever
+    may."""
+    namespace, tor = lab.namespace("node"), lab.namespace("tor")
+    lab.link(namespace, "eth0", tor, "eth0")
+    namespace.add_address("eth0", "192.0.2.1/24")
+    tor.add_address("eth0", "192.0.2.2/24")
+    peer = Neighbor(address="192.0.2.1", asn=64512)
+    bird = Bird(tor, Options(asn=64512, router_id="192.0.2.2", neighbors=(peer,))).start()
+    bgp = {
+        "localASN": 64512,
+        "speaker": "managed",
+        "peers": [{"name": "tor", "peerAddress": "192.0.2.2", "peerASN": 64512}],
+        "advertisements": [{"advertisementType": "PodCIDR"}],
+        "export": {"allow": [POD_CIDR]},
+    }
+    node = BgpdNode(namespace, "worker1", bgp, program=without_bpffs(lab), policy={"enabled": True})
+    del node.config["paths"]["bpf"]
+    node.write_config()
+    (node.manifests / "node.yaml").write_text(node_manifest("worker1", [POD_CIDR], "192.0.2.1"))
+    node.start_daemon()
+    assert node.daemon is not None
+    (command,) = re.findall(r"mount -t bpf bpf \S+", node.wait_problem("there is no bpffs"))
+    assert command.endswith(f" {BPFFS}")
+    bird.wait_route(POD_CIDR)
+    node.wait_problem("there is no bpffs")
+    subprocess.run(["nsenter", "--mount", "--target", str(node.daemon.pid), *shlex.split(command)], check=True)
+    node.wait_healthy()
+
+
+def without_bpffs(lab: Lab) -> Path:
+    """A `bgpd` with mounts of its own, which it may not change."""
+    wrapper = lab.directory / "bgpd-without-bpffs"
+    left = f"while mountpoint -q {BPFFS}; do umount {BPFFS}; done"
+    inner = f'{left}; exec setpriv --bounding-set=-sys_admin {BIN / "bgpd"} "$@"'
+    wrapper.write_text(f'#!/bin/sh\nexec unshare --mount sh -ec {shlex.quote(inner)} sh "$@"\n')
+    wrapper.chmod(0o755)
+    return wrapper

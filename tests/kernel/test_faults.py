@@ -1,9 +1,11 @@
-"""What is said where a module is missing. Takes a machine of its own: nobody may load one meanwhile."""
+"""What is said where a module is missing, or the bpffs. Takes a machine of its own: nobody may load one meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import shlex
 import socket
 import subprocess
 from collections.abc import Iterable, Iterator
@@ -22,7 +24,9 @@ from bgpd.policy.parents import Programs
 from bgpd.policy.table import TABLES, Table, inet_table
 from bgpd.runtime.diff import Change
 from tests.fabric.conftest import mounted_bpffs
+from tests.fabric.ipvlan_site import DENY_ALL, NODES, SOON_S, Worker
 from tests.fabric.masq_node import NETLINK_NETFILTER
+from tests.fabric.mounts import BPFFS
 from tests.fabric.netns import Lab
 from tests.fabric.process import poll
 
@@ -91,3 +95,24 @@ def test_without_clsact_or_its_filters_the_modules_are_named(
         assert isinstance(outcome, Blocked) and "takes the modules sch_ingress and cls_bpf" in outcome.reason
     assert list(node.call(lambda: asyncio.run(filters.apply([change])))) == [DONE]
     assert set(node.call(lambda: asyncio.run(filters.observe()))[LOOPBACK]) == set(Hook)
+
+
+def test_without_a_bpffs_the_command_that_mounts_it_is_all_it_takes(lab: Lab) -> None:
+    """At its usual place. For the whole daemon, and its routes, see test_policy_faults."""
+    host = lab.namespace(next(iter(NODES)))
+    subprocess.run(["umount", BPFFS], check=True)
+    try:
+        with Worker(host, Path(BPFFS), lab.directory / "worker", "l2").running() as worker:
+
+            def problems() -> str:
+                return " ".join(worker.policing.problems())
+
+            poll(lambda: "there is no bpffs" in problems(), SOON_S, problems)
+            (command,) = set(re.findall(r"mount -t bpf bpf [^\s;]+", problems()))
+            assert command == f"mount -t bpf bpf {BPFFS}"
+            subprocess.run(shlex.split(command), check=True)
+            poll(lambda: not problems(), SOON_S, problems)
+            worker.apply(DENY_ALL)
+    finally:
+        if not Path(BPFFS).is_mount():
+            subprocess.run(["mount", "-t", "bpf", "bpf", BPFFS], check=True)
