@@ -13,6 +13,7 @@ from bgpd.model.attachment import InterfaceKind
 from bgpd.policy.clear import clear
 from bgpd.runtime.store import Store
 from tests.contract.cni_runtime import PluginError
+from tests.fabric.disks import fill, small_disk
 from tests.fabric.ipvlan_node import lacking
 from tests.fabric.ipvlan_site import (
     DENY_ALL,
@@ -138,6 +139,35 @@ def test_a_pod_goes_from_one_kind_of_network_to_another_and_back(site: Site) -> 
         assert one.policing.ipvlans.removed == 0
         poll(lambda: not one.policing.ipvlans.pods.have, SOON_S, lambda: "\n".join(one.problems()))
     assert list(one.pins.glob("ipvlan_pod_at_*")) == []
+
+
+def test_a_full_disk_starts_no_pod_ends_those_that_there_are_and_stops_no_policy(site: Site) -> None:
+    """What cannot be remembered is not attached: nothing of it is in the kernel. When there is room again, it is."""
+    one, outside = site.workers[0], site.workers[1].host
+    pods = {name: site.pods[name] for name, node in PODS.items() if node == one.name}
+    (before, started), (refused, late) = pods.items()
+
+    def answers() -> list[bool]:
+        return [ping(outside, addresses(name)[0], timeout_s=SILENCE_S) for name in pods]
+
+    with small_disk(one.directory / "state") as ballast, one.running():
+        runtime = one.runtime()
+        runtime.add(before, started.path, before)
+        fill(ballast)
+        with pytest.raises(PluginError, match=r"the attachment cannot be remembered: .*No space left on device"):
+            runtime.add(refused, late.path, refused)
+        assert len(one.endpoints.newest.value) == len(one.policing.ipvlans.pods.have) == 1
+        assert answers() == [True, False]
+        one.apply(DENY_ALL)
+        assert answers() == [False, False]
+        for name, pod in pods.items():
+            runtime.delete(name, pod.path)
+        poll(lambda: not one.policing.ipvlans.pods.have, SOON_S, lambda: "\n".join(one.problems()))
+        ballast.unlink()
+        at = runtime.add(refused, late.path, refused)["ips"][0]["address"].partition("/")[0]
+        assert not ping(outside, at, timeout_s=SILENCE_S)
+        one.apply({})
+        assert ping(outside, at, timeout_s=2)
 
 
 def test_a_pod_that_removes_its_filter_has_it_back_and_may_be_closed(site: Site) -> None:
