@@ -3,8 +3,8 @@
 A datagram there and back between two sockets of one process, so that nothing but the kernel's work is in it, with
 policy and without, in turns: pod to pod on veths and on ipvlans, and from a macvlan to the wire. Both ends of the
 pods' flow have a rule for its port. Memory is what less is available once every object has been loaded; what a
-cluster adds to that does not depend on the kernel. Writes {name: number} to FILE; `tests.benchmarks.kernel` says what
-they mean.
+cluster adds to that does not depend on the kernel. Where a pod on an ipvlan can remove its filter, it does, and has
+it back from the daemon's parts. Writes {name: number} to FILE; `tests.benchmarks.kernel` says what they mean.
 """
 
 from __future__ import annotations
@@ -20,17 +20,24 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from bgpd.datapath import loader
+from bgpd.datapath import links, loader
 from bgpd.model.endpoint import IpvlanMode
-from bgpd.policy import parents
+from bgpd.netlink.clsact import Filters, Side
+from bgpd.netlink.rtsocket import RtSocket
+from bgpd.policy import parents, podhooks
+from bgpd.policy.ondemand import PAUSE_S
 from tests.benchmarks.masq_stage import bpffs
 from tests.fabric import parent_node, policy_node
 from tests.fabric.ipvlan_node import IpvlanNode
+from tests.fabric.ipvlan_site import Site
 from tests.fabric.macvlan_node import MacvlanNode
 from tests.fabric.netns import Lab, Namespace
 from tests.fabric.policy_node import PolicyNode
+from tests.fabric.process import poll
 
 ROUNDS, TRIPS = 7, 300
+REMOVALS = 9
+REST_S = 2.3 * PAUSE_S  # then what it has put back is no news any more, and it does not look by itself just yet
 PORT, ALLOWED = 8080, 7
 WAIT_S = 10.0
 
@@ -45,6 +52,9 @@ def main(file: Path) -> None:
         found |= {f"macvlan_{way}_us": value for way, value in _macvlan(lab, place).items()}
     with Lab() as lab, bpffs(lab) as place:
         found |= {f"ipvlan_{way}_us": value for way, value in _ipvlan(lab, place).items()}
+    if not links.has_tcx():
+        with Lab() as lab, bpffs(lab) as place:
+            found |= _removed_filter(lab, place)
     file.write_text(json.dumps(found))
 
 
@@ -87,6 +97,34 @@ def _ipvlan(lab: Lab, place: Path) -> dict[str, float]:
     node.isolate("b", ingress=ALLOWED)
     ways = {"nothing": node.unhook, "bgpd": node.hook}
     return _in_turns(ways, node.namespace("a"), node.namespace("b"), parent_node.IPV4.b)
+
+
+def _removed_filter(lab: Lab, place: Path) -> dict[str, float]:
+    """Medians: of removals that come alone, and of those that follow at once.
+
+    The pod is one of the runtime's chain, and all that the daemon does about policy is at work.
+    """
+    site = Site(lab, place)
+    pod = site.pods["test-1"]
+
+    def median(pause_s: float) -> float:
+        return pod.call(lambda: statistics.median(_back_ms(pause_s) for _ in range(REMOVALS)))
+
+    with site.workers[0].running() as worker:
+        worker.runtime().add("test-1", pod.path, "test-1")
+        return {"removed_filter_back_ms": median(REST_S), "filter_removed_again_back_ms": median(0)}
+
+
+def _back_ms(pause_s: float) -> float:
+    """In the pod, by itself: another `tc` takes half a second to start there."""
+    time.sleep(pause_s)
+    index, what = socket.if_nametoindex("eth0"), (Side.INGRESS, podhooks.FILTER)
+    with RtSocket() as rtnetlink:
+        filters = Filters(rtnetlink)
+        filters.remove(index, *what)
+        removed = time.perf_counter()
+        poll(lambda: filters.first(index, *what) is not None, WAIT_S, lambda: "it does not come back", 0.005)
+        return (time.perf_counter() - removed) * 1e3
 
 
 def _in_turns(
