@@ -291,7 +291,7 @@ static __always_inline int leave(struct __sk_buff *skb, __u64 netns)
 	if (read_frame(skb, &frame))
 		verdict = check_leaving(skb, &frame, netns);
 	if (verdict == UNDECIDED)
-		verdict = track(skb, &frame.packet, frame.state);
+		verdict = track(skb, &frame.packet, frame.state, judge);
 	return passes(counted(verdict)) ? NEXT : TC_ACT_SHOT;
 }
 
@@ -355,7 +355,7 @@ int ipvlan_ingress(struct __sk_buff *skb)
 	if (read_frame(skb, &frame))
 		verdict = check_arriving(skb, &frame);
 	if (verdict == UNDECIDED)
-		verdict = track(skb, &frame.packet, frame.state);
+		verdict = track(skb, &frame.packet, frame.state, judge);
 	return passes(counted(verdict)) ? NEXT : TC_ACT_SHOT;
 }
 
@@ -422,7 +422,7 @@ static __always_inline int deliver(struct __sk_buff *skb, __u64 netns)
 	if (read_frame(skb, &frame))
 		verdict = check_delivery(skb, &frame, netns);
 	if (verdict == UNDECIDED)
-		verdict = track(skb, &frame.packet, frame.state);
+		verdict = track(skb, &frame.packet, frame.state, judge);
 	return passes(counted(verdict)) ? NEXT : TC_ACT_SHOT;
 }
 

@@ -252,7 +252,7 @@ static __always_inline int leave(struct __sk_buff *skb, __u64 netns)
 		skb->mark = mark;
 	}
 	if (verdict == UNDECIDED)
-		verdict = track(skb, &frame.packet, frame.state);
+		verdict = track(skb, &frame.packet, frame.state, judge);
 	if (!passes(counted(verdict)))
 		return TC_ACT_SHOT;
 	if (sender && is_group(frame.eth.h_dest) && sender->flags & EXCHANGES &&
@@ -408,7 +408,7 @@ static __always_inline enum policy_verdict arrive(struct __sk_buff *skb)
 		verdict = check_delivery(skb, &frame, receiver);
 	else if (!pod)
 		verdict = POLICY_NOT_ISOLATED;
-	return verdict == UNDECIDED ? track(skb, &frame.packet, frame.state) : verdict;
+	return verdict == UNDECIDED ? track(skb, &frame.packet, frame.state, judge) : verdict;
 }
 
 SEC("tc")

@@ -13,6 +13,7 @@
 
 #include "bgpd/flow.h"
 #include "bgpd/layout.h"
+#include "bgpd/memo.h"
 #include "bgpd/parse.h"
 #include "bgpd/verdict.h"
 
@@ -32,7 +33,7 @@ static __always_inline enum policy_verdict decide(struct __sk_buff *skb, int rep
 		return POLICY_BAD_HEADER;
 	if (reply)
 		turn(&packet);
-	return judge(&packet, state, reply);
+	return recall(&packet, state, reply);
 }
 
 /* For xt_bpf, as all of these: what does not return 0 matches, and is dropped. */
@@ -102,7 +103,7 @@ int policy_bridge(struct __sk_buff *skb)
 		return !passes(counted(POLICY_NOT_IP));
 	if (state == PACKET_BAD_HEADER)
 		return !passes(counted(POLICY_BAD_HEADER));
-	return !passes(counted(track(skb, &packet, state)));
+	return !passes(counted(track(skb, &packet, state, recall)));
 }
 
 /* Of what a bridge gives to a pod astray; skb->ifindex is the port that the frame leaves by. */

@@ -7,6 +7,11 @@ batches. What nothing leads to any more stays until the packets that were being 
 have read the old set of a pod and not yet its rules. That takes the kernel some 10 ms and nobody waits for it: what
 is wanted is in force before, and what is left over goes later, unless it is wanted again.
 
+Programs remember what they have said of a packet, for as long as there is one number of all that these maps say, its
+revision. So there is none from the first write on until no program runs any more that may have read what was before:
+whoever waits for a write does not wait for that. There is a new one after each look as well, every few seconds: what
+is remembered is never older, whoever else may have written.
+
 Contents that do not fit change nothing. What fails halfway leaves the maps between two stages; the loop reads them
 again and goes on from there.
 """
@@ -14,6 +19,7 @@ again and goes on from there.
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -112,15 +118,18 @@ class PolicyMaps:
         self._have = Contents()
         self._left: dict[tuple[str, Any], int] = {}  # what is to go, by part and key: since which stage
         self._stage = 0  # the last one that was written
+        self._has_revision = False
         self._writing = asyncio.Lock()
         self._sweep: asyncio.Task[None] | None = None
         self._meddled = False  # somebody else has written: what is to go may be what packets find
 
     async def observe(self) -> Mapping[str, Stages]:
-        await self._swept()
+        await self.settled()
         self._left.clear()
         found = await asyncio.to_thread(self._read)
         self._meddled, self._have = Stages((found,)) != Stages((self._have,)), found
+        self._withdraw_revision()
+        self._sweep = asyncio.create_task(self._settle(), name="policy maps settle")
         return {KEY: Stages((found,))}
 
     async def apply(self, wanted: Sequence[Change[str, Stages]]) -> Sequence[Outcome]:
@@ -128,30 +137,32 @@ class PolicyMaps:
         for change in wanted:
             stages = (Contents(),) if change.want is None else change.want.steps
             if self._shortage(stages):
-                await self._swept()
+                await self.settled()
             if self._shortage(stages):
                 stages = stages[-1:]  # the way there may begin at contents that did not fit either
             if shortage := self._shortage(stages):
                 raise TargetError(shortage)
             async with self._writing:
+                self._withdraw_revision()
                 for stage in stages:
                     await asyncio.to_thread(self._write, stage)
-        if self._left and (self._sweep is None or self._sweep.done()):
-            await self._swept()  # or nobody would hear of one that failed
-            self._sweep = asyncio.create_task(self._remove_left(), name="policy entries left over")
+        if self._sweep is None or self._sweep.done():
+            await self.settled()  # or nobody would hear of one that failed
+            self._sweep = asyncio.create_task(self._settle(), name="policy maps settle")
         if self._meddled:
-            await self._swept()
+            await self.settled()
             self._meddled = False
         return [DONE] * len(wanted)
 
-    async def _swept(self) -> None:
-        """Returns when nothing is left over. DatapathError: it could not be removed, and is still there."""
+    async def settled(self) -> None:
+        """Returns when nothing is left over, and verdicts may be remembered. DatapathError: neither is so."""
         sweep, self._sweep = self._sweep, None
         if sweep is not None:
             await sweep
 
-    async def _remove_left(self) -> None:
-        while self._left:
+    async def _settle(self) -> None:
+        """When nobody reads what was before any more: removes what is left over, and gives what there is a number."""
+        while self._left or not self._has_revision:
             async with self._writing:
                 stage = self._stage
             await asyncio.to_thread(self._grace.wait)
@@ -160,6 +171,15 @@ class PolicyMaps:
                 await asyncio.to_thread(self._delete, due)
                 for each in due:
                     del self._left[each]
+                if stage == self._stage:
+                    self._set_revision(secrets.randbits(64) or 1)  # a byte of one and a byte of another is none
+
+    def _withdraw_revision(self) -> None:
+        self._set_revision(0)
+
+    def _set_revision(self, revision: int) -> None:
+        self._installed.maps["policy_revision"].update({bytes(4): layout.REVISION.pack(revision)})
+        self._has_revision = revision != 0
 
     def _read(self) -> Contents:
         loader.restore(self._installed, self._directory)

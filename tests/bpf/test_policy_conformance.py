@@ -41,6 +41,7 @@ async def walk(policy: Installed, maps: PolicyMaps) -> int:
         for number, step in enumerate(case["steps"]):
             now = snapshot(step)
             assert await maps.apply([Change(KEY, Stages(compiler.advance(now)), None)]) == [DONE]
+            await maps.settled()
             rows += check(policy, step, f"case {case['i']} ({case['desc']}), step {number}")
         await maps.apply([Change(KEY, None, None)])
     return rows
@@ -56,6 +57,8 @@ def check(policy: Installed, step: dict[str, Any], where: str) -> int:
         begun = frame(addresses[row.client], addresses[row.server], row.protocol, row.port)
         said = run_opened(program, begun).value
         assert said == (PASS if row.combined == ALLOWED else DROP), f"{where}: {row}"
+        if said == PASS:
+            assert run_opened(program, begun).value == PASS, f"{where}: {row}, remembered"
         if row.egress != ALLOWED:
             denied[PolicyVerdict.DENIED_EGRESS] += 1
         elif row.ingress != ALLOWED:

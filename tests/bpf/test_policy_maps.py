@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -35,6 +35,15 @@ SOME = Contents(
 )
 
 
+loop = asyncio.Runner()  # the actuator goes on between two calls, as it does in the daemon
+
+
+@pytest.fixture(scope="module", autouse=True)
+def over() -> Iterator[None]:
+    with loop:
+        yield
+
+
 @pytest.fixture
 def policy(shared_policy: Installed) -> Installed:
     return emptied(shared_policy)
@@ -51,9 +60,9 @@ def bring(maps: PolicyMaps, *steps: Contents) -> None:
     async def apply() -> None:
         have = await maps.observe()
         assert await maps.apply([Change(KEY, Stages(steps), have.get(KEY))]) == [DONE]
-        await maps.observe()
+        await maps.settled()
 
-    asyncio.run(apply())
+    loop.run(apply())
 
 
 async def flip(maps: PolicyMaps, stages: Sequence[Contents]) -> None:
@@ -64,12 +73,16 @@ async def flip(maps: PolicyMaps, stages: Sequence[Contents]) -> None:
         await maps.apply([Change(KEY, want, have)])
         await asyncio.sleep(turn % 4 * 0.004)
         have = want
-    await maps.observe()
+    await maps.settled()
 
 
 def there(maps: PolicyMaps) -> Contents:
-    (contents,) = asyncio.run(maps.observe())[KEY].steps
-    return contents
+    async def look() -> Contents:
+        (contents,) = (await maps.observe())[KEY].steps
+        await maps.settled()
+        return contents
+
+    return loop.run(look())
 
 
 def test_what_is_written_is_read(maps: PolicyMaps) -> None:
@@ -114,7 +127,7 @@ def test_a_pod_meets_the_old_rules_or_the_new_ones_at_every_moment(policy: Insta
 
     looking = threading.Thread(target=look)
     looking.start()
-    asyncio.run(flip(maps, stages))
+    loop.run(flip(maps, stages))
     over.set()
     looking.join()
     assert len(verdicts) > FLIPS
@@ -138,10 +151,10 @@ def test_what_does_not_fit_changes_nothing(maps: PolicyMaps) -> None:
 def test_the_pods_behind_ports_are_written_and_read(policy: Installed) -> None:
     links = PodLinks(policy)
     pod = policy_address(V4), bytes(16)
-    asyncio.run(links.apply([Change(3, pod, None), Change(4, pod, None)]))
-    assert asyncio.run(links.observe()) == {3: pod, 4: pod}
-    asyncio.run(links.apply([Change(3, None, pod)]))
-    assert asyncio.run(links.observe()) == {4: pod}
+    loop.run(links.apply([Change(3, pod, None), Change(4, pod, None)]))
+    assert loop.run(links.observe()) == {3: pod, 4: pod}
+    loop.run(links.apply([Change(3, None, pod)]))
+    assert loop.run(links.observe()) == {4: pod}
 
 
 def test_pins_that_vanish_are_put_back(policy: Installed, maps: PolicyMaps, shared: Path) -> None:

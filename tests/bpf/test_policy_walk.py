@@ -41,6 +41,7 @@ def bring(policy: Installed, directory: Path, contents: Contents) -> None:
         maps = PolicyMaps(policy, directory)
         have = await maps.observe()
         await maps.apply([Change(KEY, Stages((contents,)), have.get(KEY))])
+        await maps.settled()
 
     asyncio.run(apply())
 
@@ -84,6 +85,7 @@ def said_of(policy: Installed, flow: Flow) -> PolicyVerdict:
     before = verdicts(policy.maps["policy_verdicts"])
     value = ask(policy, frame(flow))
     after = verdicts(policy.maps["policy_verdicts"])
+    assert ask(policy, frame(flow)) == value, "what is remembered is another verdict"
     found = {verdict for verdict, count in after.items() if count != before.get(verdict, 0)}
     (verdict,) = {PolicyVerdict.AUDITED} if PolicyVerdict.AUDITED in found and value == PASS else found
     return verdict

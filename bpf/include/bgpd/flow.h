@@ -261,8 +261,11 @@ static __always_inline int is_answer(const struct packet *packet, __u8 flags)
 	       bpf_ntohs(packet->destination_port) >= FIRST_CLIENT_PORT;
 }
 
+/* `judge`, or what says the same. */
+typedef enum policy_verdict (*judging)(const struct packet *packet, enum packet_state state, int reply);
+
 static __always_inline enum policy_verdict track(struct __sk_buff *skb, struct packet *packet,
-						 enum packet_state state)
+						 enum packet_state state, judging judged)
 {
 	const __u32 now = bpf_ktime_get_coarse_ns() >> POLICY_TICK_SHIFT;
 	struct policy_flow_key key = {};
@@ -291,7 +294,7 @@ static __always_inline enum policy_verdict track(struct __sk_buff *skb, struct p
 		turn(packet);
 	}
 	until = state == PACKET_WHOLE ? renewed(flow, client, now, lifetime(packet, flags)) : 0;
-	verdict = judge(packet, state, reply);
+	verdict = judged(packet, state, reply);
 	if (until && passes(verdict) && verdict != POLICY_NEIGHBOR)
 		remember(&key, flow, client, until);
 	return verdict;

@@ -130,6 +130,7 @@ _Static_assert(sizeof(struct policy_port) == 8, "no padding");
 #define POLICY_RULES 262144
 #define POLICY_PORTS 65536
 #define POLICY_RANGES 65536
+#define POLICY_MEMOS 1024 /* of each CPU; 48 KB */
 
 /* What became of a packet, and the index of its counter in policy_verdicts. Numbers are never reused. */
 enum policy_verdict {

@@ -1,0 +1,222 @@
+"""Verdicts that the program remembers (bpf/include/bgpd/memo.h): when they count, and for which packets."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import struct
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from bgpd.datapath import layout
+from bgpd.datapath.layout import Action, Peer, Port, Rule, RuleFlag, policy_address
+from bgpd.datapath.libbpf import check, library
+from bgpd.datapath.loader import Installed
+from bgpd.model.prefix import Address
+from bgpd.policy.entries import Contents, PortKey, RuleKey
+from bgpd.policy.map import KEY, PolicyMaps, Stages
+from bgpd.runtime.diff import Change
+from tests.bpf.conftest import emptied
+from tests.bpf.packets import SOURCE_V4, SOURCE_V6, TCP, UDP
+from tests.bpf.test_policy import CLIENT, DROP, PASS, SET, V4, V6, ask, to
+
+PORTS = 31
+HTTP, OTHER = 80, 81
+RULE = RuleKey(SET, CLIENT)
+NEIGHBOR = {V4: ip_address("10.244.9.9"), V6: ip_address("fd00:9::9")}
+OPEN = Contents(
+    peers={policy_address(each): Peer(5, 0, SET) for each in (V4, V6, *NEIGHBOR.values())}
+    | {policy_address(each): Peer(CLIENT) for each in (SOURCE_V4, SOURCE_V6)},
+    rules={RULE: Rule(PORTS, Action.DENY, RuleFlag.HAS_PORTS, 0, 1)},
+    ports={PortKey(PORTS, protocol, HTTP): Port(Action.ALLOW, 0, 0, 2) for protocol in (TCP, UDP)},
+)
+CLOSED = replace(
+    OPEN, peers={key: each._replace(ingress_set=each.ingress_set and SET + 1) for key, each in OPEN.peers.items()}
+)
+families = pytest.mark.parametrize("address", [V4, V6], ids=["IPv4", "IPv6"])
+programs = pytest.mark.parametrize("program", ["policy", "policy_bridge"])
+
+
+@pytest.fixture
+def policy(shared_policy: Installed) -> Iterator[Installed]:
+    """Whoever comes after has no revision, and so nothing that is remembered."""
+    yield emptied(shared_policy)
+    shared_policy.maps["policy_revision"].update({bytes(4): bytes(8)})
+
+
+def frame(address: Address, port: int = HTTP, protocol: int = TCP, client_port: int = 40_000) -> bytes:
+    return to(address, struct.pack("!HH", client_port, port) + bytes(9) + b"\x10" + bytes(6), protocol)
+
+
+Then: TypeAlias = Callable[[PolicyMaps], Awaitable[None]]
+
+
+def settled(policy: Installed, directory: Path, contents: Contents, then: Then) -> None:
+    """With these in the maps, and a revision."""
+
+    async def whole() -> None:
+        maps = PolicyMaps(policy, directory)
+        await write(maps, contents)
+        await maps.settled()
+        await then(maps)
+
+    asyncio.run(whole())
+
+
+async def write(maps: PolicyMaps, contents: Contents) -> None:
+    await maps.apply([Change(KEY, Stages((contents,)), (await maps.observe()).get(KEY))])
+
+
+def behind_its_back(policy: Installed, contents: Contents) -> None:
+    """As nobody does: what the maps say changes, and their revision does not."""
+    policy.maps["policy_peers"].update({bytes(key): layout.PEER.pack(*peer) for key, peer in contents.peers.items()})
+
+
+@programs
+@families
+def test_what_passes_is_remembered_until_the_maps_are_looked_at_again(
+    policy: Installed, shared: Path, program: str, address: Address
+) -> None:
+    async def then(maps: PolicyMaps) -> None:
+        assert ask(policy, frame(address), program) == PASS
+        behind_its_back(policy, CLOSED)
+        assert ask(policy, frame(address), program) == PASS
+        assert ask(policy, frame(address, client_port=40_001), program) == DROP, "another flow"
+        await maps.observe()
+        assert ask(policy, frame(address), program) == DROP
+        await maps.settled()
+        assert ask(policy, frame(address), program) == DROP
+
+    settled(policy, shared, OPEN, then)
+
+
+@programs
+@families
+def test_nothing_remembered_counts_once_other_rules_are_written(
+    policy: Installed, shared: Path, program: str, address: Address
+) -> None:
+    async def then(maps: PolicyMaps) -> None:
+        have = (await maps.observe())[KEY]
+        await maps.settled()
+        assert ask(policy, frame(address), program) == PASS
+        await maps.apply([Change(KEY, Stages((CLOSED,)), have)])
+        assert ask(policy, frame(address), program) == DROP, "at once: nobody waits for programs to end"
+        await maps.settled()
+        assert ask(policy, frame(address), program) == DROP
+        await write(maps, OPEN)
+        assert ask(policy, frame(address), program) == PASS
+
+    settled(policy, shared, OPEN, then)
+
+
+def test_without_a_revision_nothing_is_remembered(policy: Installed, shared: Path) -> None:
+    """As a daemon leaves it that is killed while it writes."""
+
+    async def then(maps: PolicyMaps) -> None:
+        policy.maps["policy_revision"].update({bytes(4): bytes(8)})
+        assert ask(policy, frame(V4)) == PASS
+        behind_its_back(policy, CLOSED)
+        assert ask(policy, frame(V4)) == DROP
+
+    settled(policy, shared, OPEN, then)
+
+
+def test_what_is_dropped_is_judged_each_time(policy: Installed, shared: Path) -> None:
+    async def then(maps: PolicyMaps) -> None:
+        assert ask(policy, frame(V4)) == DROP
+        behind_its_back(policy, OPEN)
+        assert ask(policy, frame(V4)) == PASS
+
+    settled(policy, shared, CLOSED, then)
+
+
+@families
+def test_all_that_rules_tell_apart_is_told_apart(policy: Installed, shared: Path, address: Address) -> None:
+    """Of what passed only the same passes when nothing may any more."""
+    usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    sent = frame(address)
+    others = {
+        "port": frame(address, OTHER),
+        "client's port": frame(address, client_port=40_001),
+        "protocol": frame(address, protocol=UDP),
+        "destination": frame(NEIGHBOR[address]),
+        "source": sent.replace(usual.packed, (usual + 100).packed, 1),
+    }
+
+    async def then(maps: PolicyMaps) -> None:
+        assert ask(policy, sent) == PASS
+        behind_its_back(policy, CLOSED)
+        assert ask(policy, sent) == PASS
+        assert {name: ask(policy, other) for name, other in others.items()} == dict.fromkeys(others, DROP)
+
+    settled(policy, shared, OPEN, then)
+
+
+def test_a_reply_finds_what_was_said_of_its_flow(policy: Installed, shared: Path) -> None:
+    """It is turned round, and then the same."""
+    sent = frame(V4)
+    reply = sent[:26] + sent[30:34] + sent[26:30] + sent[36:38] + sent[34:36] + sent[38:]
+
+    async def then(maps: PolicyMaps) -> None:
+        assert ask(policy, sent) == PASS
+        behind_its_back(policy, CLOSED)
+        assert ask(policy, reply, "policy_reply") == PASS
+        assert ask(policy, reply) == PASS, "of one who is not isolated, as a client"
+
+    settled(policy, shared, OPEN, then)
+
+
+def test_audited_packets_are_counted_one_by_one(policy: Installed, shared: Path) -> None:
+    audited = {key: peer._replace(flags=layout.PeerFlag.AUDIT) for key, peer in CLOSED.peers.items()}
+
+    async def then(maps: PolicyMaps) -> None:
+        counters = policy.maps["policy_verdicts"]
+        before = counted(counters.lookup_each_cpu)
+        for _ in range(3):
+            assert ask(policy, frame(V4)) == PASS
+        assert counted(counters.lookup_each_cpu) - before == 3
+
+    settled(policy, shared, replace(CLOSED, peers=audited), then)
+
+
+def counted(each_cpu: Callable[[bytes], list[bytes]]) -> int:
+    index = layout.PolicyVerdict.AUDITED.to_bytes(4, "little")
+    return sum(layout.COUNTER.unpack(value)[0] for value in each_cpu(index))
+
+
+def test_a_slot_that_two_packets_have_written_counts_for_neither(policy: Installed, shared: Path) -> None:
+    """Every slot has the seal of what passed, and the destination of what did not."""
+    sent, other = frame(V4), frame(NEIGHBOR[V4])
+
+    async def then(maps: PolicyMaps) -> None:
+        assert ask(policy, sent) == PASS
+        behind_its_back(policy, CLOSED)
+        slots = {number: memo(policy, number) for number in range(layout.MAPS["policy_memo"].max_entries)}
+        (written,) = {each for each in slots.values() if policy_address(V4) in each}
+        mixed = written.replace(policy_address(V4), policy_address(NEIGHBOR[V4]))
+        overwrite(policy, dict.fromkeys(slots, written))
+        assert ask(policy, sent) == PASS, "this is what the program looks at"
+        overwrite(policy, dict.fromkeys(slots, mixed))
+        assert ask(policy, other) == DROP
+
+    settled(policy, shared, OPEN, then)
+
+
+def memo(policy: Installed, number: int) -> bytes:
+    """Of the CPU that has one, if there is one."""
+    found = policy.maps["policy_memo"].lookup_each_cpu(number.to_bytes(4, "little"))
+    return max(found)
+
+
+def overwrite(policy: Installed, slots: Mapping[int, bytes]) -> None:
+    """Of all CPUs."""
+    cpus = check("counting CPUs", library().libbpf_num_possible_cpus())
+    for number, slot in slots.items():
+        value = ctypes.create_string_buffer(slot * cpus)
+        key = number.to_bytes(4, "little")
+        check("writing", library().bpf_map_update_elem(policy.maps["policy_memo"].fd, key, value, 0))
