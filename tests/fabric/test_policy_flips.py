@@ -133,7 +133,7 @@ def test_a_daemon_that_ends_in_order_or_at_once_is_not_noticed(site: PolicySite)
 def older(tmp_path: Path) -> Path:
     """The `bgpd` of a release whose programs count twice what they judge."""
     release = Release(tmp_path)
-    for decided in ("decide(skb, 0)", "decide(skb, 1)", "track(skb, &packet, state)", "decide_astray(skb)"):
+    for decided in ("decide(skb, 0)", "decide(skb, 1)", "track(skb, &packet, state, recall)", "decide_astray(skb)"):
         release.replace_c("policy.bpf.c", (f"counted({decided})", f"counted(counted({decided}))"))
     return release.build(["policy"])
 

@@ -4,7 +4,7 @@
  * both directions; who is the client of a flow is for the hook to know.
  *
  * Contract: `judge` takes a packet as its flow's client would have sent it (of a reply: see `turn`) and what the
- * parser said of it. Every packet is judged by the rules of this moment, nothing is remembered. It passes if the
+ * parser said of it. It knows the rules of this moment, and nothing of packets before (see memo.h). It passes if the
  * client's egress set and the server's ingress set, as far as there are any, both allow it. What cannot be judged
  * although an end is isolated does not pass. Every verdict is counted; what a set denies is told, so often as the
  * rate of the pod allows.
