@@ -54,13 +54,21 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _policy(row: dict[str, Any]) -> str:
-    lines = [f"{row['policy']}  ({row['entries']:,} entries)", f"  pods     {' '.join(row['pods'])}"]
+    lines = [f"{row['policy']}  ({_size(row)})", f"  pods     {' '.join(row['pods'])}"]
     lines += [f"  PROBLEM  {problem}" for problem in row["problems"]]
     for direction in ("ingress", "egress"):
         rules = row[direction]
         if rules is not None:
             lines += [f"  {direction:<8} {rule}" for rule in brief(rules) or ["nothing"]]
     return "\n".join(lines) + "\n"
+
+
+def _size(row: dict[str, Any]) -> str:
+    """Of a policy that is held back what is in force is what it said before, to some pods."""
+    entries, blocked = f"{row['entries']:,} entries", row["blocked"]
+    if blocked is None:
+        return entries
+    return f"blocked: {blocked['entries']:,} new entries do not fit into {blocked['map']}; {entries} are in force"
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -20,7 +20,10 @@ from tests.unit.test_control import serve
 
 RULES = [f"from 10.0.{each}.0/24: tcp 80" for each in range(50)]
 PROBLEM = "NetworkPolicy shop/closed does not fit"
-POLICY = {"policy": "shop/closed", "pods": ["shop/web"], "ingress": RULES, "egress": None, "entries": 0}
+BLOCKED = {"map": "policy_ranges", "entries": 66_000, "needed": 66_100, "capacity": 65_536, "pods": {}}
+POLICY = {
+    "policy": "shop/closed", "pods": ["shop/web"], "ingress": RULES, "egress": None, "entries": 0, "blocked": BLOCKED
+}  # fmt: skip
 NO_FLOWS = {"flows": [], "lost": 0, "forgotten": 0, "notes": [], "notInForce": ""}
 
 
@@ -75,7 +78,9 @@ def test_of_a_policy_the_problem_comes_first_and_of_many_rules_the_first(rig: Ri
     code, out, err = rig.run("policy", "list", answers={"policy list": answer})
     heading, pods, problem, *rules = out.splitlines()
     assert (code, err) == (4, f"policy: {PROBLEM}\n")
-    assert "shop/closed" in heading and "shop/web" in pods and problem.split(maxsplit=1) == ["PROBLEM", PROBLEM]
+    size = "blocked: 66,000 new entries do not fit into policy_ranges; 0 entries are in force"
+    assert heading == f"shop/closed  ({size})"
+    assert "shop/web" in pods and problem.split(maxsplit=1) == ["PROBLEM", PROBLEM]
     assert [rule.split(maxsplit=1)[1] for rule in rules] == [*RULES[:LINES], f"and {len(RULES) - LINES} more"]
     _, out, _ = rig.run("policy", "list", "-o", "json", answers={"policy list": answer})
     assert json.loads(out)[0]["ingress"] == RULES
