@@ -255,6 +255,16 @@ class Ipvlans:
         for loop in self.loops:
             loop.kick(stale=self._has_ipvlans())
 
+    @property
+    def knows_asked(self) -> bool:
+        """Whether it is known which programs are asked at parents."""
+        return self._at_parents.looked or not self._has_ipvlans()
+
+    @property
+    def asks_others(self) -> bool:
+        """Whether some of these, as far as known, are not ours."""
+        return self._behind is not None and parents.asks_others(self._behind.installed, self.parents.have, KIND)
+
     def needs(self, endpoint: Endpoint, link: IpvlanLink) -> Needs:
         """What polices it, each after what it takes: of each loop the objects without which it is not."""
         told = (_address_key(link.parent, _NOBODY), *entries_of(endpoint, link))

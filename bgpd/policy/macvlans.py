@@ -57,6 +57,16 @@ class Macvlans:
     def loops(self) -> tuple[Reconciler[Any, Any], ...]:
         return (self.stations, self.parents)
 
+    @property
+    def knows_asked(self) -> bool:
+        """Whether it is known which programs are asked at parents."""
+        return self._at_parents.looked or not self._has_macvlans()
+
+    @property
+    def asks_others(self) -> bool:
+        """Whether some of these, as far as known, are not ours."""
+        return self._behind is not None and parents.asks_others(self._behind.installed, self.parents.have)
+
     def needs(self, endpoint: Endpoint, link: MacvlanLink) -> Needs:
         """What polices it, each after what it takes: of each loop the objects without which it is not."""
         return (self.stations, parents.entries_of(endpoint, link).keys()), (self.parents, (link.parent,))

@@ -221,6 +221,12 @@ def programs(installed: loader.Installed, kind: Kind = MACVLAN) -> Mapping[Hook,
     return {hook: program(installed, name) for hook, name in kind.names.items()}
 
 
+def asks_others(installed: loader.Installed, have: Mapping[int, Programs], kind: Kind = MACVLAN) -> bool:
+    """Whether programs are asked at a parent that are not ours."""
+    ours = {each.id for each in programs(installed, kind).values()}
+    return any(not ours.issuperset(asked.values()) for asked in have.values())
+
+
 def desired(
     at: Collection[int],
     installed: loader.Installed,

@@ -189,7 +189,7 @@ class Policing:
         if unread := self.objects.unread:
             yield f"policy: not every {' and '.join(unread)} has been read; the rules in the kernel stay as they are"
         elif self._is_emptied:
-            yield "policy: there is no Pod any more; is the source right? The rules in the kernel stay as they are"
+            yield "policy: there is no Pod; is the source right? The rules in the kernel stay as they are"
         strangers = sorted({pod.namespace for pod in self.snapshot.pods.values()} - self.snapshot.namespaces.keys())
         if strangers:
             names = ", ".join(strangers[:10])
@@ -222,9 +222,12 @@ class Policing:
         for store in self._stores:
             while not store.newest.synced:
                 await store.newer_than(store.newest.revision)
-        while not await loop.wait_until(loop.kick(), LOOK_S, ()) or self._is_emptied:
-            if self._is_emptied:
-                await self.objects.pods.newer_than(self.objects.pods.newest.revision)
+        while self._may_be_emptied or not await loop.wait_until(loop.kick(), LOOK_S, ()) or self._may_be_emptied:
+            pods = self.objects.pods
+            if not pods.newest.value:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_ASK_S):
+                        await pods.newer_than(pods.newest.revision)
         self._written[loop].set()
         for asking in (self.tables, self.macvlans.parents, self.ipvlans.shared, self.ipvlans.parents):
             asking.kick()
@@ -274,10 +277,25 @@ class Policing:
 
     @property
     def _is_emptied(self) -> bool:
-        """A source that shows no pod at all has lost them: rules of pods that are gone do no harm, opening would."""
+        """A source that shows no pod at all has lost them: rules of pods that are gone do no harm, opening would.
+
+        Where programs of another release are asked, it is their maps that have rules, and ours may have none yet.
+        """
         if self.objects.pods.newest.value or (policed := self.maps.have.get(maps.KEY)) is None:
             return False
-        return bool(policed.steps[-1].peers) or "policy_peers" in self.datapath.installed().renewed
+        asks_others = self._others() or self.macvlans.asks_others or self.ipvlans.asks_others
+        return bool(policed.steps[-1].peers or asks_others)
+
+    @property
+    def _may_be_emptied(self) -> bool:
+        """So too as long as there is no pod, and nobody knows yet whose programs are asked."""
+        knows_asked = self.tables.ever_applied and self.macvlans.knows_asked and self.ipvlans.knows_asked
+        return self._is_emptied or not (self.objects.pods.newest.value or knows_asked)
+
+    def _others(self) -> list[str]:
+        """The tables that ask programs that are not ours."""
+        ours = {program.id for program in self.datapath.installed().programs.values()}
+        return [name for name, table in self.tables.have.items() if not ours.issuperset(table.ids)]
 
     def _stages(self) -> tuple[Contents, ...]:
         """All stages once; they are what is wanted until an input changes, or what did not fit is tried again."""
@@ -316,9 +334,7 @@ class Policing:
             self._planned = made_of, {key(table.family): table for table in self._tables()}
         wanted = self._planned[1]
         if not self._has_written(self.maps, self.links):
-            ours = {program.id for program in self.datapath.installed().programs.values()}
-            others = [name for name, table in self.tables.have.items() if not ours.issuperset(table.ids)]
-            return Desired({name: wanted[name] for name in wanted.keys() - others}, complete=False)
+            return Desired({name: wanted[name] for name in wanted.keys() - self._others()}, complete=False)
         return Desired(wanted, complete=True)
 
     def _tables(self) -> tuple[Table, Table]:

@@ -143,10 +143,10 @@ def test_an_emptied_directory_opens_nothing(site: PolicySite) -> None:
     check(site)
     others.unlink()
     site.file.unlink()
-    site.node.wait_problem("there is no Pod any more")
+    site.node.wait_problem("there is no Pod;")
     check(site)
     site.node.restart_daemon()
-    site.node.wait_problem("there is no Pod any more")
+    site.node.wait_problem("there is no Pod;")
     check(site)
     site.apply(*PROTECTED, policy("x", "more", labelled(pod="d"), ingress=[{"from": [peers("b")]}]))
     assert site.passing(CLIENTS, SERVERS) == ONE_ONLY | {("b", "d", how) for how in How}

@@ -196,6 +196,26 @@ def test_while_it_knows_nothing_the_old_maps_count_and_who_comes_after_a_kill_go
         wait_more()
 
 
+def test_an_emptied_source_after_a_kill_opens_nothing(site: Site, other: Path) -> None:
+    """Who comes then finds maps of its own that never had anything, and old programs that are asked."""
+    manifests, away = site.node.manifests, site.node.manifests.with_name("away")
+    with flowing(site) as wait_more:
+        before, programs = replaced_maps(site), asked(site)
+        daemon(site).stop()
+        manifests.rename(away)
+        start(site, other)
+        poll(partial(is_renewed, site, before), SOON_S, lambda: site.node.bgpd("status", check=False))
+        daemon(site).kill()
+        manifests.mkdir()
+        start(site, other)
+        site.node.wait_problem("there is no Pod; is the source right? The rules in the kernel stay as they are")
+        wait_more()
+        assert asked(site) == programs
+        (away / site.file.name).rename(site.file)
+        wait_gone_over(site, before)
+        wait_more()
+
+
 def test_one_that_is_killed_on_the_way_is_followed_by_another_of_any_release(site: Site, other: Path) -> None:
     with flowing(site) as wait_more:
         for turn in range(KILLS):
