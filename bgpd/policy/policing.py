@@ -196,9 +196,12 @@ class Policing:
             yield f"policy: there is no Namespace {names}, but pods of it: no namespaceSelector selects them"
         yield from (f"policy: {misfit.reason}" for misfit in self.misfits)
         yield from self.ipvlans.problems()
+        told: dict[str, dict[str, None]] = {}
         for loop in self.loops:
-            reasons = dict.fromkeys(outcome.reason for outcome in loop.trouble.values())
-            yield from (f"policy: {loop.name}: {reason}" for reason in (*reasons, *filter(None, [loop.error])))
+            reasons = (outcome.reason for outcome in loop.trouble.values())
+            for reason in (*reasons, *filter(None, [loop.error])):
+                told.setdefault(reason, {})[loop.name] = None
+        yield from (f"policy: {', '.join(names)}: {reason}" for reason, names in told.items())
 
     async def run(self) -> None:
         """All loops, until cancelled."""
