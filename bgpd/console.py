@@ -39,7 +39,8 @@ if TYPE_CHECKING:  # a node that does not use one does without
     from bgpd.services.sight import Sight as ServicesSight
     from bgpd.virtualservers.sight import Sight as VirtualServersSight
 
-POLICY_COMMANDS = ("endpoints", "policy list", "policy explain", "flows")  # known where policy is off too
+POLICY_COMMANDS = ("endpoints", "policy list", "policy explain", "policy audit", "flows")
+"""Known where policy is off too."""
 
 
 @dataclass(slots=True)

@@ -63,10 +63,15 @@ def _follow(options: argparse.Namespace, asked: dict[str, Any]) -> int:
 
 
 def _line(row: dict[str, Any]) -> str:
+    return f"{row['at']} {row['verdict']} {sentence(row)}"
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """The flow, and why it is denied; of one packet whether it is a reply."""
     lost = f" (+{row['lost']:,} not told)" if row["lost"] else ""
-    reply = ", a reply" if row["reply"] else ""
+    reply = ", a reply" if row.get("reply") else ""
     ends = f"{_end(row['client'])} -> {_end(row['server'])} {row['protocol']}{reply}"
-    return f"{row['at']} {row['verdict']} {row['direction']} {ends}: {row['why']}{lost}"
+    return f"{row['direction']} {ends}: {row['why']}{lost}"
 
 
 def _end(end: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """`bgpd policy list`: the NetworkPolicies that count on this node. `policy explain SRC DST[:PORT/PROTO]`: why.
 
-`policy clear`: none of it, once the daemon is gone or has been told not to.
+`policy audit [NAMESPACE]`: what ending audit mode would drop. `policy clear`: none of it, once the daemon is gone or
+has been told not to.
 
 `explain` says what the maps in the kernel make of a flow, and holds that to what the policies say. Its exit code is 4
 where the two differ, or where what is in the maps is not in force.
@@ -16,29 +17,35 @@ from typing import Any
 from bgpd.cli.ask import ask
 from bgpd.cli.clear import cleared
 from bgpd.cli.exits import DEGRADED, FINE, USAGE
+from bgpd.cli.flows import sentence
 from bgpd.cli.output import print_json, show
 from bgpd.model.brief import brief
 
-USAGE_TEXT = "usage: bgpd policy list | bgpd policy explain SRC DST[:PORT/PROTO] | bgpd policy clear\n"
+USAGE_TEXT = (
+    "usage: bgpd policy list | bgpd policy explain SRC DST[:PORT/PROTO] | bgpd policy audit [NAMESPACE] "
+    "| bgpd policy clear\n"
+)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     text = (
         "list: those that select pods of this node; explain: whether and why SRC reaches DST; "
+        "audit: what would be dropped if NAMESPACE, or each that is in audit mode, no longer was; "
         "clear: take tables, programs and maps out of the kernel, once the daemon is gone"
     )
-    parser.add_argument("what", choices=("list", "explain", "clear"), help=text)
+    parser.add_argument("what", choices=("list", "explain", "audit", "clear"), help=text)
     end = "a pod as namespace/name, or an address"
-    parser.add_argument("client", nargs="?", metavar="SRC", help=f"for explain: {end}")
+    parser.add_argument("client", nargs="?", metavar="SRC", help=f"for explain: {end}; for audit: a namespace")
     text = f"for explain: {end}, IPv6 in brackets; :80 is :80/tcp; without a port it is about a ping"
     parser.add_argument("server", nargs="?", metavar="DST[:PORT/PROTO]", help=text)
 
 
 def main(options: argparse.Namespace) -> int:
-    if (options.what == "explain") != (options.server is not None) or (options.what != "explain" and options.client):
+    is_meant = options.client is None or options.what in ("explain", "audit")
+    if (options.what == "explain") != (options.server is not None) or not is_meant:
         sys.stderr.write(USAGE_TEXT)
         return USAGE
-    return {"list": _list, "explain": _explain, "clear": _clear}[options.what](options)
+    return {"list": _list, "explain": _explain, "audit": _audit, "clear": _clear}[options.what](options)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -108,6 +115,29 @@ def _direction(name: str, shown: dict[str, Any]) -> Iterator[str]:
 
 def _end(shown: dict[str, Any]) -> str:
     return f"{shown['pod']} ({shown['address']})" if shown["pod"] else str(shown["address"])
+
+
+def _audit(options: argparse.Namespace) -> int:
+    answer = ask(options, "policy audit", {"namespace": options.client})
+    if options.output == "json":
+        print_json(answer)
+    else:
+        show("".join(f"{line}\n" for line in _audited(answer)) or "no namespace is in audit mode\n")
+        if answer["forgotten"]:
+            sys.stderr.write(f"{answer['forgotten']:,} older flows are forgotten\n")
+        if answer["notInForce"]:
+            sys.stderr.write(f"NOT IN FORCE: {answer['notInForce']}\n")
+    return DEGRADED if answer["notInForce"] else FINE
+
+
+def _audited(answer: dict[str, Any]) -> Iterator[str]:
+    for row in answer["namespaces"]:
+        yield f"{row['namespace']}: of {row['pods']:,} pods on this node {row['isolated']:,} are isolated"
+        flows = [flow for flow in answer["flows"] if flow["namespace"] == row["namespace"]]
+        for flow in flows:
+            yield f"  {flow['last']} {flow['times']:,}x {sentence(flow)}"
+        if not flows:
+            yield "  nothing that would be dropped was seen since bgpd started"
 
 
 def _clear(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -104,14 +104,16 @@ class Event:
 
 
 class Events:
-    """`kept` are the newest, `told` and `lost` count from the start of the daemon."""
+    """`kept` are the newest, `told` and `lost` count from the start of the daemon. `listeners` hear all."""
 
-    def __init__(self, policing: Policing, wall_clock_offset_s: float) -> None:
+    def __init__(
+        self, policing: Policing, wall_clock_offset_s: float, listeners: Iterable[Callable[[Event], object]] = ()
+    ) -> None:
         self._policing, self._offset_s = policing, wall_clock_offset_s
         self.kept: deque[Event] = deque(maxlen=KEPT)
         self.told = self.lost = 0
         self.problem = ""
-        self._listeners: list[Callable[[Event], object]] = []
+        self._listeners = [*listeners]
 
     async def run(self) -> None:
         """Until cancelled; or until it is known that there is nothing to read, which is then a problem."""

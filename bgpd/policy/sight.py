@@ -19,10 +19,11 @@ from bgpd.datapath.libbpf import DatapathError
 from bgpd.datapath.maps import Map
 from bgpd.model.attachment import AttachmentKey
 from bgpd.model.endpoint import Endpoint
+from bgpd.model.pod import AUDIT
 from bgpd.model.policy import RuleRef, Snapshot
 from bgpd.observe.control import USAGE, ControlError, Handler, Progress
 from bgpd.observe.samples.policy import Policy
-from bgpd.policy import explain, report
+from bgpd.policy import audit, explain, report
 from bgpd.policy.chains import Family
 from bgpd.policy.entries import PLACES, Contents
 from bgpd.policy.events import Event, Events
@@ -52,7 +53,8 @@ class Sight:
         wall_clock_offset_s: float,
     ) -> None:
         self._policing, self._blocked = policing, blocked
-        self.events = Events(policing, wall_clock_offset_s)
+        self._audited = audit.Tally()
+        self.events = Events(policing, wall_clock_offset_s, [self._audited.add])
 
     @property
     def handlers(self) -> Mapping[str, Handler]:
@@ -60,6 +62,7 @@ class Sight:
             "endpoints": self._endpoints,
             "policy list": self._list,
             "policy explain": self._explain,
+            "policy audit": self._audit,
             "flows": self._flows,
         }
 
@@ -151,6 +154,25 @@ class Sight:
             "lost": self.events.lost,
             "forgotten": self.events.told - len(kept),
             "notes": list(self._notes(arguments.get("pod"))),
+            "notInForce": self._policing.unready(),
+        }
+
+    async def _audit(self, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+        """What ending audit mode would drop, in one namespace, or in all that are in it."""
+        if self.events.problem:
+            raise ControlError(self.events.problem)
+        audited, asked = self._policing.snapshot.audited, arguments.get("namespace")
+        namespace = None if asked is None else str(asked)
+        if namespace is not None and not self._policing.objects.unread:
+            if namespace not in self._policing.snapshot.namespaces:
+                raise ControlError(f"there is no Namespace {namespace} in Kubernetes", USAGE)
+            if namespace not in audited:
+                raise ControlError(f'{namespace} is not in audit mode: it has no annotation {AUDIT}: "true"', USAGE)
+        chosen = audited if namespace is None else audited & {namespace}
+        return {
+            "namespaces": list(audit.standing(chosen, self._rows())),
+            "flows": self._audited.shown(chosen),
+            "forgotten": self._audited.forgotten,
             "notInForce": self._policing.unready(),
         }
 

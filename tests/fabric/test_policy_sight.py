@@ -231,6 +231,46 @@ def test_what_is_dropped_is_told_with_the_pods_and_the_policy(site: PolicySite) 
     assert metric(site, "packets_total", verdict="denied_ingress") > 0
 
 
+def test_audit_says_what_would_be_dropped_as_flows_does(site: PolicySite) -> None:
+    """Nothing of what is dropped, and of no namespace but those in audit mode."""
+    site.apply(FROM_C)
+    assert site.reached("a", "b", "c") == {"c"}
+    assert asked(site, "policy", "audit") == {"namespaces": [], "flows": [], "forgotten": 0, "notInForce": ""}
+    for name, said in (("x", "x is not in audit mode"), ("nobody", "there is no Namespace nobody")):
+        refused = site.node.try_bgpd("policy", "audit", name)
+        assert (refused.returncode, refused.stdout) == (2, "") and said in refused.stderr
+    site.apply(namespace("x", audited=True))
+    assert site.reached("a", "b", "c") == {"b", "c"}
+    poll(lambda: agrees(site), WAIT_S, lambda: site.node.bgpd("policy", "audit"))
+    (place,) = asked(site, "policy", "audit", "x")["namespaces"]
+    assert (place["namespace"], place["isolated"]) == ("x", 1)
+    for row, plan in zip(audited(site), PLANS, strict=True):
+        assert (row["client"], row["server"]) == (
+            {"address": plan.b, "port": None, "pod": "x/b"},
+            {"address": plan.a, "port": PORT, "pod": "x/a"},
+        )
+    said = site.node.bgpd("policy", "audit")
+    assert said.startswith("x: of 4 pods on this node 1 are isolated\n")
+    assert f"ingress x/b {PLANS[0].b} -> x/a {PLANS[0].a}:{PORT} tcp: no ingress rule of x/p allows it" in said
+
+
+def agrees(site: PolicySite) -> bool:
+    """Whether both have been told of the same packets, of both families."""
+    told: dict[str, list[dict[str, Any]]] = {}
+    for each in drops(site, "--verdict", "audited"):
+        told.setdefault(each["server"]["address"], []).append(each)
+    found = {row["server"]["address"]: (row["times"], row["last"], {row["why"]}) for row in audited(site)}
+    return len(found) == 2 and found == {
+        address: (len(rows), max(row["at"] for row in rows), {row["why"] for row in rows})
+        for address, rows in told.items()
+    }
+
+
+def audited(site: PolicySite) -> list[dict[str, Any]]:
+    """What `policy audit` has, by family."""
+    return sorted(asked(site, "policy", "audit", "x")["flows"], key=lambda row: ":" in row["server"]["address"])
+
+
 def drops(site: PolicySite, *words: str) -> list[dict[str, Any]]:
     """Those with x/a as the server, by family."""
     rows = [row for row in asked(site, "flows", *words)["flows"] if row["server"]["pod"] == "x/a"]

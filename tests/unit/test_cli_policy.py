@@ -95,6 +95,44 @@ def test_why_there_are_no_flows_goes_to_stderr(rig: Rig) -> None:
     assert (code, json.loads(out), err) == (4, late, "")
 
 
+def end(pod: str, address: str, port: int | None) -> dict[str, Any]:
+    return {"pod": pod, "address": address, "port": port}
+
+
+WOULD_DROP = {
+    "namespace": "shop", "times": 1_200, "last": "2026-01-02T03:04:05.678Z", "verdict": "audited",
+    "reason": "denied_ingress", "direction": "ingress", "client": end("shop/b", "10.0.0.2", None),
+    "server": end("shop/a", "10.0.0.1", 80), "protocol": "tcp", "policies": ["shop/p"],
+    "why": "no ingress rule of shop/p allows it", "lost": 30,
+}  # fmt: skip
+
+
+def test_audit_has_each_namespace_and_its_flows(rig: Rig) -> None:
+    """What is not known goes to stderr, but in JSON."""
+    places = [{"namespace": "shop", "pods": 3, "isolated": 1}, {"namespace": "till", "pods": 0, "isolated": 0}]
+    answer = {"namespaces": places, "flows": [WOULD_DROP], "forgotten": 0, "notInForce": ""}
+    assert rig.run("policy", "audit", answers={"policy audit": answer}) == (
+        0,
+        "shop: of 3 pods on this node 1 are isolated\n"
+        "  2026-01-02T03:04:05.678Z 1,200x ingress shop/b 10.0.0.2 -> shop/a 10.0.0.1:80 tcp: "
+        "no ingress rule of shop/p allows it (+30 not told)\n"
+        "till: of 0 pods on this node 0 are isolated\n"
+        "  nothing that would be dropped was seen since bgpd started\n",
+        "",
+    )
+    late = answer | {"namespaces": [], "flows": [], "forgotten": 7, "notInForce": "policy_maps: no bpffs"}
+    said = "7 older flows are forgotten\nNOT IN FORCE: policy_maps: no bpffs\n"
+    assert rig.run("policy", "audit", answers={"policy audit": late}) == (4, "no namespace is in audit mode\n", said)
+    code, out, err = rig.run("policy", "audit", "-o", "json", answers={"policy audit": late})
+    assert (code, json.loads(out), err) == (4, late, "")
+
+
+@pytest.mark.parametrize("words", [("list", "x"), ("audit", "x", "y"), ("explain", "x/a"), ("clear", "x")])
+def test_words_too_few_or_too_many_are_refused(rig: Rig, words: tuple[str, ...]) -> None:
+    code, _, err = rig.run("policy", *words, answers={})
+    assert (code, err[:12]) == (2, "usage: bgpd ")
+
+
 @pytest.mark.parametrize("words", [(), ("-o", "json")])
 def test_a_note_before_flows_that_are_followed_goes_to_stderr_too(rig: Rig, words: tuple[str, ...]) -> None:
     told = (json.dumps({"note": "x/a is on worker2"}), "")
