@@ -60,6 +60,6 @@ def _test(options: argparse.Namespace) -> int:
 
 
 def _clear(options: argparse.Namespace) -> int:
-    from bgpd.masq.masquerading import clear  # brings libbpf and nf_tables
+    from bgpd.masq.masquerading import PINS, clear  # brings libbpf and nf_tables
 
-    return cleared(options, "masquerade", lambda paths: clear(paths.bpf))
+    return cleared(options, "masquerade", lambda paths: clear(paths.bpf), PINS)

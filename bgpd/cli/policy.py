@@ -142,6 +142,6 @@ def _audited(answer: dict[str, Any]) -> Iterator[str]:
 
 def _clear(options: argparse.Namespace) -> int:
     from bgpd.cni.journal import namespaces
-    from bgpd.policy.clear import clear  # brings nf_tables
+    from bgpd.policy.clear import PINS, clear  # brings nf_tables
 
-    return cleared(options, "policy", lambda paths: clear(paths.bpf, namespaces(paths.state)))
+    return cleared(options, "policy", lambda paths: clear(paths.bpf, namespaces(paths.state)), PINS)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.fabric import plugin
 from tests.fabric.netns import Lab
@@ -303,6 +304,21 @@ def test_flows_are_followed_until_the_operator_or_the_daemon_ends(site: PolicySi
     site.node.daemon.stop()
     assert other.popen.wait(WAIT_S) == 3
     assert "Traceback" not in follower.log() + other.log()
+
+
+def test_a_daemon_is_in_the_way_of_clear_wherever_its_socket_is(site: PolicySite) -> None:
+    """Nothing goes, on kernels either whose tables have no owner."""
+    paths = {**site.node.config["paths"], "run": str(site.node.directory / "elsewhere")}
+    other = site.node.directory / "other.yaml"
+    other.write_text(yaml.safe_dump(site.node.config | {"paths": paths}))
+    argv = [str(site.node.program), "policy", "clear", "--config", str(other)]
+    refused = site.node.namespace.run(argv, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "has its maps open); stop that first" in refused.stderr
+    assert site.has_tables()
+    assert site.node.daemon is not None
+    site.node.daemon.stop()
+    assert "removed nftables" in site.node.namespace.run(argv).stdout
 
 
 # --- metrics --------------------------------------------------------------------------------------------------------
