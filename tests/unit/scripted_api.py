@@ -99,7 +99,9 @@ class Reading:
         self.server, self.source, self.store = server, source, store
         self.pauses: list[float] = []
         self.seen: list[set[str]] = []
+        self.warned: list[str] = []
         store.on_change(lambda: self.seen.append(set(store.newest.value)))
+        source.status.on_change(lambda: self.warned.append(self.status.warning))
 
     @property
     def status(self) -> SourceStatus:

@@ -271,8 +271,9 @@ def test_kind_that_the_server_does_not_know(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with reading(tmp_path, *script, kind=PEER_CONFIG) as it:
             await it.until(lambda: it.store.newest.synced)
-            assert it.status.warning.startswith("there is no CiliumBGPPeerConfig: ")
-            assert "kubectl apply -f config/crds" in it.status.warning
+            warning = next(filter(None, it.warned))
+            assert warning.startswith("there is no CiliumBGPPeerConfig: ")
+            assert "kubectl apply -f config/crds" in warning
             await it.requests(5)
             await it.until(lambda: it.status.state is SourceState.RETRYING)
             assert set(it.store.newest.value) == {"a"}
