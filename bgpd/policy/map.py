@@ -9,8 +9,8 @@ is wanted is in force before, and what is left over goes later, unless it is wan
 
 Programs remember what they have said of a packet, for as long as there is one number of all that these maps say, its
 revision. So there is none from the first write on until no program runs any more that may have read what was before:
-whoever waits for a write does not wait for that. There is a new one after each look as well, every few seconds: what
-is remembered is never older, whoever else may have written.
+whoever waits for a write does not wait for that. There is a new one after each look as well, so that what is
+remembered is no older than that, whoever else may have written.
 
 Contents that do not fit change nothing. What fails halfway leaves the maps between two stages; the loop reads them
 again and goes on from there.
@@ -117,7 +117,7 @@ class PolicyMaps:
         self._grace = GracePeriod()
         self._have = Contents()
         self._left: dict[tuple[str, Any], int] = {}  # what is to go, by part and key: since which stage
-        self._stage = 0  # the last one that was written
+        self._stage = 0  # counts up where a stage begins to be written and where it is: odd in between
         self._has_revision = False
         self._writing = asyncio.Lock()
         self._sweep: asyncio.Task[None] | None = None
@@ -164,9 +164,11 @@ class PolicyMaps:
         """When nobody reads what was before any more: removes what is left over, and gives what there is a number."""
         while self._left or not self._has_revision:
             async with self._writing:
-                stage = self._stage
+                stage = self._stage // 2 * 2
             await asyncio.to_thread(self._grace.wait)
             async with self._writing:
+                if self._stage % 2:  # by a thread whose `apply` was cancelled
+                    continue
                 due = [each for each, since in self._left.items() if since <= stage]
                 await asyncio.to_thread(self._delete, due)
                 for each in due:
@@ -210,17 +212,20 @@ class PolicyMaps:
     def _write(self, want: Contents) -> None:
         """One stage: additions and flips. What nothing leads to any more then is left over."""
         self._stage += 1
-        for (removes, place), group in groupby(changes(self._have, want), _place):
-            writes = list(group)
-            if not removes:
-                self._installed.maps[place].update(dict(map(_packed, writes)))
-                for each in writes:
-                    self._left.pop((each.map, each.key), None)
-            elif writes[0].map in FOUND:
-                self._left.update(((each.map, each.key), self._stage) for each in writes)
-            else:
-                self._delete((each.map, each.key) for each in writes)
-        self._have = want
+        try:
+            for (removes, place), group in groupby(changes(self._have, want), _place):
+                writes = list(group)
+                if not removes:
+                    self._installed.maps[place].update(dict(map(_packed, writes)))
+                    for each in writes:
+                        self._left.pop((each.map, each.key), None)
+                elif writes[0].map in FOUND:
+                    self._left.update(((each.map, each.key), self._stage) for each in writes)
+                else:
+                    self._delete((each.map, each.key) for each in writes)
+            self._have = want
+        finally:
+            self._stage += 1
 
     def _delete(self, entries: Iterable[tuple[str, Any]]) -> None:
         """Of any parts; those of one lie in one map, or one after the other in each of its maps."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bgpd.datapath import libbpf, loader
-from bgpd.datapath.layout import COUNTER, MapType
+from bgpd.datapath.layout import MapType
 from bgpd.datapath.loader import Installed
 
 MOUNTS = Path("/tmp")
@@ -82,5 +82,6 @@ def emptied(installed: Installed) -> Installed:
             each.update({key: bytes(len(value)) for key, value in each.entries().items()})
         elif each.spec.type == MapType.PERCPU_ARRAY:
             keys = [struct.pack("=I", number) for number in range(each.spec.max_entries)]
-            each.update({key: bytes(COUNTER.size * len(each.lookup_each_cpu(key))) for key in keys})
+            room = -(-each.spec.value_size // 8) * 8
+            each.update({key: bytes(room * len(each.lookup_each_cpu(key))) for key in keys})
     return installed

@@ -26,6 +26,7 @@ from tests.bpf.packets import SOURCE_V4, SOURCE_V6, TCP, UDP
 from tests.bpf.test_policy import CLIENT, DROP, PASS, SET, V4, V6, ask, to
 
 PORTS = 31
+FIRST, MANY = ip_address("fd00:7::"), 100_000
 HTTP, OTHER = 80, 81
 RULE = RuleKey(SET, CLIENT)
 NEIGHBOR = {V4: ip_address("10.244.9.9"), V6: ip_address("fd00:9::9")}
@@ -122,6 +123,32 @@ def test_without_a_revision_nothing_is_remembered(policy: Installed, shared: Pat
         assert ask(policy, frame(V4)) == PASS
         behind_its_back(policy, CLOSED)
         assert ask(policy, frame(V4)) == DROP
+
+    settled(policy, shared, OPEN, then)
+
+
+def test_a_write_goes_on_without_a_revision_when_the_daemon_is_told_to_end(policy: Installed, shared: Path) -> None:
+    """Nobody waits for the thread that writes then, and what settles the maps may be at work."""
+    many = {policy_address(FIRST + number): Peer(7) for number in range(MANY)}
+    revision, peers = policy.maps["policy_revision"], policy.maps["policy_peers"]
+
+    async def then(maps: PolicyMaps) -> None:
+        have = (await maps.observe())[KEY]
+        last = policy_address(FIRST + (MANY - 1))
+        writing = asyncio.create_task(maps.apply([Change(KEY, Stages((replace(OPEN, peers=many),)), have)]))
+        while peers.lookup(policy_address(FIRST)) is None:  # noqa: ASYNC110 - a map has no event
+            await asyncio.sleep(0)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        without = 0
+        while peers.lookup(last) is None:
+            found = revision.lookup(bytes(4))
+            assert found == bytes(8) or peers.lookup(last) is not None, "some of it is written under this number"
+            without += 1
+            await asyncio.sleep(0.001)
+        assert without, "it had been written before anybody looked"
+        await maps.settled()
+        assert revision.lookup(bytes(4)) != bytes(8)
 
     settled(policy, shared, OPEN, then)
 

@@ -4,7 +4,8 @@
  * bgpd/datapath/layout.py is its twin, held to it by tests/bpf/test_layout.py through BTF.
  *
  * Maps outlive both sides. A change of what a map's bytes mean renames the map, so that nobody reads old bytes with
- * new eyes, and BGPD_ABI goes up by one, so that the daemon refuses an object of another layout.
+ * new eyes, and BGPD_ABI goes up by one, so that the daemon refuses an object of another layout. Who writes the maps
+ * of policies withdraws policy_revision first; a release that had another duty would rename one of them.
  */
 #ifndef BGPD_LAYOUT_H
 #define BGPD_LAYOUT_H

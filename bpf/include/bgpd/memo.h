@@ -6,10 +6,12 @@
  * Contract: `recall` says what `judge` would, of every packet. A verdict counts under the number in policy_revision
  * that was there when it was being formed, and under no other. bgpd/policy/map.py takes the number away, which is 0,
  * before it writes what `judge` reads, and gives another, which has never been there, when every program has ended
- * that may have read what was before. Only what passes is remembered: of what does not, each packet is told.
+ * that may have read what was before. Only what passes is remembered: of what does not, each packet is told. A
+ * release whose `judge` says otherwise renames policy_memo, so that nobody finds what another's has said.
  *
- * Nobody else writes to a CPU's slots, unless one packet comes in the middle of another (as those can that NFQUEUE
- * gives back, outside of softirq): the seal is right for no slot that two have written.
+ * Nobody else writes to a CPU's slots, unless one packet comes in the middle of another (outside of softirq: as those
+ * do that NFQUEUE gives back, or that local processes send). The seal is a hash of the whole key that begins with the
+ * revision, which nobody outside knows: it is right for no slot in which two keys are mixed.
  */
 #ifndef BGPD_MEMO_H
 #define BGPD_MEMO_H
@@ -19,7 +21,7 @@
 #include "bgpd/verdict.h"
 
 struct memo {
-	__u64 seal; /* of all that is below but the verdict, and of the revision */
+	__u64 seal; /* of the revision, and of all that is below but the verdict */
 	struct policy_address source;
 	struct policy_address destination;
 	__be16 source_port;
@@ -52,17 +54,19 @@ static __always_inline int is_plain(const struct packet *packet, enum packet_sta
 
 static __always_inline __u64 mixed(__u64 so_far, __u64 word)
 {
-	so_far = (so_far ^ word) * 0x9e3779b97f4a7c15ULL; /* 2^64 by the golden ratio, Knuth 6.4 */
+	so_far ^= word;
+	so_far ^= so_far >> 32;		 /* before it, too: the highest bit is multiplied to itself */
+	so_far *= 0x9e3779b97f4a7c15ULL; /* 2^64 by the golden ratio, Knuth 6.4 */
 	return so_far ^ so_far >> 32;
 }
 
-static __always_inline __u64 hash_of(const struct packet *packet)
+static __always_inline __u64 seal_of(const struct packet *packet, __u64 revision)
 {
 	const __u64 *source = (const void *)packet->source.bytes,
 		    *destination = (const void *)packet->destination.bytes;
 	__u64 ports = (__u64)packet->source_port << 16 | packet->destination_port;
 
-	return mixed(mixed(mixed(mixed(mixed(0, source[0]), source[1]), destination[0]), destination[1]),
+	return mixed(mixed(mixed(mixed(mixed(revision, source[0]), source[1]), destination[0]), destination[1]),
 		     ports << 8 | packet->protocol);
 }
 
@@ -71,14 +75,13 @@ static __always_inline struct memo *slot_of(const struct packet *packet, enum pa
 {
 	const __u32 only = 0;
 	const __u64 *revision = bpf_map_lookup_elem(&policy_revision, &only);
-	__u64 now = revision ? *(const volatile __u64 *)revision : 0, hash;
+	__u64 now = revision ? *(const volatile __u64 *)revision : 0;
 	__u32 slot;
 
 	if (!now || !is_plain(packet, state))
 		return NULL;
-	hash = hash_of(packet);
-	slot = hash % POLICY_MEMOS;
-	*seal = hash ^ now;
+	*seal = seal_of(packet, now);
+	slot = *seal % POLICY_MEMOS;
 	return bpf_map_lookup_elem(&policy_memo, &slot);
 }
 
