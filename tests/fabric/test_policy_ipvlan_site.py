@@ -69,8 +69,8 @@ def test_deny_all_stops_pings_and_connections_on_a_node_and_between_nodes(site: 
             one.apply(DENY_ALL)
     pods = [site.pods[name].path for name, node in PODS.items() if node == one.name]
     one.host.call(lambda: clear(one.pins, pods))
-    assert not one.pins.exists()
-    assert ping(site.pods["test-1"], "10.6.0.2", timeout_s=2), "nothing is asked any more"
+    assert not one.pins.exists()  # the kernel takes links off a moment after their pins
+    poll(lambda: ping(site.pods["test-1"], "10.6.0.2", timeout_s=2), SOON_S, lambda: "something is asked still")
 
 
 def test_maps_that_are_new_are_asked_by_nobody_before_they_have_been_written(site: Site) -> None:
