@@ -24,7 +24,7 @@ from tests.benchmarks.policy_cluster import PORT, Tenant
 from tests.benchmarks.report import Result
 from tests.benchmarks.turns import Samples, costs, in_turns, medians, rates, share, value
 
-STREAM_ROUNDS = 100  # equal wires differ by 7 % in one round, and by 1 % in so many
+STREAM_ROUNDS = 100  # in one round equal wires differ by some 7 %
 MOVING_ROUNDS = 40
 PROGRAMS = ("iperf3", *http.PROGRAMS)
 FEW, MANY = 10, 1_000
