@@ -319,11 +319,11 @@ def test_what_is_in_the_way_of_one_kind_of_link_is_told_to_its_own_pods(place: M
             other = on_ipvlan("b", "192.0.2.9", *inside(place, "b"))
             daemon.publish(on_macvlan, other, routed)
             assert await policing.enforced(routed) == DONE
-            assert policing.blocked.keys() == {on_macvlan.key, other.key}
             for each, lacking in ((on_macvlan, "macvlan_stations"), (other, "ipvlan_pods")):
                 outcome = await policing.enforced(each)
                 assert isinstance(outcome, Retry)
                 assert str(directory / lacking) in outcome.reason
+            assert policing.blocked.keys() == {on_macvlan.key, other.key}
 
     place.node.call(lambda: asyncio.run(scenario()))
 
