@@ -169,7 +169,8 @@ MAPS = {
         MapSpec("policy_ranges", MapType.LPM_TRIE, RANGE_KEY.size, PORT.size, 65536, NO_PREALLOC),
         MapSpec("policy_verdicts", MapType.PERCPU_ARRAY, struct.calcsize("I"), COUNTER.size, len(PolicyVerdict)),
         MapSpec("policy_paces", MapType.LRU_HASH, _ADDRESS_BYTES, struct.calcsize("QQ"), 4096),
-        MapSpec("policy_memo", MapType.PERCPU_ARRAY, struct.calcsize("I"), struct.calcsize("Q16s16sHHBB2x"), 1024),
+        MapSpec("policy_seen", MapType.PERCPU_ARRAY, struct.calcsize("I"), struct.calcsize("Q16s4I"), 1024),
+        MapSpec("policy_passed", MapType.PERCPU_ARRAY, struct.calcsize("I"), struct.calcsize("4Q"), 512),
         MapSpec("policy_revision", MapType.ARRAY, struct.calcsize("I"), REVISION.size, 1),
         MapSpec("policy_links", MapType.HASH, IFINDEX.size, LINK.size, 4096, NO_PREALLOC),
         MapSpec("policy_tracked", MapType.LRU_HASH, FLOW_KEY.size, FLOW.size, 65536),
@@ -194,13 +195,13 @@ TOGETHER = (
     frozenset(
         (
             *("policy_peers", "policy_cidrs_v4", "policy_cidrs_v6", "policy_rules", "policy_ports", "policy_ranges"),
-            *("policy_memo", "policy_revision"),
+            *("policy_seen", "policy_passed", "policy_revision"),
         )
     ),
     frozenset(("policy_tracked", "policy_seeding")),
 )
-"""Maps of which one is of no use without its others: numbers in one are keys of the next, and a verdict that is
-remembered is what the others said; for connections that a new table does not know, ports tell for a while.
+"""Maps of which one is of no use without its others: numbers in one are keys of the next, and what programs remember
+is what the others said; for connections that a new table does not know, ports tell for a while.
 """
 
 

@@ -7,7 +7,7 @@ batches. What nothing leads to any more stays until the packets that were being 
 have read the old set of a pod and not yet its rules. That takes the kernel some 10 ms and nobody waits for it: what
 is wanted is in force before, and what is left over goes later, unless it is wanted again.
 
-Programs remember what they have said of a packet, for as long as there is one number of all that these maps say, its
+Programs remember what they have found here, for as long as there is one number of all that these maps say, its
 revision. So there is none from the first write on until no program runs any more that may have read what was before:
 whoever waits for a write does not wait for that. There is a new one after each look as well, so that what is
 remembered is no older than that, whoever else may have written.
@@ -155,7 +155,7 @@ class PolicyMaps:
         return [DONE] * len(wanted)
 
     async def settled(self) -> None:
-        """Returns when nothing is left over, and verdicts may be remembered. DatapathError: neither is so."""
+        """Returns when nothing is left over, and programs may remember. DatapathError: neither is so."""
         sweep, self._sweep = self._sweep, None
         if sweep is not None:
             await sweep

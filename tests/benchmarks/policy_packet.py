@@ -4,24 +4,26 @@ The maps have what the daemon's own compiler makes of a tenant (`policy_cluster`
 is the mean over many peers of the best of several runs each: whatever else the machine does only adds. Nothing is
 subtracted; what the kernel itself takes for a run is told as `test_run_ns`, by a program that only returns.
 
-`known_flow` is a packet of whose flow the verdict is remembered, the dearer direction; `new_flow` one that is judged:
-the maps have no revision then, so that it stays the first one however often it comes (to write its verdict down takes
-some nanoseconds besides). A bridge without br_netfilter has a program that tracks flows itself. There a first packet
-cannot be repeated: `policy_first` measures it.
+`known_flow` is a packet between two addresses that the CPU has seen under the revision of the maps, the dearer
+direction. Programs remember addresses and rules, and no flows: a connection that begins is known if its ends are.
+`new_flow` is one between two that it has not: the revision is one under which both have one place, which each takes
+from the other, so that this stays so however often the packet comes. `changing_rules` is one while nothing that is
+remembered counts. A bridge without br_netfilter has a program that tracks flows itself. There a first packet cannot
+be repeated: `policy_first` measures it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 import statistics
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from random import Random
 from typing import TypeAlias, TypeVar
 
-from bgpd.datapath import loader
+from bgpd.datapath import layout, loader
 from bgpd.datapath.libbpf import check, library
 from bgpd.datapath.loader import Installed
 from bgpd.kube.networkpolicy import NETWORK_POLICY
@@ -34,10 +36,12 @@ from bgpd.runtime.diff import Change
 from tests.benchmarks.masq_packet import FLAT, flatness
 from tests.benchmarks.policy_cluster import PORT, Tenant
 from tests.benchmarks.report import Result
+from tests.bpf.memo import holds, sharing
 from tests.bpf.packets import SOURCE_V4, TCP, ipv4
 from tests.bpf.program import run
 from tests.fabric.policy_site import Object, policy
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 SAMPLE, RUNS, REPEAT = 100, 5, 20_000
@@ -52,7 +56,6 @@ TENANTS: Mapping[str, Tenant] = {
 BLOCKS = 1_000
 _Case: TypeAlias = tuple[str, str]  # what is in the maps, and the program
 _EMPTY: _Case = "", "nothing"
-_BLOCKS: _Case = "blocks", "policy"
 _ACK, SYN = 0x10, 0x02
 _SOCKET_FILTER = 1  # enum bpf_prog_type
 _RETURN_0 = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 0, 0)
@@ -60,7 +63,7 @@ _RETURN_0 = struct.pack("=BBhi", 0xB7, 0, 0, 0) + struct.pack("=BBhi", 0x95, 0, 
 
 def results(place: Path) -> list[Result]:
     """With the shipped object, pinned at `place`."""
-    rand = random.Random(1)
+    rand = Random(1)
     installed = {name: _installed(place / name, list(it.objects())) for name, it in TENANTS.items()}
     programs = {name: {which: each.pin for which, each in it.programs.items()} for name, it in installed.items()}
     peers = {name: [peer for each in range(it.policies) for peer in it.peers(each)] for name, it in TENANTS.items()}
@@ -74,21 +77,20 @@ def results(place: Path) -> list[Result]:
         for name, pins in programs.items()
     }
     cases[_EMPTY] = _returning(place / "empty"), [frame(_POD)]
-    cases[_BLOCKS] = blocks.programs["policy"].pin, in_blocks
     taken = _mean_ns(cases)
-    for each in (*installed.values(), blocks):
-        each.maps["policy_revision"].update({bytes(4): bytes(8)})
-    judged = _mean_ns({case: it for case, it in cases.items() if case[1] == "policy"})
-    known = {name: max(taken[name, "policy"], taken[name, "policy_reply"]) for name in TENANTS}
-    new = {name: judged[name, "policy"] for name in TENANTS}
-    bridged = {name: taken[name, "policy_bridge"] for name in TENANTS}
+    new = _new_ns({name: (it, frames[name]) for name, it in installed.items()} | {"blocks": (blocks, in_blocks)})
     most = list(TENANTS)[-1]
+    installed[most].maps["policy_revision"].update({bytes(4): layout.REVISION.pack(0)})
+    judged = _mean_ns({(most, "policy"): cases[most, "policy"]})[most, "policy"]
+    known = {name: max(taken[name, "policy"], taken[name, "policy_reply"]) for name in TENANTS}
+    bridged = {name: taken[name, "policy_bridge"] for name in TENANTS}
     return [
         Result(name="test_run_ns", value=taken[_EMPTY], unit="ns"),
         Result(name="known_flow_ns", value=known[most], unit="ns", goal=KNOWN_NS),
         Result(name="new_flow_ns", value=new[most], unit="ns", goal=NEW_NS),
         Result(name="bridge_known_flow_ns", value=bridged[most], unit="ns", goal=KNOWN_NS),
-        Result(name=f"new_flow_{BLOCKS}_blocks_ns", value=judged[_BLOCKS], unit="ns"),
+        Result(name=f"new_flow_{BLOCKS}_blocks_ns", value=new.pop("blocks"), unit="ns"),
+        Result(name="changing_rules_ns", value=judged, unit="ns"),
         *(Result(name=f"known_flow_{name}_ns", value=value, unit="ns") for name, value in known.items()),
         *(Result(name=f"new_flow_{name}_ns", value=value, unit="ns") for name, value in new.items()),
         flatness("known_flow_flatness", known, FLAT),
@@ -155,7 +157,34 @@ def _mean_ns(cases: Mapping[_Case, tuple[Path, Sequence[bytes]]]) -> dict[_Case,
             if any(it.value for it in runs):
                 raise RuntimeError(f"{pin} drops a packet that it should let pass")
             taken[name].append([it.duration_ns for it in runs])
+    return _best(taken)
+
+
+def _new_ns(cases: Mapping[str, tuple[Installed, Sequence[bytes]]]) -> dict[str, float]:
+    """As `_mean_ns`, of packets both ends of which are looked up. RuntimeError: they are not."""
+    rand = Random(1)
+    revisions = {frame: sharing(*_ends(frame), rand) for _, frames in cases.values() for frame in frames}
+    taken: dict[str, list[list[int]]] = {name: [] for name in cases}
+    for _ in range(RUNS):
+        for name, (installed, frames) in cases.items():
+            runs = []
+            for frame in frames:
+                installed.maps["policy_revision"].update({bytes(4): layout.REVISION.pack(revisions[frame])})
+                runs.append(run(installed.programs["policy"].pin, frame, REPEAT).duration_ns)
+                client, server = (holds(installed, end, revisions[frame]) for end in _ends(frame))
+                if client or not server:
+                    raise RuntimeError(f"{name}: the ends of {frame.hex()} have not taken one place from each other")
+            taken[name].append(runs)
+    return _best(taken)
+
+
+def _best(taken: Mapping[K, Sequence[Sequence[int]]]) -> dict[K, float]:
+    """The mean over packets of the best of the rounds each."""
     return {name: statistics.fmean(map(min, zip(*rounds, strict=True))) for name, rounds in taken.items()}
+
+
+def _ends(frame: bytes) -> tuple[IPv4Address, IPv4Address]:
+    return IPv4Address(frame[26:30]), IPv4Address(frame[30:34])
 
 
 def _returning(pin: Path) -> Path:

@@ -1,14 +1,15 @@
-"""Verdicts that the program remembers (bpf/include/bgpd/memo.h): when they count, and for which packets."""
+"""What the programs remember (bpf/include/bgpd/memo.h): when it counts, and for which packets."""
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
 import struct
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
+from random import Random
 from typing import TypeAlias
 
 import pytest
@@ -21,6 +22,7 @@ from bgpd.model.prefix import Address
 from bgpd.policy.entries import Contents, PortKey, RuleKey
 from bgpd.policy.map import KEY, PolicyMaps, Stages
 from bgpd.runtime.diff import Change
+from tests.bpf import memo
 from tests.bpf.conftest import emptied
 from tests.bpf.packets import SOURCE_V4, SOURCE_V6, TCP, UDP
 from tests.bpf.test_policy import CLIENT, DROP, PASS, SET, V4, V6, ask, to
@@ -87,7 +89,8 @@ def test_what_passes_is_remembered_until_the_maps_are_looked_at_again(
         assert ask(policy, frame(address), program) == PASS
         behind_its_back(policy, CLOSED)
         assert ask(policy, frame(address), program) == PASS
-        assert ask(policy, frame(address, client_port=40_001), program) == DROP, "another flow"
+        assert ask(policy, frame(address, client_port=40_001), program) == PASS, "nothing is kept of flows"
+        assert ask(policy, frame(NEIGHBOR[address]), program) == DROP, "nobody has seen this one"
         await maps.observe()
         assert ask(policy, frame(address), program) == DROP
         await maps.settled()
@@ -156,7 +159,7 @@ def test_a_write_goes_on_without_a_revision_when_the_daemon_is_told_to_end(polic
 def test_what_is_dropped_is_judged_each_time(policy: Installed, shared: Path) -> None:
     async def then(maps: PolicyMaps) -> None:
         assert ask(policy, frame(V4)) == DROP
-        behind_its_back(policy, OPEN)
+        policy.maps["policy_rules"].update({layout.rule_key(SET + 1, CLIENT): layout.RULE.pack(*OPEN.rules[RULE])})
         assert ask(policy, frame(V4)) == PASS
 
     settled(policy, shared, CLOSED, then)
@@ -164,24 +167,81 @@ def test_what_is_dropped_is_judged_each_time(policy: Installed, shared: Path) ->
 
 @families
 def test_all_that_rules_tell_apart_is_told_apart(policy: Installed, shared: Path, address: Address) -> None:
-    """Of what passed only the same passes when nothing may any more."""
+    """When rules name no port any more only the packet passes that has passed; before and after, any."""
     usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
     sent = frame(address)
     others = {
         "port": frame(address, OTHER),
-        "client's port": frame(address, client_port=40_001),
         "protocol": frame(address, protocol=UDP),
-        "destination": frame(NEIGHBOR[address]),
-        "source": sent.replace(usual.packed, (usual + 100).packed, 1),
+        "server": frame(NEIGHBOR[address]),
+        "client": sent.replace(usual.packed, (usual + 100).packed, 1),
     }
+    contents = replace(
+        OPEN,
+        peers={
+            **OPEN.peers,
+            policy_address(usual + 100): Peer(CLIENT + 1),
+            policy_address(NEIGHBOR[address]): Peer(5, 0, SET + 1),
+        },
+        rules={RuleKey(set_, class_): OPEN.rules[RULE] for set_ in (SET, SET + 1) for class_ in (CLIENT, CLIENT + 1)},
+        ports={**OPEN.ports, PortKey(PORTS, TCP, OTHER): Port(Action.ALLOW, 0, 0, 2)},
+    )
 
     async def then(maps: PolicyMaps) -> None:
         assert ask(policy, sent) == PASS
-        behind_its_back(policy, CLOSED)
+        policy.maps["policy_ports"].delete(list(policy.maps["policy_ports"].entries()))
         assert ask(policy, sent) == PASS
         assert {name: ask(policy, other) for name, other in others.items()} == dict.fromkeys(others, DROP)
+        await write(maps, contents)
+        assert {name: ask(policy, other) for name, other in others.items()} == dict.fromkeys(others, PASS)
 
-    settled(policy, shared, OPEN, then)
+    settled(policy, shared, contents, then)
+
+
+@families
+def test_the_class_of_an_address_block_counts_for_whom_rules_have_blocks(
+    policy: Installed, shared: Path, address: Address
+) -> None:
+    """The same address is in that class to one pod, and the rest of the world to the next."""
+    usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    block, rest = 9, 0
+    allow = Rule(0, Action.ALLOW, 0, 0, 1)
+    told = Peer(5, 0, SET, layout.PeerFlag.INGRESS_CIDRS), Peer(5, 0, SET + 1)
+    contents = Contents(
+        peers=dict(zip(map(policy_address, (address, NEIGHBOR[address])), told, strict=True)),
+        cidrs={ip_network(usual): block},
+        rules={RuleKey(SET, block): allow, RuleKey(SET + 1, rest): allow},
+    )
+    swapped = replace(contents, rules={RuleKey(SET, rest): allow, RuleKey(SET + 1, block): allow})
+
+    async def then(maps: PolicyMaps) -> None:
+        for _ in range(2):
+            assert [ask(policy, frame(each)) for each in (address, NEIGHBOR[address])] == [PASS, PASS]
+        await write(maps, swapped)
+        await maps.settled()
+        for _ in range(2):
+            assert [ask(policy, frame(each)) for each in (address, NEIGHBOR[address])] == [DROP, DROP]
+
+    settled(policy, shared, contents, then)
+
+
+@families
+@pytest.mark.parametrize(("contents", "verdict"), [(OPEN, PASS), (CLOSED, DROP)], ids=["open", "closed"])
+def test_two_ends_that_share_a_slot_are_two(
+    policy: Installed, shared: Path, address: Address, contents: Contents, verdict: int
+) -> None:
+    """Each takes it from the other, with every packet."""
+    client: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    revision = memo.sharing(client, address, Random(1))
+
+    async def then(maps: PolicyMaps) -> None:
+        policy.maps["policy_revision"].update({bytes(4): layout.REVISION.pack(revision)})
+        for _ in range(3):
+            assert ask(policy, frame(address)) == verdict
+            assert memo.holds(policy, address, revision)
+            assert not memo.holds(policy, client, revision)
+
+    settled(policy, shared, contents, then)
 
 
 def test_a_reply_finds_what_was_said_of_its_flow(policy: Installed, shared: Path) -> None:
@@ -216,34 +276,57 @@ def counted(each_cpu: Callable[[bytes], list[bytes]]) -> int:
     return sum(layout.COUNTER.unpack(value)[0] for value in each_cpu(index))
 
 
-def test_a_slot_that_two_packets_have_written_counts_for_neither(policy: Installed, shared: Path) -> None:
-    """Every slot has the seal of what passed, and the destination of what did not."""
-    sent, other = frame(V4), frame(NEIGHBOR[V4])
+ANOTHER = {
+    "its address": (policy_address(V4), policy_address(NEIGHBOR[V4])),
+    "its set": (layout.PEER.pack(5, 0, SET, 0), layout.PEER.pack(5, 0, 0, 0)),
+    "its class": (layout.PEER.pack(5, 0, SET, 0), layout.PEER.pack(6, 0, SET, 0)),
+}
+
+
+@pytest.mark.parametrize(("own", "others"), ANOTHER.values(), ids=ANOTHER.keys())
+def test_what_two_have_written_of_addresses_counts_for_neither(
+    policy: Installed, shared: Path, own: bytes, others: bytes
+) -> None:
+    """Every slot has what one that passed has left, but for a part that is another's."""
 
     async def then(maps: PolicyMaps) -> None:
-        assert ask(policy, sent) == PASS
+        assert ask(policy, frame(V4)) == PASS
         behind_its_back(policy, CLOSED)
-        slots = {number: memo(policy, number) for number in range(layout.MAPS["policy_memo"].max_entries)}
-        (written,) = {each for each in slots.values() if policy_address(V4) in each}
-        mixed = written.replace(policy_address(V4), policy_address(NEIGHBOR[V4]))
-        overwrite(policy, dict.fromkeys(slots, written))
-        assert ask(policy, sent) == PASS, "this is what the program looks at"
-        overwrite(policy, dict.fromkeys(slots, mixed))
-        assert ask(policy, other) == DROP
+        (written,) = {each for each in slots(policy, "policy_seen") if policy_address(V4) in each}
+        overwrite(policy, "policy_seen", written)
+        assert ask(policy, frame(V4)) == PASS, "this is what the program looks at"
+        overwrite(policy, "policy_seen", written.replace(own, others))
+        assert [ask(policy, frame(each)) for each in (V4, NEIGHBOR[V4])] == [DROP, DROP]
 
     settled(policy, shared, OPEN, then)
 
 
-def memo(policy: Installed, number: int) -> bytes:
-    """Of the CPU that has one, if there is one."""
-    found = policy.maps["policy_memo"].lookup_each_cpu(number.to_bytes(4, "little"))
-    return max(found)
+def test_what_two_have_written_of_packets_counts_for_neither(policy: Installed, shared: Path) -> None:
+    async def then(maps: PolicyMaps) -> None:
+        assert ask(policy, frame(V4)) == PASS
+        policy.maps["policy_ports"].delete(list(policy.maps["policy_ports"].entries()))
+        (written,) = {each for each in slots(policy, "policy_passed") if any(each)}
+        overwrite(policy, "policy_passed", written)
+        assert ask(policy, frame(V4)) == PASS, "this is what the program looks at"
+        mixed = written.replace(HTTP.to_bytes(2, "big"), OTHER.to_bytes(2, "big"))
+        assert mixed != written
+        overwrite(policy, "policy_passed", mixed)
+        assert ask(policy, frame(V4, OTHER)) == DROP
+
+    settled(policy, shared, OPEN, then)
 
 
-def overwrite(policy: Installed, slots: Mapping[int, bytes]) -> None:
-    """Of all CPUs."""
+def slots(policy: Installed, name: str) -> set[bytes]:
+    """What is in there, of all CPUs."""
+    place = policy.maps[name]
+    numbers = range(place.spec.max_entries)
+    return {each for number in numbers for each in place.lookup_each_cpu(number.to_bytes(4, "little"))}
+
+
+def overwrite(policy: Installed, name: str, slot: bytes) -> None:
+    """All of it, of all CPUs."""
+    place = policy.maps[name]
     cpus = check("counting CPUs", library().libbpf_num_possible_cpus())
-    for number, slot in slots.items():
-        value = ctypes.create_string_buffer(slot * cpus)
-        key = number.to_bytes(4, "little")
-        check("writing", library().bpf_map_update_elem(policy.maps["policy_memo"].fd, key, value, 0))
+    value = ctypes.create_string_buffer(slot * cpus)
+    for number in range(place.spec.max_entries):
+        check("writing", library().bpf_map_update_elem(place.fd, number.to_bytes(4, "little"), value, 0))

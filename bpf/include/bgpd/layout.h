@@ -131,7 +131,8 @@ _Static_assert(sizeof(struct policy_port) == 8, "no padding");
 #define POLICY_RULES 262144
 #define POLICY_PORTS 65536
 #define POLICY_RANGES 65536
-#define POLICY_MEMOS 1024 /* of each CPU; 48 KB */
+#define POLICY_SEEN 1024  /* of each CPU; 40 KB */
+#define POLICY_PASSED 512 /* of each CPU; 16 KB */
 
 /* What became of a packet, and the index of its counter in policy_verdicts. Numbers are never reused. */
 enum policy_verdict {

@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Verdicts that are remembered: to judge a packet takes four hash tables, to find what was said of the one before it
- * one slot of an array, which belongs to the CPU.
+ * What is remembered, so that of most packets no hash table is asked: what the maps say of an address, and which
+ * packets rules let pass. Arrays that belong to the CPU, a slot of which is one look. Nothing is kept of flows: a new
+ * one finds what others have left.
  *
- * Contract: `recall` says what `judge` would, of every packet. A verdict counts under the number in policy_revision
- * that was there when it was being formed, and under no other. bgpd/policy/map.py takes the number away, which is 0,
- * before it writes what `judge` reads, and gives another, which has never been there, when every program has ended
- * that may have read what was before. Only what passes is remembered: of what does not, each packet is told. A
- * release whose `judge` says otherwise renames policy_memo, so that nobody finds what another's has said.
+ * Contract: `recall` says what `judge` would, of every packet. What is remembered counts under the number in
+ * policy_revision that was there when it was being looked up, and under no other. bgpd/policy/map.py takes the number
+ * away, which is 0, before it writes what `judge` reads, and gives another, which has never been there, when every
+ * program has ended that may have read what was before. Of what rules do not let pass nothing is remembered: each
+ * packet is told. A release that finds something else in the same maps renames these two, so that nobody believes
+ * what another's has left.
  *
  * Nobody else writes to a CPU's slots, unless one packet comes in the middle of another (outside of softirq: as those
- * do that NFQUEUE gives back, or that local processes send). The seal is a hash of the whole key that begins with the
- * revision, which nobody outside knows: it is right for no slot in which two keys are mixed.
+ * do that NFQUEUE gives back, or that local processes send). The seal is a hash of all that is in a slot that begins
+ * with the revision, which nobody outside knows: it is right for no slot in which two are mixed.
  */
 #ifndef BGPD_MEMO_H
 #define BGPD_MEMO_H
@@ -20,23 +22,35 @@
 #include "bgpd/parse.h"
 #include "bgpd/verdict.h"
 
-struct memo {
-	__u64 seal; /* of the revision, and of all that is below but the verdict */
-	struct policy_address source;
-	struct policy_address destination;
-	__be16 source_port;
-	__be16 destination_port;
-	__u8 protocol;
-	__u8 verdict;
-	__u8 pad[2];
+struct seen {
+	__u64 seal; /* of the revision, and of all that is below */
+	struct policy_address address;
+	struct policy_peer peer; /* of one that is none: no sets, NO_PEER, and its class by address blocks */
+};
+
+#define NO_PEER (1U << 31) /* in flags, and in no map but this */
+
+/* Packets as rules tell them apart; all of them pass. */
+struct passed {
+	__u64 seal;    /* of the revision, and of all that is below */
+	__u64 egress;  /* the client's set, and what class the server is in there; 0: it has none */
+	__u64 ingress; /* so of the server */
+	__u64 service; /* its protocol and port */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__type(key, __u32);
-	__type(value, struct memo);
-	__uint(max_entries, POLICY_MEMOS);
-} policy_memo SEC(".maps");
+	__type(value, struct seen);
+	__uint(max_entries, POLICY_SEEN);
+} policy_seen SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct passed);
+	__uint(max_entries, POLICY_PASSED);
+} policy_passed SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -45,6 +59,15 @@ struct {
 	__uint(max_entries, 1);
 } policy_revision SEC(".maps");
 
+/* 0: nothing may be remembered, nor counts what is. */
+static __always_inline __u64 revision(void)
+{
+	const __u32 only = 0;
+	const __u64 *now = bpf_map_lookup_elem(&policy_revision, &only);
+
+	return now ? *(const volatile __u64 *)now : 0;
+}
+
 /* What can be told apart by addresses, protocol and ports alone. */
 static __always_inline int is_plain(const struct packet *packet, enum packet_state state)
 {
@@ -52,65 +75,108 @@ static __always_inline int is_plain(const struct packet *packet, enum packet_sta
 					 packet->protocol == IPPROTO_SCTP);
 }
 
+/* The second shift is another one: the first shift of the next word would undo the same. */
 static __always_inline __u64 mixed(__u64 so_far, __u64 word)
 {
 	so_far ^= word;
 	so_far ^= so_far >> 32;		 /* before it, too: the highest bit is multiplied to itself */
 	so_far *= 0x9e3779b97f4a7c15ULL; /* 2^64 by the golden ratio, Knuth 6.4 */
-	return so_far ^ so_far >> 32;
+	return so_far ^ so_far >> 29;
 }
 
-static __always_inline __u64 seal_of(const struct packet *packet, __u64 revision)
+static __always_inline __u64 pair(__u32 high, __u32 low)
 {
-	const __u64 *source = (const void *)packet->source.bytes,
-		    *destination = (const void *)packet->destination.bytes;
-	__u64 ports = (__u64)packet->source_port << 16 | packet->destination_port;
-
-	return mixed(mixed(mixed(mixed(mixed(revision, source[0]), source[1]), destination[0]), destination[1]),
-		     ports << 8 | packet->protocol);
+	return (__u64)high << 32 | low;
 }
 
-/* Where this packet's verdict is, or is to be; NULL: nothing is remembered of it. */
-static __always_inline struct memo *slot_of(const struct packet *packet, enum packet_state state, __u64 *seal)
+static __always_inline __u64 with_peer(__u64 so_far, const struct policy_peer *peer)
 {
-	const __u32 only = 0;
-	const __u64 *revision = bpf_map_lookup_elem(&policy_revision, &only);
-	__u64 now = revision ? *(const volatile __u64 *)revision : 0;
-	__u32 slot;
-
-	if (!now || !is_plain(packet, state))
-		return NULL;
-	*seal = seal_of(packet, now);
-	slot = *seal % POLICY_MEMOS;
-	return bpf_map_lookup_elem(&policy_memo, &slot);
+	return mixed(mixed(so_far, pair(peer->class, peer->flags)), pair(peer->egress_set, peer->ingress_set));
 }
 
-static __always_inline int is_of(const struct memo *memo, const struct packet *packet, __u64 seal)
+/* All that there is to say of it, asked or not: tries as well. */
+static __always_inline void look_up(const struct policy_address *address, struct policy_peer *peer)
 {
-	return memo->seal == seal && same_address(&memo->source, &packet->source) &&
-	       same_address(&memo->destination, &packet->destination) && memo->source_port == packet->source_port &&
-	       memo->destination_port == packet->destination_port && memo->protocol == packet->protocol;
+	const struct policy_peer *found = bpf_map_lookup_elem(&policy_peers, address);
+
+	if (found)
+		*peer = *found;
+	else
+		*peer = (struct policy_peer){.class = class_of(address, NULL, 1), .flags = NO_PEER};
+}
+
+static __always_inline void see(const struct policy_address *address, __u64 revision, struct policy_peer *peer)
+{
+	const __u64 *words = (const void *)address->bytes;
+	/* what goes in last moves a slot as far under every revision: not where neighbors differ */
+	const __u64 place = mixed(mixed(revision, words[1]), words[0]);
+	__u32 slot = place % POLICY_SEEN;
+	struct seen *seen = bpf_map_lookup_elem(&policy_seen, &slot);
+
+	if (!seen) {
+		look_up(address, peer);
+		return;
+	}
+	*peer = seen->peer;
+	barrier(); /* what the seal is asked of is what is taken, whatever comes into the slot meanwhile */
+	if (seen->seal == with_peer(place, peer) && same_address(&seen->address, address))
+		return;
+	look_up(address, peer);
+	seen->address = *address;
+	seen->peer = *peer;
+	seen->seal = with_peer(place, peer);
+}
+
+/* As `class_of`, of what has been seen. */
+static __always_inline __u32 class_seen(const struct policy_peer *peer, int cidrs)
+{
+	return peer->flags & NO_PEER && !cidrs ? 0 : peer->class;
+}
+
+/* As `judge_ends`, of what may have passed before. */
+static __always_inline enum policy_verdict pass(const struct ends *ends, const struct packet *packet, int reply,
+						__u64 revision)
+{
+	const __u64 egress = pair(ends->client->egress_set, ends->server_class),
+		    ingress = pair(ends->server->ingress_set, ends->client_class),
+		    service = pair(packet->protocol, packet->destination_port),
+		    seal = mixed(mixed(mixed(revision, egress), ingress), service);
+	__u32 slot = seal % POLICY_PASSED;
+	struct passed *passed = bpf_map_lookup_elem(&policy_passed, &slot);
+	enum policy_verdict verdict;
+
+	if (passed && passed->seal == seal && passed->egress == egress && passed->ingress == ingress &&
+	    passed->service == service)
+		return POLICY_ALLOWED;
+	verdict = judge_ends(ends, packet, PACKET_WHOLE, reply);
+	if (passed && verdict == POLICY_ALLOWED) {
+		passed->egress = egress;
+		passed->ingress = ingress;
+		passed->service = service;
+		passed->seal = seal;
+	}
+	return verdict;
 }
 
 static __always_inline enum policy_verdict recall(const struct packet *packet, enum packet_state state, int reply)
 {
-	__u64 seal = 0;
-	struct memo *memo = slot_of(packet, state, &seal);
-	enum policy_verdict verdict;
+	const __u64 now = revision();
+	struct policy_peer client, server;
+	struct ends ends = {&client, &server, 0, 0};
 
-	if (memo && is_of(memo, packet, seal))
-		return memo->verdict;
-	verdict = judge(packet, state, reply);
-	if (memo && (verdict == POLICY_ALLOWED || verdict == POLICY_NOT_ISOLATED)) {
-		memo->source = packet->source;
-		memo->destination = packet->destination;
-		memo->source_port = packet->source_port;
-		memo->destination_port = packet->destination_port;
-		memo->protocol = packet->protocol;
-		memo->verdict = verdict;
-		memo->seal = seal;
-	}
-	return verdict;
+	if (!now || !is_plain(packet, state))
+		return judge(packet, state, reply);
+	if (same_address(&packet->source, &packet->destination))
+		return POLICY_SELF;
+	see(&packet->source, now, &client);
+	see(&packet->destination, now, &server);
+	if (!client.egress_set && !server.ingress_set)
+		return POLICY_NOT_ISOLATED;
+	if (client.egress_set)
+		ends.server_class = class_seen(&server, client.flags & POLICY_EGRESS_CIDRS);
+	if (server.ingress_set)
+		ends.client_class = class_seen(&client, server.flags & POLICY_INGRESS_CIDRS);
+	return pass(&ends, packet, reply, now);
 }
 
 #endif /* BGPD_MEMO_H */

@@ -245,22 +245,23 @@ static __always_inline int is_neighbor_discovery(const struct packet *packet)
 	       packet->icmp_type <= 137;
 }
 
-static __always_inline enum policy_verdict judge(const struct packet *packet, enum packet_state state, int reply)
-{
-	const struct policy_address *source = &packet->source, *destination = &packet->destination;
+/* The two of a flow: whose rules are asked (NULL: it has none), and as what the other's rules know it, if asked. */
+struct ends {
 	const struct policy_peer *client, *server;
+	__u32 client_class, server_class;
+};
+
+static __always_inline enum policy_verdict judge_ends(const struct ends *ends, const struct packet *packet,
+						      enum packet_state state, int reply)
+{
+	const struct policy_peer *client = ends->client, *server = ends->server;
 	enum policy_verdict verdict = POLICY_NOT_ISOLATED, said;
 	struct side side;
 
-	if (same_address(source, destination))
-		return POLICY_SELF;
-	client = bpf_map_lookup_elem(&policy_peers, source);
-	server = bpf_map_lookup_elem(&policy_peers, destination);
 	if (client && client->egress_set) {
 		if (is_neighbor_discovery(packet))
 			return POLICY_NEIGHBOR;
-		side = (struct side){source, client->egress_set, 0, 0};
-		side.class = class_of(destination, server, client->flags & POLICY_EGRESS_CIDRS);
+		side = (struct side){&packet->source, client->egress_set, ends->server_class, 0};
 		verdict = judge_side(&side, packet, state, reply, !!(client->flags & POLICY_AUDIT));
 		if (!passes(verdict))
 			return verdict;
@@ -268,13 +269,29 @@ static __always_inline enum policy_verdict judge(const struct packet *packet, en
 	if (server && server->ingress_set) {
 		if (is_neighbor_discovery(packet))
 			return POLICY_NEIGHBOR;
-		side = (struct side){destination, server->ingress_set, 0, 1};
-		side.class = class_of(source, client, server->flags & POLICY_INGRESS_CIDRS);
+		side = (struct side){&packet->destination, server->ingress_set, ends->client_class, 1};
 		said = judge_side(&side, packet, state, reply, !!(server->flags & POLICY_AUDIT));
 		if (!passes(said) || verdict != POLICY_AUDITED)
 			verdict = said;
 	}
 	return verdict;
+}
+
+static __always_inline enum policy_verdict judge(const struct packet *packet, enum packet_state state, int reply)
+{
+	const struct policy_address *source = &packet->source, *destination = &packet->destination;
+	const struct policy_peer *client, *server;
+	struct ends ends = {};
+
+	if (same_address(source, destination))
+		return POLICY_SELF;
+	ends.client = client = bpf_map_lookup_elem(&policy_peers, source);
+	ends.server = server = bpf_map_lookup_elem(&policy_peers, destination);
+	if (client && client->egress_set)
+		ends.server_class = class_of(destination, server, client->flags & POLICY_EGRESS_CIDRS);
+	if (server && server->ingress_set)
+		ends.client_class = class_of(source, client, server->flags & POLICY_INGRESS_CIDRS);
+	return judge_ends(&ends, packet, state, reply);
 }
 
 /*
