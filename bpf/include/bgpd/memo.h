@@ -117,10 +117,12 @@ static __always_inline void see(const struct policy_address *address, __u64 revi
 		look_up(address, peer);
 		return;
 	}
-	*peer = seen->peer;
-	barrier(); /* what the seal is asked of is what is taken, whatever comes into the slot meanwhile */
-	if (seen->seal == with_peer(place, peer) && same_address(&seen->address, address))
-		return;
+	if (same_address(&seen->address, address)) {
+		*peer = seen->peer;
+		barrier(); /* what the seal is asked of is what is taken, whatever comes into the slot meanwhile */
+		if (seen->seal == with_peer(place, peer))
+			return;
+	}
 	look_up(address, peer);
 	seen->address = *address;
 	seen->peer = *peer;
@@ -131,6 +133,17 @@ static __always_inline void see(const struct policy_address *address, __u64 revi
 static __always_inline __u32 class_seen(const struct policy_peer *peer, int cidrs)
 {
 	return peer->flags & NO_PEER && !cidrs ? 0 : peer->class;
+}
+
+/* Both in frames of their own, and off the way of most packets: in that of `track` there is no room. */
+static __noinline enum policy_verdict judge_anew(const struct packet *packet, enum packet_state state, int reply)
+{
+	return judge(packet, state, reply);
+}
+
+static __noinline enum policy_verdict judge_seen(const struct ends *ends, const struct packet *packet, int reply)
+{
+	return judge_ends(ends, packet, PACKET_WHOLE, reply);
 }
 
 /* As `judge_ends`, of what may have passed before. */
@@ -148,7 +161,7 @@ static __always_inline enum policy_verdict pass(const struct ends *ends, const s
 	if (passed && passed->seal == seal && passed->egress == egress && passed->ingress == ingress &&
 	    passed->service == service)
 		return POLICY_ALLOWED;
-	verdict = judge_ends(ends, packet, PACKET_WHOLE, reply);
+	verdict = judge_seen(ends, packet, reply);
 	if (passed && verdict == POLICY_ALLOWED) {
 		passed->egress = egress;
 		passed->ingress = ingress;
@@ -165,7 +178,7 @@ static __always_inline enum policy_verdict recall(const struct packet *packet, e
 	struct ends ends = {&client, &server, 0, 0};
 
 	if (!now || !is_plain(packet, state))
-		return judge(packet, state, reply);
+		return judge_anew(packet, state, reply);
 	if (same_address(&packet->source, &packet->destination))
 		return POLICY_SELF;
 	see(&packet->source, now, &client);
