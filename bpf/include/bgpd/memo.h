@@ -94,6 +94,12 @@ static __always_inline __u64 with_peer(__u64 so_far, const struct policy_peer *p
 	return mixed(mixed(so_far, pair(peer->class, peer->flags)), pair(peer->egress_set, peer->ingress_set));
 }
 
+/* The two of a flow as they have been seen, and as what the other's rules know each; 0 where none is asked. */
+struct met {
+	struct policy_peer client, server;
+	__u32 client_class, server_class;
+};
+
 /* All that there is to say of it, asked or not: tries as well. */
 static __always_inline void look_up(const struct policy_address *address, struct policy_peer *peer)
 {
@@ -135,23 +141,38 @@ static __always_inline __u32 class_seen(const struct policy_peer *peer, int cidr
 	return peer->flags & NO_PEER && !cidrs ? 0 : peer->class;
 }
 
-/* Both in frames of their own, and off the way of most packets: in that of `track` there is no room. */
-static __noinline enum policy_verdict judge_anew(const struct packet *packet, enum packet_state state, int reply)
+/*
+ * Both off the way of most packets, and not static: verified once, and not again with every state in which there may
+ * be a call. What is asked of a map must lie in the frame of the function on kernels before 6.8, so they copy.
+ */
+__noinline int judge_anew(const struct packet *packet, __u32 state, int reply)
 {
-	return judge(packet, state, reply);
+	struct packet own;
+
+	if (!packet)
+		return POLICY_BAD_HEADER;
+	own = *packet;
+	return judge(&own, state, reply);
 }
 
-static __noinline enum policy_verdict judge_seen(const struct ends *ends, const struct packet *packet, int reply)
+__noinline int judge_met(const struct met *met, const struct packet *packet, int reply)
 {
-	return judge_ends(ends, packet, PACKET_WHOLE, reply);
+	struct ends ends;
+	struct packet own;
+
+	if (!met || !packet)
+		return POLICY_BAD_HEADER;
+	ends = (struct ends){&met->client, &met->server, met->client_class, met->server_class};
+	own = *packet;
+	return judge_ends(&ends, &own, PACKET_WHOLE, reply);
 }
 
-/* As `judge_ends`, of what may have passed before. */
-static __always_inline enum policy_verdict pass(const struct ends *ends, const struct packet *packet, int reply,
+/* As `judge_met`, of what may have passed before. */
+static __always_inline enum policy_verdict pass(const struct met *met, const struct packet *packet, int reply,
 						__u64 revision)
 {
-	const __u64 egress = pair(ends->client->egress_set, ends->server_class),
-		    ingress = pair(ends->server->ingress_set, ends->client_class),
+	const __u64 egress = pair(met->client.egress_set, met->server_class),
+		    ingress = pair(met->server.ingress_set, met->client_class),
 		    service = pair(packet->protocol, packet->destination_port),
 		    seal = mixed(mixed(mixed(revision, egress), ingress), service);
 	__u32 slot = seal % POLICY_PASSED;
@@ -161,7 +182,7 @@ static __always_inline enum policy_verdict pass(const struct ends *ends, const s
 	if (passed && passed->seal == seal && passed->egress == egress && passed->ingress == ingress &&
 	    passed->service == service)
 		return POLICY_ALLOWED;
-	verdict = judge_seen(ends, packet, reply);
+	verdict = judge_met(met, packet, reply);
 	if (passed && verdict == POLICY_ALLOWED) {
 		passed->egress = egress;
 		passed->ingress = ingress;
@@ -174,22 +195,21 @@ static __always_inline enum policy_verdict pass(const struct ends *ends, const s
 static __always_inline enum policy_verdict recall(const struct packet *packet, enum packet_state state, int reply)
 {
 	const __u64 now = revision();
-	struct policy_peer client, server;
-	struct ends ends = {&client, &server, 0, 0};
+	struct met met = {};
 
 	if (!now || !is_plain(packet, state))
 		return judge_anew(packet, state, reply);
 	if (same_address(&packet->source, &packet->destination))
 		return POLICY_SELF;
-	see(&packet->source, now, &client);
-	see(&packet->destination, now, &server);
-	if (!client.egress_set && !server.ingress_set)
+	see(&packet->source, now, &met.client);
+	see(&packet->destination, now, &met.server);
+	if (!met.client.egress_set && !met.server.ingress_set)
 		return POLICY_NOT_ISOLATED;
-	if (client.egress_set)
-		ends.server_class = class_seen(&server, client.flags & POLICY_EGRESS_CIDRS);
-	if (server.ingress_set)
-		ends.client_class = class_seen(&client, server.flags & POLICY_INGRESS_CIDRS);
-	return pass(&ends, packet, reply, now);
+	if (met.client.egress_set)
+		met.server_class = class_seen(&met.server, met.client.flags & POLICY_EGRESS_CIDRS);
+	if (met.server.ingress_set)
+		met.client_class = class_seen(&met.client, met.server.flags & POLICY_INGRESS_CIDRS);
+	return pass(&met, packet, reply, now);
 }
 
 #endif /* BGPD_MEMO_H */
