@@ -248,6 +248,7 @@ def test_the_list_outlives_the_api_server_the_daemon_and_the_kernel(site: Site) 
     """Everything stays while the server is away; a node that boots then has the list from what is remembered."""
     control_plane, node, outside = site.cluster.control_plane, site.node, site.cluster.fabric.outside
     listed = site.listed()
+    poll((node.directory / "state" / "masq-document").exists, 10.0, lambda: "nothing is remembered yet")
     control_plane.kill_apiserver()
     try:
         for is_restarted in (False, True):

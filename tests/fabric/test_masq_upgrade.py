@@ -22,6 +22,7 @@ from tests.fabric.process import poll
 from tests.fabric.release import Release
 
 PORT = 7008  # of the new flows; the open ones have another
+PATIENCE_S = 30.0  # what is lost never comes, and a daemon starts slowly beside others
 
 pytestmark = pytest.mark.needs("nft", "mount", "make", "clang-16", "llvm-strip-16", "clang-format-16")
 
@@ -55,7 +56,7 @@ def test_another_release_takes_over_and_no_packet_notices(masq_site: MasqSite, o
     with open_flows(masq_site), new_flows(masq_site) as seen:
         hand_over(masq_site, releases[1])
         count = len(seen)
-        poll(lambda: len(seen) > count + 10, 10, lambda: "no flow since")
+        poll(lambda: len(seen) > count + 10, PATIENCE_S, lambda: "no flow since")
     assert {address for address, _ in seen} == {IPV4.node}
     assert masq_site.pinned() == before | {PROGRAM: asked(masq_site)}, "the maps are others"
     masq_site.check_in_force()
@@ -73,7 +74,7 @@ def test_lists_of_another_layout_are_written_beside_those_that_are_asked(
     with open_flows(masq_site), new_flows(masq_site) as seen, new_flows(masq_site, IPV4.listed, PORT + 1) as kept:
         hand_over(masq_site, releases[1])
         count = len(kept)
-        poll(lambda: len(kept) > count + 10, 10, lambda: "no flow since")
+        poll(lambda: len(kept) > count + 10, PATIENCE_S, lambda: "no flow since")
     assert {address for address, _ in seen} == {IPV4.node}
     assert {address for address, _ in kept} == {IPV4.pod_a}
     after = masq_site.pinned()
@@ -87,7 +88,7 @@ def hand_over(site: MasqSite, program: Path) -> None:
     site.node.daemon.stop()
     site.node.program = program
     site.node.start_daemon()
-    poll(lambda: asked(site) != before, 10, lambda: site.node.bgpd("status", check=False))
+    poll(lambda: asked(site) != before, PATIENCE_S, lambda: site.node.bgpd("status", check=False))
 
 
 def asked(site: MasqSite) -> int:
@@ -110,6 +111,7 @@ def new_flows(
         while not over.is_set():
             try:
                 with udp_client(site.place.pod_a, to, port) as dialer:
+                    dialer.settimeout(PATIENCE_S)
                     echoed(dialer)
             except OSError as error:
                 lost.append(f"after {len(seen)} flows: {error!r}")
