@@ -226,6 +226,70 @@ def test_the_class_of_an_address_block_counts_for_whom_rules_have_blocks(
 
 
 @families
+def test_what_egress_rules_tell_apart_is_told_apart(policy: Installed, shared: Path, address: Address) -> None:
+    """As above, of the client's set: which it is, and what class the server is in there."""
+    usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    sent = frame(address)
+    others = {
+        "server": frame(NEIGHBOR[address]),
+        "client": sent.replace(usual.packed, (usual + 100).packed, 1),
+    }
+    allow = Rule(0, Action.ALLOW, 0, 0, 1)
+    contents = Contents(
+        peers={
+            policy_address(usual): Peer(CLIENT, SET),
+            policy_address(usual + 100): Peer(CLIENT, SET + 1),
+            policy_address(address): Peer(5),
+            policy_address(NEIGHBOR[address]): Peer(6),
+        },
+        rules={RuleKey(SET, 5): allow},
+    )
+
+    async def then(maps: PolicyMaps) -> None:
+        assert ask(policy, sent) == PASS
+        assert {name: ask(policy, other) for name, other in others.items()} == dict.fromkeys(others, DROP)
+
+    settled(policy, shared, contents, then)
+
+
+@families
+def test_the_class_of_an_address_block_counts_for_clients_whose_rules_have_blocks(
+    policy: Installed, shared: Path, address: Address
+) -> None:
+    usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    block, rest = 9, 0
+    allow = Rule(0, Action.ALLOW, 0, 0, 1)
+    sent = [frame(address).replace(usual.packed, each.packed, 1) for each in (usual, usual + 100)]
+    told = Peer(5, SET, 0, layout.PeerFlag.EGRESS_CIDRS), Peer(5, SET + 1)
+    contents = Contents(
+        peers=dict(zip(map(policy_address, (usual, usual + 100)), told, strict=True)),
+        cidrs={ip_network(address): block},
+        rules={RuleKey(SET, block): allow, RuleKey(SET + 1, rest): allow},
+    )
+    swapped = replace(contents, rules={RuleKey(SET, rest): allow, RuleKey(SET + 1, block): allow})
+
+    async def then(maps: PolicyMaps) -> None:
+        for _ in range(2):
+            assert [ask(policy, each) for each in sent] == [PASS, PASS]
+        await write(maps, swapped)
+        await maps.settled()
+        for _ in range(2):
+            assert [ask(policy, each) for each in sent] == [DROP, DROP]
+
+    settled(policy, shared, contents, then)
+
+
+def test_a_pod_reaches_itself_whatever_its_rules(policy: Installed, shared: Path) -> None:
+    """Under a revision too."""
+    contents = Contents(peers={policy_address(SOURCE_V4): Peer(CLIENT, SET, SET)})
+
+    async def then(maps: PolicyMaps) -> None:
+        assert ask(policy, frame(SOURCE_V4)) == PASS
+
+    settled(policy, shared, contents, then)
+
+
+@families
 @pytest.mark.parametrize(("contents", "verdict"), [(OPEN, PASS), (CLOSED, DROP)], ids=["open", "closed"])
 def test_two_ends_that_share_a_slot_are_two(
     policy: Installed, shared: Path, address: Address, contents: Contents, verdict: int
