@@ -6,10 +6,11 @@ subtracted; what the kernel itself takes for a run is told as `test_run_ns`, by 
 
 `known_flow` is a packet between two addresses that the CPU has seen under the revision of the maps, the dearer
 direction. Programs remember addresses and rules, and no flows: a connection that begins is known if its ends are.
-`new_flow` is one between two that it has not: the revision is one under which both have one place, which each takes
-from the other, so that this stays so however often the packet comes. `changing_rules` is one while nothing that is
-remembered counts. A bridge without br_netfilter has a program that tracks flows itself. There a first packet cannot
-be repeated: `policy_first` measures it.
+`new_flow` is one between two that it has not, to which rules have let others of their kind pass: the revision is one
+under which both have one place, which each takes from the other, so that this stays so however often the packet
+comes. `first_of_its_kind` is such a packet that is the first of which rules say so, by a program that does not find
+that it was not. `changing_rules` is one while nothing that is remembered counts. A bridge without br_netfilter has a
+program that tracks flows itself. There a first packet cannot be repeated: `policy_first` measures it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import struct
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -36,9 +38,10 @@ from bgpd.runtime.diff import Change
 from tests.benchmarks.masq_packet import FLAT, flatness
 from tests.benchmarks.policy_cluster import PORT, Tenant
 from tests.benchmarks.report import Result
-from tests.bpf.memo import holds, sharing
+from tests.bpf.memo import forget, holds, sharing
 from tests.bpf.packets import SOURCE_V4, TCP, ipv4
 from tests.bpf.program import run
+from tests.bpf.source import Source
 from tests.fabric.policy_site import Object, policy
 
 K = TypeVar("K")
@@ -78,8 +81,10 @@ def results(place: Path) -> list[Result]:
     }
     cases[_EMPTY] = _returning(place / "empty"), [frame(_POD)]
     taken = _mean_ns(cases)
-    new = _new_ns({name: (it, frames[name]) for name, it in installed.items()} | {"blocks": (blocks, in_blocks)})
     most = list(TENANTS)[-1]
+    asking = _asking(place / "asking", list(TENANTS[most].objects()))
+    measured = {name: (it, frames[name]) for name, it in installed.items()}
+    new = _new_ns(measured | {"blocks": (blocks, in_blocks), "asking": (asking, frames[most])})
     installed[most].maps["policy_revision"].update({bytes(4): layout.REVISION.pack(0)})
     judged = _mean_ns({(most, "policy"): cases[most, "policy"]})[most, "policy"]
     known = {name: max(taken[name, "policy"], taken[name, "policy_reply"]) for name in TENANTS}
@@ -90,6 +95,7 @@ def results(place: Path) -> list[Result]:
         Result(name="new_flow_ns", value=new[most], unit="ns", goal=NEW_NS),
         Result(name="bridge_known_flow_ns", value=bridged[most], unit="ns", goal=KNOWN_NS),
         Result(name=f"new_flow_{BLOCKS}_blocks_ns", value=new.pop("blocks"), unit="ns"),
+        Result(name="first_of_its_kind_ns", value=new.pop("asking"), unit="ns"),
         Result(name="changing_rules_ns", value=judged, unit="ns"),
         *(Result(name=f"known_flow_{name}_ns", value=value, unit="ns") for name, value in known.items()),
         *(Result(name=f"new_flow_{name}_ns", value=value, unit="ns") for name, value in new.items()),
@@ -115,14 +121,22 @@ def _blocks() -> Iterator[Object]:
     yield policy(tenant.name, "blocks", types=["Egress"], egress=[rule])
 
 
-def _installed(directory: Path, objects: Sequence[Object]) -> Installed:
+def _installed(directory: Path, objects: Sequence[Object], file: Path | None = None) -> Installed:
     """With these objects in the maps, and a revision."""
     pods = _models(POD, objects)
     local: dict[str, tuple[Address, ...]] = {key: () for key, each in pods.items() if each.node == NODE}
     snapshot = Snapshot(pods, _models(NAMESPACE, objects), _models(NETWORK_POLICY, objects), local)
-    installed = loader.install(loader.shipped("policy"), directory)
+    installed = loader.install(file or loader.shipped("policy"), directory)
     asyncio.run(_written(PolicyMaps(installed, directory), Change(KEY, Stages(Compiler().advance(snapshot)), None)))
     return installed
+
+
+def _asking(place: Path, objects: Sequence[Object]) -> Installed:
+    """With programs that write down what rules let pass, and never find it."""
+    with tempfile.TemporaryDirectory() as directory:
+        source = Source(Path(directory))
+        source.replace("include/bgpd/memo.h", "passed->seal == seal", "passed->seal != seal")
+        return _installed(place, objects, source.build("policy"))
 
 
 async def _written(maps: PolicyMaps, change: Change[str, Stages]) -> None:
@@ -170,6 +184,7 @@ def _new_ns(cases: Mapping[str, tuple[Installed, Sequence[bytes]]]) -> dict[str,
             runs = []
             for frame in frames:
                 installed.maps["policy_revision"].update({bytes(4): layout.REVISION.pack(revisions[frame])})
+                forget(installed, _ends(frame)[0], revisions[frame])
                 runs.append(run(installed.programs["policy"].pin, frame, REPEAT).duration_ns)
                 client, server = (holds(installed, end, revisions[frame]) for end in _ends(frame))
                 if client or not server:

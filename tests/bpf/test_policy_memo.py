@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import struct
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
@@ -16,7 +15,6 @@ import pytest
 
 from bgpd.datapath import layout
 from bgpd.datapath.layout import Action, Peer, Port, Rule, RuleFlag, policy_address
-from bgpd.datapath.libbpf import check, library
 from bgpd.datapath.loader import Installed
 from bgpd.model.prefix import Address
 from bgpd.policy.entries import Contents, PortKey, RuleKey
@@ -389,8 +387,5 @@ def slots(policy: Installed, name: str) -> set[bytes]:
 
 def overwrite(policy: Installed, name: str, slot: bytes) -> None:
     """All of it, of all CPUs."""
-    place = policy.maps[name]
-    cpus = check("counting CPUs", library().libbpf_num_possible_cpus())
-    value = ctypes.create_string_buffer(slot * cpus)
-    for number in range(place.spec.max_entries):
-        check("writing", library().bpf_map_update_elem(place.fd, number.to_bytes(4, "little"), value, 0))
+    for number in range(policy.maps[name].spec.max_entries):
+        memo.overwrite(policy.maps[name], number, slot)

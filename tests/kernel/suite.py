@@ -27,6 +27,7 @@ FILES = (
     "tests/bpf/test_policy_flows.py",
     "tests/bpf/test_policy_maps.py",
     "tests/bpf/test_policy_memo.py",
+    "tests/bpf/test_policy_recall.py",
     # real packets, few of them: a node is a minute's work there, where starting a program takes half a second
     "tests/fabric/test_masq_nft.py::test_a_listed_destination_sees_the_pod_and_another_the_node",
     "tests/fabric/test_policy_filters.py::test_a_removal_is_noticed_and_mended_at_once_and_counts_as_drift",

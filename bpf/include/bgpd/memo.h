@@ -11,9 +11,10 @@
  * packet is told. A release that finds something else in the same maps renames these two, so that nobody believes
  * what another's has left.
  *
- * Nobody else writes to a CPU's slots, unless one packet comes in the middle of another (outside of softirq: as those
- * do that NFQUEUE gives back, or that local processes send). The seal is a hash of all that is in a slot that begins
- * with the revision, which nobody outside knows: it is right for no slot in which two are mixed.
+ * Nobody else writes to a CPU's slots, unless outside of softirq (of what NFQUEUE gives back, or local processes
+ * send) one packet comes in the middle of another, or its program is moved to another CPU. The seal is a hash of all
+ * that is in a slot that begins with the revision, which nobody outside knows: it is right for no slot in which two
+ * are mixed.
  */
 #ifndef BGPD_MEMO_H
 #define BGPD_MEMO_H
