@@ -13,12 +13,13 @@ from bgpd.datapath.layout import policy_address
 from bgpd.datapath.loader import Installed
 from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import Address
+from bgpd.policy.entries import PLACES
 from tests.bpf.conftest import emptied
 from tests.bpf.packets import ICMPV6, TCP, UDP
 from tests.bpf.test_policy import ICMP, SCTP, SOURCES, ask, to
 from tests.fabric.rules_by_hand import verdicts
 
-ROUNDS, PACKETS = 20, 60
+ROUNDS, PACKETS = 12, 60
 ENDS: tuple[list[Address], ...] = (
     [IPv4Address("10.1.0.0") + number for number in range(5)],
     [IPv6Address("fd00::") + number for number in range(5)],
@@ -28,18 +29,20 @@ DCCP, SETS, CLASSES, PORTSETS, PORTS = 33, (1, 2), range(4), (31, 32), (80, 81)
 
 @pytest.mark.parametrize("program", ["policy", "policy_reply", "policy_bridge"])
 def test_recalled_is_judged(shared_policy: Installed, program: str) -> None:
-    rand = Random(7)
+    rand, policy = Random(7), emptied(shared_policy)
     for _ in range(ROUNDS):
-        rules(emptied(shared_policy), rand)
+        rules(policy, rand)
         frames = [packet(rand) for _ in range(PACKETS)]
-        judged = said(shared_policy, program, frames, 0)
+        judged = said(policy, program, frames, 0)
         revision = rand.getrandbits(64) or 1
         for _ in range(2):
-            assert said(shared_policy, program, frames, revision) == judged
+            assert said(policy, program, frames, revision) == judged
 
 
 def rules(policy: Installed, rand: Random) -> None:
     maps, either = policy.maps, (0, 1)
+    for name in PLACES:
+        maps[name].delete(list(maps[name].entries()))
     for address in (*ENDS[0], *ENDS[1]):
         if rand.random() < 0.7:
             sets = rand.choice((0, *SETS)), rand.choice((0, *SETS))
