@@ -82,16 +82,12 @@ def packet(rand: Random) -> bytes:
     return bytes(frame[: -rand.choice((8, 18))] if rand.random() < 0.15 else frame)
 
 
-def said(policy: Installed, program: str, frames: list[bytes], revision: int) -> list[tuple[int, dict[int, int]]]:
-    """What each returns and counts, under this revision. No flow is known at first."""
+def said(policy: Installed, program: str, frames: list[bytes], revision: int) -> tuple[list[int], dict[int, int]]:
+    """What it returns of each, and counts of all, under this revision. No flow is known at first."""
     policy.maps["policy_revision"].update({bytes(4): layout.REVISION.pack(revision)})
     for name in ("policy_tracked", "policy_fragments"):
         policy.maps[name].delete(list(policy.maps[name].entries()))
-    found = []
-    for frame in frames:
-        before = verdicts(policy.maps["policy_verdicts"])
-        value = ask(policy, frame, program)
-        after = verdicts(policy.maps["policy_verdicts"])
-        counted = {int(key): count - before.get(key, 0) for key, count in after.items()}
-        found.append((value, {key: count for key, count in counted.items() if count}))
-    return found
+    before = verdicts(policy.maps["policy_verdicts"])
+    values = [ask(policy, frame, program) for frame in frames]
+    after = verdicts(policy.maps["policy_verdicts"])
+    return values, {int(key): count - before.get(key, 0) for key, count in after.items()}
