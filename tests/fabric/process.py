@@ -25,7 +25,6 @@ from typing import IO, TypeVar
 T = TypeVar("T")
 
 POLL_S = 0.01
-LENIENCE = 3 if "CI" in os.environ else 1  # there tests share the cores with others: no yes comes as fast as alone
 
 
 def poll(
@@ -35,9 +34,8 @@ def poll(
 
     Raises `TimeoutError` with the text of `failure()` (asked once, at the deadline). The probe is always
     asked at least once, and once more after the deadline has passed, so a slow machine cannot turn a yes
-    into a no. In CI the deadline is `LENIENCE` times as far.
+    into a no.
     """
-    timeout_s *= LENIENCE
     deadline = time.monotonic() + timeout_s
     while True:
         late = time.monotonic() >= deadline
