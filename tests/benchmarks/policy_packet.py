@@ -167,15 +167,12 @@ def _mean_ns(cases: Mapping[_Case, tuple[Path, Sequence[bytes]]]) -> dict[_Case,
     taken: dict[_Case, list[list[int]]] = {name: [] for name in cases}
     for _ in range(RUNS):
         for name, (pin, frames) in cases.items():
-            runs = [run(pin, frame, REPEAT) for frame in frames]
-            if any(it.value for it in runs):
-                raise RuntimeError(f"{pin} drops a packet that it should let pass")
-            taken[name].append([it.duration_ns for it in runs])
+            taken[name].append([_ns(pin, frame) for frame in frames])
     return _best(taken)
 
 
 def _new_ns(cases: Mapping[str, tuple[Installed, Sequence[bytes]]]) -> dict[str, float]:
-    """As `_mean_ns`, of packets both ends of which are looked up. RuntimeError: they are not."""
+    """As `_mean_ns`, of packets both ends of which are looked up. RuntimeError too: they are not."""
     rand = Random(1)
     revisions = {frame: sharing(*_ends(frame), rand) for _, frames in cases.values() for frame in frames}
     taken: dict[str, list[list[int]]] = {name: [] for name in cases}
@@ -185,12 +182,20 @@ def _new_ns(cases: Mapping[str, tuple[Installed, Sequence[bytes]]]) -> dict[str,
             for frame in frames:
                 installed.maps["policy_revision"].update({bytes(4): layout.REVISION.pack(revisions[frame])})
                 forget(installed, _ends(frame)[0], revisions[frame])
-                runs.append(run(installed.programs["policy"].pin, frame, REPEAT).duration_ns)
+                runs.append(_ns(installed.programs["policy"].pin, frame))
                 client, server = (holds(installed, end, revisions[frame]) for end in _ends(frame))
                 if client or not server:
                     raise RuntimeError(f"{name}: the ends of {frame.hex()} have not taken one place from each other")
             taken[name].append(runs)
     return _best(taken)
+
+
+def _ns(pin: Path, frame: bytes) -> int:
+    """What the program takes for this packet, which it lets pass."""
+    taken = run(pin, frame, REPEAT)
+    if taken.value:
+        raise RuntimeError(f"{pin} drops a packet that it should let pass")
+    return taken.duration_ns
 
 
 def _best(taken: Mapping[K, Sequence[Sequence[int]]]) -> dict[K, float]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ import pytest
 from bgpd.datapath import libbpf, loader
 from bgpd.datapath.layout import MapType
 from bgpd.datapath.loader import Installed
+from tests.bpf.fill import clear, overwrite
 
 MOUNTS = Path("/tmp")
 PROGRAM_S = 300  # for what takes a second; in a guest of tests/kernel, on a busy machine, two minutes
@@ -77,11 +77,9 @@ def emptied(installed: Installed) -> Installed:
     """As just loaded, but for events that wait."""
     for each in installed.maps.values():
         if each.spec.type in (MapType.HASH, MapType.LRU_HASH, MapType.LPM_TRIE):
-            each.delete(list(each.entries()))
+            clear(each)
         elif each.spec.type == MapType.ARRAY:
             each.update({key: bytes(len(value)) for key, value in each.entries().items()})
         elif each.spec.type == MapType.PERCPU_ARRAY:
-            keys = [struct.pack("=I", number) for number in range(each.spec.max_entries)]
-            room = -(-each.spec.value_size // 8) * 8
-            each.update({key: bytes(room * len(each.lookup_each_cpu(key))) for key in keys})
+            overwrite(each, range(each.spec.max_entries), b"")
     return installed

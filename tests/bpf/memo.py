@@ -11,8 +11,8 @@ from random import Random
 from bgpd.datapath import layout
 from bgpd.datapath.layout import policy_address
 from bgpd.datapath.loader import Installed
-from bgpd.datapath.maps import Map
 from bgpd.model.prefix import Address
+from tests.bpf.fill import overwrite
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _WORD = (1 << 64) - 1
@@ -39,13 +39,7 @@ def sharing(one: Address, other: Address, rand: Random) -> int:
 def forget(installed: Installed, address: Address, revision: int) -> None:
     """What any CPU has in its place, of whatever revision."""
     place = installed.maps["policy_seen"]
-    overwrite(place, slot(address, revision), bytes(place.spec.value_size))
-
-
-def overwrite(place: Map, number: int, value: bytes) -> None:
-    """A slot, of all CPUs; `value` is a multiple of 8 bytes."""
-    key = number.to_bytes(4, "little")
-    place.update({key: value * len(place.lookup_each_cpu(key))})
+    overwrite(place, [slot(address, revision)], b"")
 
 
 def holds(installed: Installed, address: Address, revision: int) -> bool:

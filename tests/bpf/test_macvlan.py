@@ -14,6 +14,7 @@ from bgpd.datapath.layout import Peer, PolicyVerdict, StationFlag
 from bgpd.datapath.loader import Installed
 from bgpd.policy import parents
 from tests.bpf.conftest import emptied
+from tests.bpf.fill import clear
 from tests.bpf.packets import ICMPV6, SOURCE_V4, SOURCE_V6, TCP, ipv4, ipv6
 from tests.bpf.program import run
 from tests.fabric.rules_by_hand import verdicts
@@ -88,7 +89,7 @@ def test_a_pod_sends_from_its_addresses(policed: Installed, version: int) -> Non
     frame = FRAMES[version]
     assert said(policed, frame) is PolicyVerdict.NOT_ISOLATED
     assert said(policed, frame, egress) is PolicyVerdict.NOT_ISOLATED
-    policed.maps["macvlan_addresses"].delete(list(policed.maps["macvlan_addresses"].entries()))
+    clear(policed.maps["macvlan_addresses"])
     assert said(policed, frame) is PolicyVerdict.SPOOFED
     assert said(policed, frame, egress) is PolicyVerdict.SPOOFED
 
@@ -145,5 +146,5 @@ def cut(frame: bytes) -> Iterable[bytes]:
 
 @both
 def test_what_is_cut_off_is_never_taken_for_a_pod_s(policed: Installed, version: int) -> None:
-    policed.maps["macvlan_addresses"].delete(list(policed.maps["macvlan_addresses"].entries()))
+    clear(policed.maps["macvlan_addresses"])
     assert all(said(policed, each) >= PolicyVerdict.DENIED_EGRESS for each in cut(FRAMES[version]))

@@ -22,8 +22,9 @@ from bgpd.policy.map import KEY, PolicyMaps, Stages
 from bgpd.runtime.diff import Change
 from tests.bpf import memo
 from tests.bpf.conftest import emptied
+from tests.bpf.fill import clear, overwrite
 from tests.bpf.packets import SOURCE_V4, SOURCE_V6, TCP, UDP
-from tests.bpf.test_policy import CLIENT, DROP, PASS, SET, V4, V6, ask, to
+from tests.bpf.test_policy import CLIENT, DROP, PASS, SET, SOURCES, V4, V6, ask, to
 
 PORTS = 31
 FIRST, MANY = ip_address("fd00:7::"), 100_000
@@ -166,7 +167,7 @@ def test_what_is_dropped_is_judged_each_time(policy: Installed, shared: Path) ->
 @families
 def test_all_that_rules_tell_apart_is_told_apart(policy: Installed, shared: Path, address: Address) -> None:
     """When rules name no port any more only the packet passes that has passed; before and after, any."""
-    usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    usual = SOURCES[address.version]
     sent = frame(address)
     others = {
         "port": frame(address, OTHER),
@@ -187,7 +188,7 @@ def test_all_that_rules_tell_apart_is_told_apart(policy: Installed, shared: Path
 
     async def then(maps: PolicyMaps) -> None:
         assert ask(policy, sent) == PASS
-        policy.maps["policy_ports"].delete(list(policy.maps["policy_ports"].entries()))
+        clear(policy.maps["policy_ports"])
         assert ask(policy, sent) == PASS
         assert {name: ask(policy, other) for name, other in others.items()} == dict.fromkeys(others, DROP)
         await write(maps, contents)
@@ -197,28 +198,36 @@ def test_all_that_rules_tell_apart_is_told_apart(policy: Installed, shared: Path
 
 
 @families
+@pytest.mark.parametrize("egress", [False, True], ids=["ingress", "egress"])
 def test_the_class_of_an_address_block_counts_for_whom_rules_have_blocks(
-    policy: Installed, shared: Path, address: Address
+    policy: Installed, shared: Path, address: Address, egress: bool
 ) -> None:
     """The same address is in that class to one pod, and the rest of the world to the next."""
-    usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    usual = SOURCES[address.version]
     block, rest = 9, 0
     allow = Rule(0, Action.ALLOW, 0, 0, 1)
-    told = Peer(5, 0, SET, layout.PeerFlag.INGRESS_CIDRS), Peer(5, 0, SET + 1)
+    if egress:
+        pods, other = (usual, usual + 100), address
+        told = Peer(5, SET, 0, layout.PeerFlag.EGRESS_CIDRS), Peer(5, SET + 1)
+        sent = [frame(address).replace(usual.packed, each.packed, 1) for each in pods]
+    else:
+        pods, other = (address, NEIGHBOR[address]), usual
+        told = Peer(5, 0, SET, layout.PeerFlag.INGRESS_CIDRS), Peer(5, 0, SET + 1)
+        sent = [frame(each) for each in pods]
     contents = Contents(
-        peers=dict(zip(map(policy_address, (address, NEIGHBOR[address])), told, strict=True)),
-        cidrs={ip_network(usual): block},
+        peers=dict(zip(map(policy_address, pods), told, strict=True)),
+        cidrs={ip_network(other): block},
         rules={RuleKey(SET, block): allow, RuleKey(SET + 1, rest): allow},
     )
     swapped = replace(contents, rules={RuleKey(SET, rest): allow, RuleKey(SET + 1, block): allow})
 
     async def then(maps: PolicyMaps) -> None:
         for _ in range(2):
-            assert [ask(policy, frame(each)) for each in (address, NEIGHBOR[address])] == [PASS, PASS]
+            assert [ask(policy, each) for each in sent] == [PASS, PASS]
         await write(maps, swapped)
         await maps.settled()
         for _ in range(2):
-            assert [ask(policy, frame(each)) for each in (address, NEIGHBOR[address])] == [DROP, DROP]
+            assert [ask(policy, each) for each in sent] == [DROP, DROP]
 
     settled(policy, shared, contents, then)
 
@@ -226,7 +235,7 @@ def test_the_class_of_an_address_block_counts_for_whom_rules_have_blocks(
 @families
 def test_what_egress_rules_tell_apart_is_told_apart(policy: Installed, shared: Path, address: Address) -> None:
     """As above, of the client's set: which it is, and what class the server is in there."""
-    usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    usual = SOURCES[address.version]
     sent = frame(address)
     others = {
         "server": frame(NEIGHBOR[address]),
@@ -250,33 +259,6 @@ def test_what_egress_rules_tell_apart_is_told_apart(policy: Installed, shared: P
     settled(policy, shared, contents, then)
 
 
-@families
-def test_the_class_of_an_address_block_counts_for_clients_whose_rules_have_blocks(
-    policy: Installed, shared: Path, address: Address
-) -> None:
-    usual: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
-    block, rest = 9, 0
-    allow = Rule(0, Action.ALLOW, 0, 0, 1)
-    sent = [frame(address).replace(usual.packed, each.packed, 1) for each in (usual, usual + 100)]
-    told = Peer(5, SET, 0, layout.PeerFlag.EGRESS_CIDRS), Peer(5, SET + 1)
-    contents = Contents(
-        peers=dict(zip(map(policy_address, (usual, usual + 100)), told, strict=True)),
-        cidrs={ip_network(address): block},
-        rules={RuleKey(SET, block): allow, RuleKey(SET + 1, rest): allow},
-    )
-    swapped = replace(contents, rules={RuleKey(SET, rest): allow, RuleKey(SET + 1, block): allow})
-
-    async def then(maps: PolicyMaps) -> None:
-        for _ in range(2):
-            assert [ask(policy, each) for each in sent] == [PASS, PASS]
-        await write(maps, swapped)
-        await maps.settled()
-        for _ in range(2):
-            assert [ask(policy, each) for each in sent] == [DROP, DROP]
-
-    settled(policy, shared, contents, then)
-
-
 def test_a_pod_reaches_itself_whatever_its_rules(policy: Installed, shared: Path) -> None:
     """Under a revision too."""
     contents = Contents(peers={policy_address(SOURCE_V4): Peer(CLIENT, SET, SET)})
@@ -293,7 +275,7 @@ def test_two_ends_that_share_a_slot_are_two(
     policy: Installed, shared: Path, address: Address, contents: Contents, verdict: int
 ) -> None:
     """Each takes it from the other, with every packet."""
-    client: Address = SOURCE_V4 if address.version == 4 else SOURCE_V6
+    client = SOURCES[address.version]
     revision = memo.sharing(client, address, Random(1))
 
     async def then(maps: PolicyMaps) -> None:
@@ -355,9 +337,9 @@ def test_what_two_have_written_of_addresses_counts_for_neither(
         assert ask(policy, frame(V4)) == PASS
         behind_its_back(policy, CLOSED)
         (written,) = {each for each in slots(policy, "policy_seen") if policy_address(V4) in each}
-        overwrite(policy, "policy_seen", written)
+        fill(policy, "policy_seen", written)
         assert ask(policy, frame(V4)) == PASS, "this is what the program looks at"
-        overwrite(policy, "policy_seen", written.replace(own, others))
+        fill(policy, "policy_seen", written.replace(own, others))
         assert [ask(policy, frame(each)) for each in (V4, NEIGHBOR[V4])] == [DROP, DROP]
 
     settled(policy, shared, OPEN, then)
@@ -366,13 +348,13 @@ def test_what_two_have_written_of_addresses_counts_for_neither(
 def test_what_two_have_written_of_packets_counts_for_neither(policy: Installed, shared: Path) -> None:
     async def then(maps: PolicyMaps) -> None:
         assert ask(policy, frame(V4)) == PASS
-        policy.maps["policy_ports"].delete(list(policy.maps["policy_ports"].entries()))
+        clear(policy.maps["policy_ports"])
         (written,) = {each for each in slots(policy, "policy_passed") if any(each)}
-        overwrite(policy, "policy_passed", written)
+        fill(policy, "policy_passed", written)
         assert ask(policy, frame(V4)) == PASS, "this is what the program looks at"
         mixed = written.replace(HTTP.to_bytes(2, "big"), OTHER.to_bytes(2, "big"))
         assert mixed != written
-        overwrite(policy, "policy_passed", mixed)
+        fill(policy, "policy_passed", mixed)
         assert ask(policy, frame(V4, OTHER)) == DROP
 
     settled(policy, shared, OPEN, then)
@@ -385,7 +367,6 @@ def slots(policy: Installed, name: str) -> set[bytes]:
     return {each for number in numbers for each in place.lookup_each_cpu(number.to_bytes(4, "little"))}
 
 
-def overwrite(policy: Installed, name: str, slot: bytes) -> None:
-    """All of it, of all CPUs."""
-    for number in range(policy.maps[name].spec.max_entries):
-        memo.overwrite(policy.maps[name], number, slot)
+def fill(policy: Installed, name: str, slot: bytes) -> None:
+    """All of it."""
+    overwrite(policy.maps[name], range(policy.maps[name].spec.max_entries), slot)

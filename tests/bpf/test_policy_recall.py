@@ -15,6 +15,7 @@ from bgpd.model.lpm import LpmKey
 from bgpd.model.prefix import Address
 from bgpd.policy.entries import PLACES
 from tests.bpf.conftest import emptied
+from tests.bpf.fill import clear
 from tests.bpf.packets import ICMPV6, TCP, UDP
 from tests.bpf.test_policy import ICMP, SCTP, SOURCES, ask, to
 from tests.fabric.rules_by_hand import verdicts
@@ -42,7 +43,7 @@ def test_recalled_is_judged(shared_policy: Installed, program: str) -> None:
 def rules(policy: Installed, rand: Random) -> None:
     maps, either = policy.maps, (0, 1)
     for name in PLACES:
-        maps[name].delete(list(maps[name].entries()))
+        clear(maps[name])
     for address in (*ENDS[0], *ENDS[1]):
         if rand.random() < 0.7:
             sets = rand.choice((0, *SETS)), rand.choice((0, *SETS))
@@ -86,7 +87,7 @@ def said(policy: Installed, program: str, frames: list[bytes], revision: int) ->
     """What it returns of each, and counts of all, under this revision. No flow is known at first."""
     policy.maps["policy_revision"].update({bytes(4): layout.REVISION.pack(revision)})
     for name in ("policy_tracked", "policy_fragments"):
-        policy.maps[name].delete(list(policy.maps[name].entries()))
+        clear(policy.maps[name])
     before = verdicts(policy.maps["policy_verdicts"])
     values = [ask(policy, frame, program) for frame in frames]
     after = verdicts(policy.maps["policy_verdicts"])

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from bgpd.datapath.layout import PolicyVerdict
 from bgpd.datapath.loader import Installed
 from bgpd.model.policy import Direction, IpBlock, PortRange, Protocol, Snapshot
-from bgpd.model.prefix import Address
 from bgpd.policy import explain
 from bgpd.policy.compile import Compiler
 from bgpd.policy.entries import Contents
@@ -24,8 +23,7 @@ from bgpd.policy.explain import End, Question
 from bgpd.policy.map import KEY, PolicyMaps, Stages
 from bgpd.policy.walk import Side, walk
 from bgpd.runtime.diff import Change
-from tests.bpf.packets import SOURCE_V4, SOURCE_V6
-from tests.bpf.test_policy import DROP, PASS, ask, to
+from tests.bpf.test_policy import DROP, PASS, SOURCES, ask, to
 from tests.fabric.rules_by_hand import verdicts
 from tests.unit.policy_cases import FLOWS, NAMESPACES, snapshots
 from tests.unit.test_policy_evaluate import CLIENT, OUTSIDE, WEB, allow, cluster, into
@@ -49,8 +47,7 @@ def bring(policy: Installed, directory: Path, contents: Contents) -> None:
 def frame(flow: Flow) -> bytes:
     """The packet by which the client begins it."""
     made = to(flow.server, struct.pack("!HH", 40000, flow.port or 0) + bytes(16), flow.protocol)
-    usual: Address = SOURCE_V4 if flow.client.version == 4 else SOURCE_V6
-    return made.replace(usual.packed, flow.client.packed, 1)
+    return made.replace(SOURCES[flow.client.version].packed, flow.client.packed, 1)
 
 
 def ends(sides: dict[Direction, Side]) -> int:
